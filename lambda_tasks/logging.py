@@ -1,0 +1,47 @@
+"""A logger whose lines say which invocation wrote them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+# One value holds all fields, so that a thread or a nested eager task sees either all of its own or none.
+_fields: ContextVar[Mapping[str, str]] = ContextVar("lambda_tasks_log_fields", default={})
+
+
+def current_message_id() -> str | None:
+    """Return the message id of the invocation that runs here, or None outside of one."""
+    return _fields.get().get("message_id")
+
+
+class TaskLoggerAdapter(logging.LoggerAdapter[logging.Logger]):
+    """Prefixes `[message_id]`, and puts the same fields on the record as `extra` for JSON logs.
+
+    The fields are `message_id` and `task_name`; they follow the contextvars of the thread or the
+    asyncio task that logs.
+    """
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        fields = _fields.get()
+        if fields:
+            msg = f"[{fields['message_id']}] {msg}"
+            kwargs["extra"] = {**fields, **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+    @contextmanager
+    def bound(self, message_id: str, **fields: str) -> Iterator[None]:
+        """Mark every line that is logged inside as written by `message_id`."""
+        token = _fields.set({"message_id": message_id, **fields})
+        try:
+            yield
+        finally:
+            _fields.reset(token)
+
+
+#: For use in tasks: `task_logger.info("sending to %s", user_id)` → "[01931…] sending to 42".
+task_logger = TaskLoggerAdapter(logging.getLogger("lambda_tasks.task"), {})
+#: The library's own lines about invocations, with the same prefix.
+run_logger = TaskLoggerAdapter(logging.getLogger("lambda_tasks.executor"), {})

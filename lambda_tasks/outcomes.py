@@ -1,0 +1,69 @@
+"""How an invocation can end, and what a store can answer to a claim: values, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The task returned; its writes and its SUCCESS are committed together."""
+
+    result: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """The task raised something that its `ignore_errors` lists: SUCCESS, with its writes rolled back."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The task is to be run again as a new invocation, `delay` seconds from now at the earliest."""
+
+    error: BaseException
+    delay: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The task is over without success; its writes are rolled back."""
+
+    error: BaseException
+
+
+Outcome: TypeAlias = Succeeded | Ignored | Retry | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """The message asked for what an earlier delivery has finished already; nothing was run."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The invocation is ours. `takeovers` counts the workers that died holding it."""
+
+    takeovers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The invocation has ended before, with this status."""
+
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another worker holds the invocation, for at most so many seconds more unless it renews."""
+
+    seconds: float
+
+
+Claim: TypeAlias = Claimed | Finished | Busy

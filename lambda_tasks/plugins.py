@@ -1,0 +1,146 @@
+"""The plugin manager: one relay of hooks, filled from LAMBDA_TASKS_PLUGINS on first use."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+from typing import Any, Final, cast
+
+import pluggy
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+from lambda_tasks.exceptions import InvalidSetting
+from lambda_tasks.hookspecs import LISTENERS, PROJECT, QUESTIONS, Hooks
+from lambda_tasks.settings import PREFIX, app_settings
+
+logger = logging.getLogger("lambda_tasks.plugins")
+
+#: How the library itself behaves where no other plugin has an answer: a plugin as any other.
+DEFAULT_PLUGIN: Final = "lambda_tasks.default_plugin"
+
+manager = pluggy.PluginManager(PROJECT)
+manager.add_hookspecs(Hooks)
+
+_relay: Final = cast(Hooks, manager.hook)
+_loading = threading.RLock()
+_loaded = False
+
+
+def hooks() -> Hooks:
+    """Return the relay through which all hooks are called, with every plugin of the settings in it."""
+    if not _loaded:
+        load_plugins()
+    return _relay
+
+
+def load_plugins() -> None:
+    """Register the default plugin and those of LAMBDA_TASKS_PLUGINS, in their order.
+
+    Raises `InvalidSetting` for a plugin that cannot be imported, a hook that does not exist (a
+    misspelt name), an argument that a hook does not have, and a wrapper where there is nothing to wrap.
+    """
+    global _loaded
+    with _loading:
+        if _loaded:
+            return
+        try:
+            manager.register(_imported(DEFAULT_PLUGIN), name=DEFAULT_PLUGIN)
+            for plugin in app_settings.plugins:
+                _register(plugin)
+            _refuse_what_cannot_be_called()
+        except BaseException:
+            _unregister_all()
+            raise
+        _loaded = True
+
+
+def _register(plugin: Any) -> None:
+    try:
+        manager.register(_imported(plugin) if isinstance(plugin, str) else plugin)
+    except (ImportError, ValueError, pluggy.PluginValidationError) as error:
+        raise InvalidSetting(f"LAMBDA_TASKS_PLUGINS has {plugin!r}, which cannot be used: {error}") from error
+
+
+def _imported(path: str) -> Any:
+    """Import what `path` names: a module, or an object in one; a class stands for an instance of it."""
+    try:
+        found: Any = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
+        found = import_string(path)
+    return found() if isinstance(found, type) else found
+
+
+def _refuse_what_cannot_be_called() -> None:
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise InvalidSetting(
+            f"A plugin in LAMBDA_TASKS_PLUGINS implements a hook that does not exist: {error} "
+            f"The hooks are: {', '.join(name for name in vars(Hooks) if name.startswith('lambda_task_'))}."
+        ) from error
+    for name in LISTENERS | QUESTIONS:
+        for implementation in getattr(manager.hook, name).get_hookimpls():
+            if implementation.wrapper or implementation.hookwrapper:
+                raise InvalidSetting(
+                    f"{implementation.plugin_name} wraps {name}, around which there is nothing; write "
+                    "it as a plain function, or wrap lambda_task_call."
+                )
+
+
+def _unregister_all() -> None:
+    for _, plugin in manager.list_name_plugin():
+        if plugin is not None:
+            manager.unregister(plugin)
+
+
+def notify(listener: Any, **details: Any) -> None:
+    """Tell every implementation of `listener`; one that raises is logged and silences no other."""
+    for implementation in reversed(listener.get_hookimpls()):
+        try:
+            implementation.function(*(details[name] for name in implementation.argnames))
+        except Exception:
+            logger.exception(
+                "Plugin %s raised in %s; the invocation goes on as if it had not.",
+                implementation.plugin_name,
+                listener.name,
+            )
+
+
+def ask(question: Any, answers: Any, **details: Any) -> Any:
+    """Return the first answer to `question` that is one of the types `answers`.
+
+    A plugin that raises, or answers with something else, is logged and passed over; the default
+    plugin is asked last, and always answers.
+    """
+    for implementation in reversed(question.get_hookimpls()):
+        try:
+            answer = implementation.function(*(details[name] for name in implementation.argnames))
+        except Exception:
+            logger.exception("Plugin %s raised in %s; it is passed over.", implementation.plugin_name, question.name)
+            continue
+        if isinstance(answer, answers):
+            return answer
+        if answer is not None:
+            logger.error(
+                "Plugin %s answered %s with %r; it is passed over.",
+                implementation.plugin_name,
+                question.name,
+                answer,
+            )
+    raise LookupError(f"No plugin answered {question.name}; the default plugin is missing.")
+
+
+def forget_plugins(*, setting: str, **_: object) -> None:
+    """Load the plugins again when their setting has changed."""
+    global _loaded
+    if setting == f"{PREFIX}PLUGINS":
+        with _loading:
+            _unregister_all()
+            _loaded = False
+
+
+setting_changed.connect(forget_plugins, dispatch_uid="lambda_tasks.plugins")
