@@ -1,0 +1,43 @@
+"""Errors as text that any database stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from traceback import TracebackException
+from typing import Final
+
+import pluggy
+
+#: Characters of a traceback that are kept, half from its head and half from its tail.
+MAX_LENGTH: Final = 100_000
+
+_OWN_FOLDERS: Final = (str(Path(__file__).parent), str(Path(pluggy.__file__).parent))
+
+
+def storable(text: str, *, max_length: int = MAX_LENGTH) -> str:
+    """Return `text` without what databases refuse: NUL and lone surrogates are escaped, length is capped."""
+    if len(text) > max_length:
+        head, tail = max_length // 2, max_length - max_length // 2
+        text = f"{text[:head]}\n… {len(text) - max_length} characters left out …\n{text[-tail:]}"
+    return text.replace("\x00", r"\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def traceback_text(error: BaseException) -> str:
+    """Return the traceback as Python prints it, without the frames of the library around the task's."""
+    summary = TracebackException.from_exception(error)
+    link: TracebackException | None = summary
+    while link is not None:
+        _keep_the_task(link)
+        link = link.__cause__ or link.__context__
+    return storable("".join(summary.format()))
+
+
+def _keep_the_task(summary: TracebackException) -> None:
+    """Drop the frames that lead from the executor to the task, and from the task to an alarm.
+
+    An error that is wholly the library's keeps all of them.
+    """
+    foreign = [i for i, frame in enumerate(summary.stack) if not frame.filename.startswith(_OWN_FOLDERS)]
+    if foreign:
+        del summary.stack[foreign[-1] + 1 :]
+        del summary.stack[: foreign[0]]
