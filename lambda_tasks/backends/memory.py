@@ -1,0 +1,60 @@
+"""Jobs stay in a list of this process: for tests that look at what was sent, or run it later."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lambda_tasks.backends.base import BaseBackend
+from lambda_tasks.jobs import Job
+
+
+class MemoryBackend(BaseBackend):
+    """Keeps the jobs in `jobs`, oldest first, until they are taken out."""
+
+    leaves_process = False
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
+        for job in jobs:
+            self.jobs.append(job)
+            taken(job)
+
+    def take_records(self, count: int | None = None) -> list[dict[str, Any]]:
+        """Remove the oldest `count` jobs (all by default) and return them as records of a Lambda event."""
+        return [event_record(job) for job in self.take(count)]
+
+    def take(self, count: int | None = None) -> list[Job]:
+        """Remove the oldest `count` jobs (all by default) and return them."""
+        taken = self.jobs[:count]
+        del self.jobs[: len(taken)]
+        return taken
+
+
+def event_record(job: Job, *, receive_count: int = 1) -> dict[str, Any]:
+    """Return `job` as an entry of `Records` in the event that Lambda makes of SQS messages."""
+    body = job.message.to_body()
+    now = str(int(time.time() * 1000))
+    return {
+        "messageId": job.message_id,
+        "receiptHandle": f"receipt-{job.message_id}",
+        "body": body,
+        "attributes": {
+            "ApproximateReceiveCount": str(receive_count),
+            "SentTimestamp": now,
+            "SenderId": "local",
+            "ApproximateFirstReceiveTimestamp": now,
+        },
+        "messageAttributes": {
+            name: {"stringValue": value, "stringListValues": [], "binaryListValues": [], "dataType": "String"}
+            for name, value in job.message_attributes().items()
+        },
+        "md5OfBody": hashlib.md5(body.encode(), usedforsecurity=False).hexdigest(),
+        "eventSource": "aws:sqs",
+        "eventSourceARN": f"arn:aws:sqs:eu-west-1:123456789012:{job.queue}",
+        "awsRegion": "eu-west-1",
+    }

@@ -1,0 +1,126 @@
+"""`@lambda_task`: a function that can be called, and can be sent to a worker."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from django.conf import settings as django_settings
+
+from lambda_tasks import outgoing, registry
+from lambda_tasks.options import Options, TaskOptions
+from lambda_tasks.settings import app_settings
+from lambda_tasks.signatures import TaskSignature
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from lambda_tasks.jobs import TaskHandle
+    from lambda_tasks.messages import SQSLambdaTask
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class LambdaTaskWrapper(Generic[P, R]):
+    """A task: the function that was decorated, with its options and the ways to send it.
+
+    Calling it calls the function, here and now. The options stand on it as attributes.
+
+    Raises, when it is made, TypeError for a function or option of the wrong kind and ValueError for an
+    option that cannot work.
+    """
+
+    def __init__(self, function: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
+        self.signature = TaskSignature(function)
+        self.function = function
+        self._set_options(Options.of(**options))
+        functools.update_wrapper(self, function)
+        #: The dotted path under which workers look for the task.
+        self.name = self.signature.name
+        if django_settings.configured:
+            self.timeouts()
+        registry.register(self)
+
+    def _set_options(self, options: Options) -> None:
+        self.options = options
+        self.soft_timeout = options.soft_timeout
+        self.hard_timeout = options.hard_timeout
+        self.queue = options.queue
+        self.ignore_errors = options.ignore_errors
+        self.retry_on = options.retry_on
+        self.retry_delay = options.retry_delay
+        self.singleton = options.singleton
+        self.delay = options.delay
+        self.on_crash = options.on_crash
+
+    def __repr__(self) -> str:
+        return f"<lambda_task {self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function in this process and transaction: no queue, no record, no time limits."""
+        return self.function(*args, **kwargs)
+
+    def execute_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle:
+        """Send the task when the transaction commits, at once where none is open.
+
+        Returns a handle with the message id, the primary key of the record to be.
+
+        Raises `InvalidArguments`, `UnknownQueue` and `MessageTooLarge` here, inside the caller's
+        transaction; what the queue itself refuses raises boto3's exception after the commit.
+        """
+        return outgoing.send_on_commit(self._invocation(args, kwargs).new_job(self))
+
+    def serialize(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        """Return the invocation as a JSON-ready dict, checked as `execute_on_commit()` checks it.
+
+        `SQSLambdaTask.model_validate(payload).execute_on_commit()` sends it later.
+        """
+        return self._invocation(args, kwargs).model_dump(mode="json")
+
+    def using(self, *, delay: int | None = None, queue: str | None = None) -> LambdaTaskWrapper[P, R]:
+        """Return the task with another routing, and leave this one as it is.
+
+        `delay` is in seconds, 0 to 900; `queue` is a name in LAMBDA_TASKS_QUEUES.
+        """
+        changes = {name: value for name, value in (("delay", delay), ("queue", queue)) if value is not None}
+        copy: LambdaTaskWrapper[P, R] = LambdaTaskWrapper.__new__(LambdaTaskWrapper)
+        copy.__dict__.update(self.__dict__)
+        copy._set_options(Options.of(**{**asdict(self.options), **changes}))
+        return copy
+
+    def timeouts(self) -> tuple[int, int]:
+        """Return the soft and the hard timeout in seconds: the task's own, or the settings' defaults."""
+        return app_settings.timeouts(self.soft_timeout, self.hard_timeout, of=self.name)
+
+    def _invocation(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> SQSLambdaTask:
+        if args:
+            raise TypeError(f"{self.name} takes keyword arguments only; {len(args)} positional were given.")
+        # Imported when the first task is sent: a web process that only imports tasks needs no pydantic.
+        from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
+
+        message = SQSLambdaTaskMessage(task_name=self.name, kwargs=self.signature.encode(kwargs))
+        return SQSLambdaTask(message=message, delay=self.delay, queue=self.queue)
+
+
+@overload
+def lambda_task(function: Callable[P, R], /) -> LambdaTaskWrapper[P, R]: ...
+@overload
+def lambda_task(**options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], LambdaTaskWrapper[P, R]]: ...
+def lambda_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function a task, with or without options.
+
+    Options: `soft_timeout` and `hard_timeout` (seconds, 1 to 900; None for the settings' defaults),
+    `queue` (a name in LAMBDA_TASKS_QUEUES), `delay` (seconds before the first run, 0 to 900),
+    `ignore_errors` and `retry_on` (iterables of exception types), `retry_delay` (seconds, before
+    jitter), `singleton` (one run at a time), `on_crash` ("retry", or "fail" for work whose outside
+    effects must never repeat).
+
+    Raises TypeError for a function whose parameters are not all keyword-only and annotated and for
+    options of the wrong type; ValueError for options that cannot work.
+    """
+    if function is None:
+        return lambda decorated: LambdaTaskWrapper(decorated, **options)
+    return LambdaTaskWrapper(function, **options)

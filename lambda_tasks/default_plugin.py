@@ -1,0 +1,70 @@
+"""How tasks are found, called and judged where no other plugin has an answer."""
+
+from __future__ import annotations
+
+import random
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any
+
+from lambda_tasks import registry
+from lambda_tasks.coroutines import run_coroutine
+from lambda_tasks.exceptions import LockError, LockUnavailable, ResultNotSerializable
+from lambda_tasks.hookspecs import hookimpl
+from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry
+from lambda_tasks.plugins import ask, hooks
+from lambda_tasks.settings import MAX_DELAY
+from lambda_tasks.timeouts import HardTimeLimitExceeded, SoftTimeLimitExceeded
+
+if TYPE_CHECKING:
+    from lambda_tasks.decorators import LambdaTaskWrapper
+    from lambda_tasks.jobs import Run
+
+
+@hookimpl(trylast=True)
+def lambda_task_resolve(task_name: str) -> LambdaTaskWrapper[..., Any]:
+    return registry.find_task(task_name)
+
+
+@hookimpl(trylast=True)
+def lambda_task_call(run: Run) -> object:
+    function = run.task.function
+    if iscoroutinefunction(function):
+        return run_coroutine(function, run.arguments)
+    return function(**run.arguments)
+
+
+@hookimpl(trylast=True)
+def lambda_task_classify(run: Run, error: BaseException) -> Outcome:
+    task = run.task
+    if isinstance(error, ResultNotSerializable):
+        return Failed(error)
+    if _listed(error, task.ignore_errors):
+        return Ignored(error)
+    if isinstance(error, LockUnavailable) or (task.singleton and isinstance(error, LockError)):
+        return _retry(run, error)
+    if _listed(error, task.retry_on):
+        return _retry(run, error)
+    return Failed(error)
+
+
+@hookimpl(trylast=True)
+def lambda_task_retry_delay(run: Run) -> int:
+    # The documented delay; the jitter spreads out what failed together.
+    return min(run.task.retry_delay + round(random.uniform(1, 5)), MAX_DELAY)
+
+
+def _retry(run: Run, error: BaseException) -> Retry:
+    return Retry(error, delay=ask(hooks().lambda_task_retry_delay, int, run=run, error=error))
+
+
+def _listed(error: BaseException, types: tuple[type[BaseException], ...]) -> bool:
+    """Tell whether `error` is of one of `types`; a time limit only counts where it is named.
+
+    `retry_on=(Exception,)` means the task's own errors: a task that takes too long would take too
+    long again, and hold a worker each time.
+    """
+    if isinstance(error, SoftTimeLimitExceeded | HardTimeLimitExceeded):
+        types = tuple(t for t in types if issubclass(t, SoftTimeLimitExceeded | HardTimeLimitExceeded))
+    elif isinstance(error, LockUnavailable):
+        return False
+    return isinstance(error, types)

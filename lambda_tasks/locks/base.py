@@ -1,0 +1,36 @@
+"""What a lock is: two methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from django.core.checks import CheckMessage
+
+
+class BaseLock(ABC):
+    """Base class of locks for singleton tasks; chosen by LAMBDA_TASKS_LOCK and made once per process.
+
+    The OPTIONS of the setting are the keyword arguments of `__init__`. Methods may be called from any
+    thread. `lambda_tasks.testing.contracts.LockContract` checks an implementation.
+    """
+
+    @abstractmethod
+    def acquire(self, key: str, *, token: str, timeout: float) -> bool:
+        """Take the lock for `token` without waiting; return False if another token holds it.
+
+        It ends by itself after `timeout` seconds. Asked again by the token that holds it (the run of a
+        worker that died is taken over), it succeeds, and `timeout` begins anew.
+
+        Any exception means that the lock can be neither taken nor refused now.
+        """
+
+    @abstractmethod
+    def release(self, key: str, *, token: str) -> None:
+        """Give the lock back if `token` still holds it; otherwise do nothing.
+
+        An exception is logged and has no further effect: the lock ends by itself.
+        """
+
+    def check(self) -> list[CheckMessage]:
+        """Return what `manage.py check` has to say about the options."""
+        return []

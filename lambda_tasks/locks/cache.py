@@ -1,0 +1,107 @@
+"""The lock is kept in a Django cache: by its own `lock()`, by its Redis, or by `add()`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from django.conf import settings as django_settings
+from django.core.cache import caches
+from django.core.cache.backends.redis import RedisCache
+from django.core.checks import CheckMessage, Error, Warning
+
+from lambda_tasks.locks.base import BaseLock
+from lambda_tasks.locks.redis import acquire_key, release_key
+from lambda_tasks.settings import app_settings
+
+#: Caches that no other process sees, or that keep nothing: a lock in them excludes nobody.
+_NOT_SHARED: Final = (
+    "django.core.cache.backends.locmem.LocMemCache",
+    "django.core.cache.backends.dummy.DummyCache",
+)
+
+
+class CacheLock(BaseLock):
+    """Locks by a Django cache that all workers share: the documented default.
+
+    Option: `cache`, an alias in CACHES; by default LAMBDA_TASKS_SINGLETON_CACHE.
+
+    With django-redis the cache's own `lock()` is used, with Django's RedisCache its Redis. In any
+    other cache the lock is an entry made by `add()`; such caches cannot delete an entry only if it is
+    still theirs, so a holder whose time is over leaves the entry alone and lets it expire.
+    """
+
+    def __init__(self, *, cache: str | None = None) -> None:
+        self._alias = cache
+        # What release() must know of acquire(): redis-py's lock, or until when an entry is ours.
+        self._held: dict[tuple[str, str], Any] = {}
+
+    @property
+    def alias(self) -> str:
+        return self._alias or app_settings.singleton_cache
+
+    def acquire(self, key: str, *, token: str, timeout: float) -> bool:
+        cache = caches[self.alias]
+        if hasattr(cache, "lock"):
+            return self._acquire_own_lock(cache, key, token, timeout)
+        if isinstance(cache, RedisCache):
+            return acquire_key(*_redis_of(cache, key), token=token, timeout=timeout)
+        if cache.add(key, token, timeout) or (cache.get(key) == token and cache.touch(key, timeout)):
+            self._held[key, token] = time.monotonic() + timeout
+            return True
+        return False
+
+    def release(self, key: str, *, token: str) -> None:
+        cache = caches[self.alias]
+        if hasattr(cache, "lock"):
+            self._release_own_lock(key, token)
+        elif isinstance(cache, RedisCache):
+            release_key(*_redis_of(cache, key), token=token)
+        else:
+            until = self._held.pop((key, token), None)
+            if until is not None and time.monotonic() < until and cache.get(key) == token:
+                cache.delete(key)
+
+    def _acquire_own_lock(self, cache: Any, key: str, token: str, timeout: float) -> bool:
+        lock = cache.lock(key, timeout=timeout, blocking_timeout=0)
+        if not lock.acquire(token=token):
+            lock.local.token = token.encode()
+            if not (lock.owned() and lock.reacquire()):
+                return False
+        self._held[key, token] = lock
+        return True
+
+    def _release_own_lock(self, key: str, token: str) -> None:
+        from redis.exceptions import LockError  # loaded already by the cache that has locks
+
+        if (lock := self._held.pop((key, token), None)) is not None:
+            try:
+                lock.release()
+            except LockError:
+                return  # it has expired, or is another's by now
+
+    def check(self) -> list[CheckMessage]:
+        config = django_settings.CACHES.get(self.alias)
+        if config is None:
+            return [
+                Error(
+                    f"The lock of singleton tasks uses the cache {self.alias!r}, which is not in CACHES.",
+                    hint="Add it there, or name another one in LAMBDA_TASKS_SINGLETON_CACHE.",
+                    id="lambda_tasks.E006",
+                )
+            ]
+        if config.get("BACKEND") in _NOT_SHARED:
+            return [
+                Warning(
+                    f"The lock of singleton tasks uses the cache {self.alias!r}, which workers do not share: "
+                    f"{config['BACKEND']}.",
+                    hint="Use a Redis, Memcached or database cache, or set LAMBDA_TASKS_LOCK.",
+                    id="lambda_tasks.W001",
+                )
+            ]
+        return []
+
+
+def _redis_of(cache: RedisCache, key: str) -> tuple[Any, str]:
+    """Return the client and the full key that Django's RedisCache uses: it has no lock of its own."""
+    return cache._cache.get_client(key, write=True), cache.make_and_validate_key(key)

@@ -1,0 +1,31 @@
+"""The lock is an entry in a dict of this process: for tests, and for one worker alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from lambda_tasks.locks.base import BaseLock
+
+
+class MemoryLock(BaseLock):
+    """Excludes the threads of one process from each other."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._holders: dict[str, tuple[str, float]] = {}
+        self._changing = threading.Lock()
+
+    def acquire(self, key: str, *, token: str, timeout: float) -> bool:
+        with self._changing:
+            holder, until = self._holders.get(key, (token, 0.0))
+            if holder != token and self._clock() < until:
+                return False
+            self._holders[key] = (token, self._clock() + timeout)
+            return True
+
+    def release(self, key: str, *, token: str) -> None:
+        with self._changing:
+            if self._holders.get(key, ("", 0.0))[0] == token:
+                del self._holders[key]

@@ -1,0 +1,82 @@
+"""The lock is a key in Redis. redis-py is imported when the lock is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from django.utils.module_loading import import_string
+
+from lambda_tasks.locks.base import BaseLock
+
+
+class RedisLock(BaseLock):
+    """Locks by a Redis server of its own, without Django's cache.
+
+    Options: `url`, as redis-py's `from_url` takes it; or `client`, a client, something callable that
+    returns one, or the dotted path of that (in tests: `{"client": "fakeredis.FakeRedis"}`);
+    `socket_timeout` in seconds, for connecting and for each answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str | None = None,
+        client: Any | Callable[[], Any] | str | None = None,
+        socket_timeout: float = 2,
+    ) -> None:
+        if (url is None) == (client is None):
+            raise TypeError("give either url or client")
+        self._url = url
+        self._given = client
+        self._socket_timeout = socket_timeout
+
+    @cached_property
+    def client(self) -> Any:
+        """The redis-py client: made once, its connections pooled and safe to share between threads."""
+        if self._url is not None:
+            import redis
+
+            return redis.Redis.from_url(
+                self._url, socket_timeout=self._socket_timeout, socket_connect_timeout=self._socket_timeout
+            )
+        given = import_string(self._given) if isinstance(self._given, str) else self._given
+        return given() if callable(given) and not hasattr(given, "pipeline") or isinstance(given, type) else given
+
+    def acquire(self, key: str, *, token: str, timeout: float) -> bool:
+        return acquire_key(self.client, key, token=token, timeout=timeout)
+
+    def release(self, key: str, *, token: str) -> None:
+        release_key(self.client, key, token=token)
+
+
+def acquire_key(client: Any, key: str, *, token: str, timeout: float) -> bool:
+    """Set `key` to `token` for `timeout` seconds unless it holds another one."""
+    milliseconds = int(timeout * 1000)
+    if client.set(key, token, nx=True, px=milliseconds):
+        return True
+    return _holds(client, key, token) and bool(client.pexpire(key, milliseconds))
+
+
+def release_key(client: Any, key: str, *, token: str) -> None:
+    """Delete `key` if it holds `token`; a key that changes hands in between is left alone.
+
+    With WATCH and not with a script, so that a plain fakeredis (without Lua) can stand in.
+    """
+    from redis.exceptions import WatchError
+
+    with client.pipeline() as pipe:
+        try:
+            pipe.watch(key)
+            if _holds(pipe, key, token):
+                pipe.multi()
+                pipe.delete(key)
+                pipe.execute()
+        except WatchError:
+            return
+
+
+def _holds(client: Any, key: str, token: str) -> bool:
+    value = client.get(key)
+    return (value.decode() if isinstance(value, bytes) else value) == token

@@ -1,0 +1,121 @@
+"""What travels: the documented schema of an invocation, as pydantic models."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_serializer,
+)
+
+from lambda_tasks import executor, identity, outgoing, registry
+from lambda_tasks.exceptions import InvalidMessage, MaxRetriesExceededError
+from lambda_tasks.jobs import Job, TaskHandle
+from lambda_tasks.outcomes import Failed, Outcome, Skipped
+from lambda_tasks.settings import MAX_DELAY
+
+#: The most that the column of a record holds.
+_MAX_RETRY_NUMBER = 2**31 - 1
+
+
+def _storable_text(value: Any) -> Any:
+    """Refuse NUL, which SQS takes in escaped form and databases do not."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise ValueError("contains a NUL character")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _storable_text(key)
+            _storable_text(item)
+    elif isinstance(value, list):
+        for item in value:
+            _storable_text(item)
+    return value
+
+
+class SQSLambdaTaskMessage(BaseModel):
+    """One invocation, as it stands in the body of a message: task name, arguments, number of the retry."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    task_name: Annotated[str, Field(pattern=r"^[^\s.\x00]+(\.[^\s.\x00]+)+$", max_length=255)]
+    kwargs: Annotated[dict[str, JsonValue], AfterValidator(_storable_text)] = Field(default_factory=dict)
+    n_retries: Annotated[int, Field(ge=0, le=_MAX_RETRY_NUMBER)] = 0
+
+    @model_serializer
+    def _documented_shape(self) -> dict[str, Any]:
+        shape = {"task_name": self.task_name, "kwargs": self.kwargs}
+        return shape | {"n_retries": self.n_retries} if self.n_retries else shape
+
+    @classmethod
+    def from_body(cls, body: str) -> SQSLambdaTaskMessage:
+        """Read the body of a message; raises `InvalidMessage`, which quotes no argument."""
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}"
+                for problem in error.errors(include_input=False, include_url=False)
+            )
+            raise InvalidMessage(f"The message is no invocation of a task: {problems}") from None
+
+    def to_body(self) -> str:
+        """Return the body of a message: JSON in ASCII, of which SQS takes every character."""
+        return json.dumps(self.model_dump(mode="json"), separators=(",", ":"), allow_nan=False)
+
+    def next_retry(self) -> SQSLambdaTaskMessage:
+        """Return the invocation that repeats this one."""
+        return self.model_copy(update={"n_retries": self.n_retries + 1})
+
+    def execute_immediately(self, message_id: str | None = None) -> Outcome | Skipped:
+        """Run the task here and now, as a worker would, and return how it ended.
+
+        The run is recorded under `message_id`, or under a new one. Time limits hold in the main thread.
+
+        Raises `MaxRetriesExceededError` when the task asked for one retry too many (its record is
+        FAILED); `UnknownTask` and `InvalidMessage` before anything is recorded; `Redeliver` when the
+        invocation is running elsewhere or could not be settled.
+        """
+        own_id = identity.canonical_id(message_id) if message_id else identity.new_message_id()
+        outcome = executor.execute(self, message_id=own_id)
+        if isinstance(outcome, Failed) and isinstance(outcome.error, MaxRetriesExceededError):
+            raise outcome.error
+        return outcome
+
+
+class SQSLambdaTask(BaseModel):
+    """An invocation and how to send it: what `task.serialize()` returns as a dict."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    message: SQSLambdaTaskMessage
+    delay: Annotated[int, Field(ge=0, le=MAX_DELAY)] = 0
+    queue: Annotated[str, Field(min_length=1)] = "default"
+
+    def execute_on_commit(self) -> TaskHandle:
+        """Send the invocation when the transaction commits: at once where there is none.
+
+        What is wrong with it is refused here, inside the transaction: `UnknownQueue`,
+        `MessageTooLarge`, and whatever a plugin's `lambda_task_sending` raises. What the queue itself
+        refuses raises boto3's exception after the commit.
+        """
+        return outgoing.send_on_commit(self.new_job())
+
+    def new_job(self, task: Any = None) -> Job:
+        """Return a new job for this invocation, with an id of its own."""
+        message_id = identity.new_message_id()
+        return Job(
+            message=self.message,
+            message_id=message_id,
+            root_id=message_id,
+            queue=self.queue,
+            delay=self.delay,
+            task=task or registry.known_task(self.message.task_name),
+        )

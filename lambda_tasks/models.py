@@ -1,0 +1,71 @@
+"""The record of an invocation, and the documented home of the message classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from lambda_tasks.exceptions import MaxRetriesExceededError
+
+if TYPE_CHECKING:
+    from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
+
+__all__ = ["MaxRetriesExceededError", "SQSLambdaTask", "SQSLambdaTaskMessage", "TaskRecord", "TaskStatus"]
+
+
+class TaskStatus(models.TextChoices):
+    """Where an invocation stands. All but RUNNING are final."""
+
+    RUNNING = "RUNNING"
+    SUCCESS = "SUCCESS"
+    FAILED = "FAILED"
+    RETRYING = "RETRYING"
+
+
+class TaskRecord(models.Model):
+    """One invocation of a task: what was asked for, how it stands, what came of it."""
+
+    TaskStatus = TaskStatus
+
+    id = models.UUIDField(_("message id"), primary_key=True, editable=False)
+    task_name = models.CharField(_("task"), max_length=255)
+    kwargs = models.JSONField(_("arguments"), default=dict)
+    status = models.CharField(_("status"), max_length=16, choices=TaskStatus, default=TaskStatus.RUNNING)
+    start_time = models.DateTimeField(_("started"), null=True, blank=True)
+    end_time = models.DateTimeField(_("ended"), null=True, blank=True)
+    result = models.JSONField(_("result"), null=True, blank=True)
+    traceback = models.TextField(_("traceback"), null=True, blank=True)  # noqa: DJ001, documented as None
+
+    n_retries = models.PositiveIntegerField(_("retry"), default=0)
+    #: The first invocation of the chain of retries that this one belongs to.
+    root_id = models.UUIDField(_("first invocation"), null=True, editable=False)
+
+    #: Who may write the outcome: the token of the worker that runs it; None when it was given back.
+    claim = models.UUIDField(null=True, editable=False)
+    #: When another worker may take it over, in the database's time.
+    lease_until = models.DateTimeField(null=True, editable=False)
+    #: How many workers died while they ran it.
+    takeovers = models.PositiveIntegerField(_("crashes"), default=0)
+
+    class Meta:
+        verbose_name = _("task record")
+        verbose_name_plural = _("task records")
+        indexes = (
+            models.Index(fields=["start_time"], name="lambda_tasks_start"),
+            models.Index(fields=["status", "start_time"], name="lambda_tasks_status_start"),
+            models.Index(fields=["root_id"], name="lambda_tasks_root"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.task_name} [{self.pk}] {self.status}"
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: a process that only reads records needs no pydantic.
+    if name in ("SQSLambdaTask", "SQSLambdaTaskMessage"):
+        from lambda_tasks import messages
+
+        return getattr(messages, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
