@@ -1,0 +1,106 @@
+"""What `manage.py check` says about the settings, the strategies and the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.exceptions import ImproperlyConfigured
+
+from lambda_tasks import registry
+from lambda_tasks.exceptions import InvalidArguments
+from lambda_tasks.plugins import load_plugins
+from lambda_tasks.settings import LambdaTasksSettings, Setting, app_settings
+from lambda_tasks.strategies import get_backend, get_lock, get_store
+
+
+@register(Tags.compatibility)
+def check_settings(**_: Any) -> list[CheckMessage]:
+    """Report each setting that cannot be used (E001), and missing queues (E002)."""
+    return [*_invalid_settings(), *_missing_queues()]
+
+
+def _invalid_settings() -> Iterator[CheckMessage]:
+    for name, setting in vars(LambdaTasksSettings).items():
+        if isinstance(setting, Setting) and (setting.is_set or name != "queues"):
+            try:
+                getattr(app_settings, name)
+            except ImproperlyConfigured as error:
+                yield Error(str(error), id="lambda_tasks.E001")
+    try:
+        app_settings.timeouts(None, None, of="Every task without limits of its own")
+    except ImproperlyConfigured as error:
+        yield Error(str(error), id="lambda_tasks.E003")
+
+
+def _missing_queues() -> Iterator[CheckMessage]:
+    try:
+        needed = get_backend().leaves_process
+    except ImproperlyConfigured:
+        return  # E004 says so
+    if needed and not LambdaTasksSettings.queues.is_set:
+        yield Error(
+            "LAMBDA_TASKS_QUEUES is not set.",
+            hint='Map queue names to SQS queue URLs: {"default": "https://sqs.…"}; or set LAMBDA_TASKS_EAGER = True '
+            "where no queue is wanted.",
+            id="lambda_tasks.E002",
+        )
+
+
+@register(Tags.compatibility)
+def check_strategies(**_: Any) -> list[CheckMessage]:
+    """Report strategies that cannot be made (E004), and what they say of themselves."""
+    messages: list[CheckMessage] = []
+    for get_strategy in (get_backend, get_lock, get_store):
+        try:
+            strategy = get_strategy()
+            # Where everything runs in this process, any lock will do.
+            if get_strategy is not get_lock or get_backend().leaves_process:
+                messages += strategy.check()
+        except ImproperlyConfigured as error:
+            messages.append(Error(str(error), id="lambda_tasks.E004"))
+    return messages
+
+
+@register(Tags.compatibility)
+def check_plugins(**_: Any) -> list[CheckMessage]:
+    """Report plugins that cannot be loaded (E005)."""
+    try:
+        load_plugins()
+    except ImproperlyConfigured as error:
+        return [Error(str(error), id="lambda_tasks.E005")]
+    return []
+
+
+@register(Tags.compatibility)
+def check_tasks(**_: Any) -> list[CheckMessage]:
+    """Report what is wrong with the tasks that are imported: queue, limits (E007), annotations (E008)."""
+    return [message for task in registry.registered_tasks() for message in _check_task(task)]
+
+
+def _check_task(task: Any) -> Iterator[CheckMessage]:
+    try:
+        task.timeouts()
+        if LambdaTasksSettings.queues.is_set:
+            app_settings.queue_url(task.queue, task_name=task.name)
+    except ImproperlyConfigured as error:
+        yield Error(str(error), obj=task, id="lambda_tasks.E007")
+    try:
+        task.signature.check()
+    except InvalidArguments as error:
+        yield Error(str(error), obj=task, id="lambda_tasks.E008")
+
+
+@register(deploy=True)
+def check_deployment(**_: Any) -> list[CheckMessage]:
+    """Warn of eager mode in production (W002)."""
+    if app_settings.eager:
+        return [
+            Warning(
+                "LAMBDA_TASKS_EAGER is True: tasks run inside of the requests that send them, without time limits.",
+                hint="Remove it from the settings of production.",
+                id="lambda_tasks.W002",
+            )
+        ]
+    return []

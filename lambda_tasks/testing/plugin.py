@@ -1,0 +1,31 @@
+"""The pytest plugin; pytest finds it by its entry point. Nothing of Django is imported before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from lambda_tasks.testing import TaskQueue
+
+
+@pytest.fixture
+def lambda_tasks_queue() -> Iterator[TaskQueue]:
+    """Collect what the test enqueues; see `lambda_tasks.testing.TaskQueue`."""
+    from lambda_tasks.testing import collect_tasks
+
+    with collect_tasks() as queue:
+        yield queue
+
+
+@pytest.fixture
+def lambda_tasks_fake_lock() -> Iterator[None]:
+    """Put the lock of singleton tasks on fakeredis."""
+    from django.test import override_settings
+
+    from lambda_tasks.testing import FAKEREDIS_LOCK
+
+    with override_settings(LAMBDA_TASKS_LOCK=FAKEREDIS_LOCK):
+        yield
