@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from django.db import InterfaceError, OperationalError, connections, transaction
 
@@ -42,6 +42,8 @@ from lambda_tasks.timeouts import (
 if TYPE_CHECKING:
     from lambda_tasks.decorators import LambdaTaskWrapper
     from lambda_tasks.messages import SQSLambdaTaskMessage
+
+T = TypeVar("T")
 
 #: Documented: the key under which a singleton task is locked.
 LOCK_KEY: Final = "lambda_tasks.singleton_lock.{task_name}"
@@ -128,7 +130,7 @@ def claim(run: Run) -> Failed | Skipped | None:
 
     Raises `Redeliver` while another worker holds it.
     """
-    match get_store().claim(run):
+    match on_sound_connection(run, lambda: get_store().claim(run)):
         case Claimed(takeovers):
             run.takeovers = takeovers
             return _crashed_too_often(run)
@@ -299,7 +301,7 @@ def settle(run: Run, outcome: Outcome) -> None:
         case Retry(delay=delay):
             send_retry(run, delay)
     try:
-        record_on_sound_connection(run, outcome)
+        on_sound_connection(run, lambda: get_store().record(run, outcome))
     except LeaseLost as error:
         raise Redeliver(f"{run.task_name} was taken over or its record deleted before it was settled") from error
     except (OperationalError, InterfaceError) as error:
@@ -316,16 +318,16 @@ def send_retry(run: Run, delay: int) -> None:
         raise Redeliver(f"the retry of {run.task_name} could not be sent") from error
 
 
-def record_on_sound_connection(run: Run, outcome: Outcome) -> None:
-    """Record the outcome; if the connection has died unnoticed, once more on a new one."""
+def on_sound_connection(run: Run, action: Callable[[], T]) -> T:
+    """Do `action`; if the connection has died unnoticed, as over a freeze, once more on a new one."""
     connection = connections[run.database]
     try:
-        get_store().record(run, outcome)
+        return action()
     except (OperationalError, InterfaceError):
         if connection.in_atomic_block:
             raise
         connection.close()
-        get_store().record(run, outcome)
+        return action()
 
 
 def _raise_interrupt(outcome: Outcome) -> None:

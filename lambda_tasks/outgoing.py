@@ -40,7 +40,7 @@ def prepare(job: Job) -> None:
         warnings.warn(
             f"{job.task_name} is put on queue {job.queue!r}, but a worker will not find it: {reason}.",
             UnreachableTaskWarning,
-            stacklevel=5,
+            stacklevel=4,  # the caller of execute_on_commit()
         )
 
 

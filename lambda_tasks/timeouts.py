@@ -35,11 +35,11 @@ WATCHDOG_DELAY: Final = 1.0
 _POSTPONE: Final = 0.005
 
 
-class SoftTimeLimitExceeded(Exception):  # noqa: N818, the documented name
+class SoftTimeLimitExceeded(Exception):
     """Raised once inside a task when its soft timeout is over; it may be caught to tidy up."""
 
 
-class HardTimeLimitExceeded(Exception):  # noqa: N818, the documented name
+class HardTimeLimitExceeded(Exception):
     """What a task failed with that was still running when its hard timeout was over."""
 
 

@@ -45,7 +45,7 @@ class BaseBackend(ABC):
 
         `records` are entries of a Lambda event. Called for messages that are handed back.
         """
-        return None
+        return
 
     def check(self) -> list[CheckMessage]:
         """Return what `manage.py check` has to say about the options."""

@@ -10,7 +10,6 @@ from contextvars import copy_context
 from lambda_tasks import executor
 from lambda_tasks.backends.base import BaseBackend
 from lambda_tasks.jobs import Job
-from lambda_tasks.messages import SQSLambdaTaskMessage
 
 _line = threading.local()
 
@@ -19,7 +18,7 @@ class EagerBackend(BaseBackend):
     """Runs each job in this process when the transaction has committed; no time limits, no delays.
 
     A task that sends another one, or a retry, puts it at the end of the line instead of running it
-    inside of itself. Arguments make the same trip through JSON as on a queue.
+    inside of itself. Arguments are in JSON by now, and are read back as a worker reads them.
     """
 
     leaves_process = False
@@ -52,7 +51,7 @@ class EagerBackend(BaseBackend):
 
     def _run(self, job: Job) -> None:
         executor.execute(
-            SQSLambdaTaskMessage.from_body(job.message.to_body()),
+            job.message,
             message_id=job.message_id,
             root_id=job.root_id,
             task=job.task,

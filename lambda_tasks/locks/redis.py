@@ -42,7 +42,8 @@ class RedisLock(BaseLock):
                 self._url, socket_timeout=self._socket_timeout, socket_connect_timeout=self._socket_timeout
             )
         given = import_string(self._given) if isinstance(self._given, str) else self._given
-        return given() if callable(given) and not hasattr(given, "pipeline") or isinstance(given, type) else given
+        # A client is callable in no version of redis-py; what makes one is.
+        return given() if callable(given) else given
 
     def acquire(self, key: str, *, token: str, timeout: float) -> bool:
         return acquire_key(self.client, key, token=token, timeout=timeout)

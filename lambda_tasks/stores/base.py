@@ -28,7 +28,8 @@ class BaseStore(ABC):
 
         `Claimed` if it is new, was given back, or its holder's lease is over: then `takeovers` counts
         the holders that died. `Finished` if it has ended. `Busy` if another holder's lease is alive, or
-        was faster just now. Of two runs that claim at once, one gets it.
+        was faster just now. Of two runs that claim at once, one gets it. A run that claims again, since
+        it did not hear the answer, gets what it has.
         """
 
     @abstractmethod

@@ -45,6 +45,8 @@ class ORMStore(BaseStore):
             met = self._read(run)
             if met is None:
                 raise  # no duplicate, then: the row itself is refused
+        if met.claim == UUID(run.claim):
+            return Claimed(met.takeovers)  # made before; only the answer was lost
         if met.status != TaskStatus.RUNNING:
             return Finished(met.status)
         if met.seconds_left > 0:
