@@ -1,0 +1,302 @@
+"""Take out one protection at a time, and see the tests turn red.
+
+    python -m tests.mutations              # all of them
+    python -m tests.mutations fence lock   # those whose name contains one of the words
+
+Each mutation is one replacement in a copy of the package. A mutation that leaves the tests green means
+that a protection has no test; one whose text is not found means that this list is out of date. Both
+are failures.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parent.parent
+#: Seconds for the tests of one mutation; a suite that hangs without its protection is red too.
+TIME_LIMIT: Final = 180
+#: What pytest answers when it is its own command, and not a test, that went wrong.
+BROKEN: Final = (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    name: str
+    file: str
+    text: str
+    instead: str
+    tests: str = "tests/test_executor.py"
+
+
+MUTATIONS: Final = (
+    Mutation(
+        "SUCCESS is written after the transaction",
+        "executor.py",
+        """            get_store().record(run, outcome)  # commits or rolls back with the work
+        return outcome
+""",
+        """        get_store().record(run, outcome)
+        return outcome
+""",
+    ),
+    Mutation(
+        "a retry is recorded before it is sent",
+        "executor.py",
+        "            send_retry(run, delay)\n",
+        "            get_store().record(run, outcome)\n            return send_retry(run, delay)\n",
+    ),
+    Mutation(
+        "no fence",
+        "stores/orm.py",
+        "            pk=run.message_id, claim=run.claim, status=TaskStatus.RUNNING\n",
+        "            pk=run.message_id\n",
+    ),
+    Mutation(
+        "a running invocation is acknowledged",
+        "executor.py",
+        'raise Redeliver(f"{run.task_name} is running in another worker", visible_in=seconds)',
+        'return Skipped("running")',
+    ),
+    Mutation(
+        "a finished invocation is run again",
+        "stores/orm.py",
+        "            return Finished(met.status)\n",
+        "            return Claimed()\n",
+    ),
+    Mutation(
+        "a claim has no lease",
+        "stores/orm.py",
+        "            claim=run.claim,\n            lease_until=_from_now(run.lease),\n        )\n\n    def _read",
+        "            claim=run.claim,\n            lease_until=_from_now(0),\n        )\n\n    def _read",
+    ),
+    Mutation(
+        "crashes are not counted",
+        "executor.py",
+        "    if run.takeovers > app_settings.max_takeovers:\n",
+        "    if False:\n",
+    ),
+    Mutation(
+        "on_crash is not asked",
+        "executor.py",
+        '    if run.task.on_crash == "fail":\n',
+        "    if False:\n",
+    ),
+    Mutation(
+        "an error on release of the lock changes the outcome",
+        "executor.py",
+        '        except Exception:\n            run_logger.exception("The lock',
+        '        except ZeroDivisionError:\n            run_logger.exception("The lock',
+    ),
+    Mutation(
+        "the lock is released before COMMIT",
+        "executor.py",
+        "with held_lock(run), time_limits(run, limited) as limits, transaction.atomic(using=run.database):",
+        "with transaction.atomic(using=run.database), held_lock(run), time_limits(run, limited) as limits:",
+    ),
+    Mutation(
+        "an alarm may strike while SUCCESS is written",
+        "executor.py",
+        """            outcome = Succeeded(result)
+            get_store().record(run, outcome)  # commits""",
+        """                outcome = Succeeded(result)
+                get_store().record(run, outcome)  # commits""",
+    ),
+    Mutation(
+        "an error after COMMIT is taken for a failure",
+        "executor.py",
+        "        if run.committed:\n",
+        "        if False:\n",
+    ),
+    Mutation(
+        "a lost connection is the task's failure",
+        "executor.py",
+        "    elif _connection_lost(run, error, session):\n",
+        "    elif False:\n",
+    ),
+    Mutation(
+        "after a lost COMMIT the record is not asked",
+        "executor.py",
+        "        if get_store().has_succeeded(run):\n",
+        "        if False:\n",
+    ),
+    Mutation(
+        "a retry that cannot be sent is forgotten",
+        "executor.py",
+        'raise Redeliver(f"the retry of {run.task_name} could not be sent") from error',
+        "return",
+    ),
+    Mutation(
+        "a retry has an id of its own at each send",
+        "jobs.py",
+        "message_id=identity.retry_id(self.root_id, message.n_retries)",
+        "message_id=identity.new_message_id()",
+    ),
+    Mutation(
+        "a message may import anything",
+        "registry.py",
+        "    if not _may_import(module_name):\n",
+        "    if False:\n",
+    ),
+    Mutation(
+        "time limits are not clamped",
+        "executor.py",
+        "    if left >= hard:\n",
+        "    if True:\n",
+    ),
+    Mutation(
+        "retry_on=(Exception,) takes time limits",
+        "default_plugin.py",
+        "    if isinstance(error, SoftTimeLimitExceeded | HardTimeLimitExceeded):\n",
+        "    if False:\n",
+    ),
+    Mutation(
+        "a result is turned into text",
+        "stores/orm.py",
+        "result=json_result(result)",
+        "result=str(result)",
+    ),
+    Mutation(
+        "a swallowed hard limit is forgotten",
+        "timeouts.py",
+        "        if limits.hard_reached:\n",
+        "        if isinstance(error, _HardInterrupt):\n",
+        "tests/test_timeouts.py",
+    ),
+    Mutation(
+        "except Exception catches the hard limit",
+        "timeouts.py",
+        "class _HardInterrupt(BaseException):",
+        "class _HardInterrupt(Exception):",
+        "tests/test_timeouts.py",
+    ),
+    Mutation(
+        "a timer stays armed",
+        "timeouts.py",
+        "        signal.setitimer(signal.ITIMER_REAL, 0)\n        global",
+        "        global",
+        "tests/test_timeouts.py",
+    ),
+    Mutation(
+        "an alarm may strike outside of the task",
+        "timeouts.py",
+        "        if not self._armed:\n",
+        "        if False:\n",
+        "tests/test_timeouts.py",
+    ),
+    Mutation(
+        "a task that ignores its limits lives on",
+        "executor.py",
+        "return TimeLimits(run.soft_timeout, run.hard_timeout, on_overrun=lambda: end_process(run))",
+        "return TimeLimits(run.soft_timeout, run.hard_timeout)",
+        "tests/test_process_end.py",
+    ),
+    Mutation(
+        "a limit leaves the coroutine running",
+        "timeouts.py",
+        "        if self._deliver is None or _works_for_coroutine(frame):\n",
+        "        if True:\n",
+        "tests/test_async_tasks.py",
+    ),
+    Mutation(
+        "coroutines have a connection of their own",
+        "coroutines.py",
+        "    return async_to_sync(_under_limits)(limits, function(**arguments))",
+        "    return asyncio.run(_under_limits(limits, function(**arguments)))",
+        "tests/test_async_tasks.py",
+    ),
+    Mutation(
+        "poison runs first",
+        "handler.py",
+        "    return sorted(found.values(), key=lambda delivery: delivery.receives >= SUSPICIOUS_RECEIVES)",
+        "    return list(found.values())",
+        "tests/test_handler.py",
+    ),
+    Mutation(
+        "tasks are started without time",
+        "handler.py",
+        "        return self._deadline - time.monotonic() >=",
+        "        return True or self._deadline - time.monotonic() >=",
+        "tests/test_handler.py",
+    ),
+    Mutation(
+        "messages share a context",
+        "handler.py",
+        "copy_context().run(self._run_one, delivery)",
+        "self._run_one(delivery)",
+        "tests/test_handler.py",
+    ),
+    Mutation(
+        "a record without an id is passed over",
+        "handler.py",
+        '            raise InvalidEvent("A record of the event has no messageId',
+        '            continue\n            raise InvalidEvent("A record of the event has no messageId',
+        "tests/test_handler.py",
+    ),
+    Mutation(
+        "a connection that died over a freeze is not replaced",
+        "executor.py",
+        "        connection.close()\n        return action()\n",
+        "        raise\n",
+        "tests/test_handler.py",
+    ),
+    Mutation(
+        "after the database went away the batch goes on",
+        "handler.py",
+        "                self._hand_back(self._waiting[index:])\n                break\n",
+        "                self._hand_back([delivery])\n",
+        "tests/test_handler.py",
+    ),
+    Mutation(
+        "eager tasks run inside of each other",
+        "backends/eager.py",
+        "        is_first = waiting is None\n",
+        "        is_first = True\n",
+        "tests/test_eager.py",
+    ),
+)
+
+
+def is_noticed(mutation: Mutation) -> bool:
+    """Tell whether the tests turn red in a copy of the project with the mutation."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        copy = Path(folder, "project")
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "example", "docs")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        file = copy / "lambda_tasks" / mutation.file
+        source = file.read_text()
+        if source.count(mutation.text) != 1:
+            raise SystemExit(
+                f"{mutation.name}: its text stands {source.count(mutation.text)} times in {mutation.file}."
+            )
+        file.write_text(source.replace(mutation.text, mutation.instead))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", mutation.tests]
+        try:
+            done = subprocess.run(command, cwd=copy, capture_output=True, timeout=TIME_LIMIT, check=False)
+        except subprocess.TimeoutExpired:
+            return True
+    if done.returncode in BROKEN:
+        raise SystemExit(f"{mutation.name}: pytest could not run: {done.stdout.decode()[-2000:]}")
+    return done.returncode != 0  # 1, or the number of the signal that ended pytest
+
+
+def main(words: list[str]) -> int:
+    chosen = [mutation for mutation in MUTATIONS if not words or any(word in mutation.name for word in words)]
+    unnoticed = 0
+    for mutation in chosen:
+        noticed = is_noticed(mutation)
+        unnoticed += not noticed
+        print(f"{'red  ' if noticed else 'GREEN'}  {mutation.name}", flush=True)  # noqa: T201, it is a command
+    print(f"{len(chosen)} mutations, {unnoticed} unnoticed.")  # noqa: T201
+    return 1 if unnoticed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
