@@ -38,6 +38,7 @@ from lambda_tasks.timeouts import (
     SoftTimeLimitExceeded,
     TimeLimits,
 )
+from lambda_tasks.tracebacks import begin_at_task
 
 if TYPE_CHECKING:
     from lambda_tasks.decorators import LambdaTaskWrapper
@@ -81,8 +82,8 @@ def execute(
             case given_up:
                 outcome = given_up or attempt(run, limited=limited)
         settle(run, outcome)
-        notify(hooks().lambda_task_finished, run=run, outcome=outcome)
         _log_outcome(run, outcome)
+        notify(hooks().lambda_task_finished, run=run, outcome=outcome)
         _raise_interrupt(outcome)
         return outcome
 
@@ -179,6 +180,7 @@ def attempt(run: Run, *, limited: bool) -> Outcome:
         if run.committed:
             run_logger.exception("%s is committed; what was to follow its commit failed.", run.task_name)
             return outcome
+        begin_at_task(error)
         return after_error(run, error, session)
 
 

@@ -22,6 +22,19 @@ def storable(text: str, *, max_length: int = MAX_LENGTH) -> str:
     return text.replace("\x00", r"\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def begin_at_task(error: BaseException) -> None:
+    """Let the traceback of `error` begin where the executor called the task, if it comes from there.
+
+    How the executor and the plugins around it came to call the function explains nothing about the
+    error, in the record as in the log.
+    """
+    tb = error.__traceback__
+    while tb is not None:
+        if tb.tb_frame.f_code.co_name == "lambda_task_call" and tb.tb_next is not None:
+            error.__traceback__ = tb.tb_next
+        tb = tb.tb_next
+
+
 def traceback_text(error: BaseException) -> str:
     """Return the traceback as Python prints it, without the frames of the library around the task's."""
     summary = TracebackException.from_exception(error)
