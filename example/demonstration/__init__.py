@@ -1,0 +1,1 @@
+"""What `demo.py` is made of: the terminal, the road from the site to the workers, and what goes down it."""

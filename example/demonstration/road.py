@@ -1,0 +1,212 @@
+"""The road: an SQS server, databases, the site, and local workers, each given back by its `with`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from demonstration.console import Console
+
+if TYPE_CHECKING:
+    from django.core.servers.basehttp import ThreadedWSGIServer
+
+    from lambda_tasks.local import progress
+    from lambda_tasks.local.worker import LocalWorker
+
+
+LOGIN: Final = ("admin", "admin")
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A queue, and what on AWS would be the configuration of the Lambda function behind it."""
+
+    queue: str
+    processes: int
+    batch_size: int
+    #: Seconds; the queue shows a message again when so many are over.
+    timeout: int
+
+
+# The timeout is short: what a killed process had comes back only when it is over.
+PARCELS: Final = Function("parcels", processes=1, batch_size=1, timeout=15)
+FUNCTIONS: Final = (
+    Function("default", processes=2, batch_size=10, timeout=60),
+    # Two processes that take one message each: two counts of the stock meet.
+    Function("stock", processes=2, batch_size=1, timeout=60),
+    PARCELS,
+)
+
+
+class CannotRun(Exception):
+    """Something that the demo needs is missing."""
+
+
+def prepare_environment(state: Path) -> None:
+    """Set what the site, its workers and boto3 read; nothing that they do may reach the real AWS."""
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"):
+        os.environ.pop(name, None)
+    os.environ.update(
+        DJANGO_SETTINGS_MODULE="webshop.settings",
+        EXAMPLE_STATE=str(state),
+        AWS_ACCESS_KEY_ID="demo",
+        AWS_SECRET_ACCESS_KEY="demo",
+        AWS_DEFAULT_REGION="eu-west-1",
+        AWS_CONFIG_FILE=os.devnull,
+        AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+        AWS_EC2_METADATA_DISABLED="true",
+        NO_PROXY="127.0.0.1",
+        no_proxy="127.0.0.1",
+    )
+
+
+@contextmanager
+def sqs_server() -> Iterator[Any]:
+    """Run moto in threads, make the queues, tell the environment of them; yield a client."""
+    import boto3
+
+    try:
+        from moto.server import ThreadedMotoServer
+    except ImportError as error:
+        raise CannotRun(f"moto's server is missing ({error}). Install the extra: pip install -e '.[demo]'") from None
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        os.environ["AWS_ENDPOINT_URL_SQS"] = f"http://{host}:{port}"
+        client = boto3.client("sqs")
+        queues = {
+            function.queue: client.create_queue(
+                QueueName=function.queue, Attributes={"VisibilityTimeout": str(function.timeout)}
+            )["QueueUrl"]
+            for function in FUNCTIONS
+        }
+        os.environ["EXAMPLE_QUEUES"] = json.dumps(queues)
+        yield client
+    finally:
+        server.stop()
+
+
+def queue_urls() -> dict[str, str]:
+    urls: dict[str, str] = json.loads(os.environ["EXAMPLE_QUEUES"])
+    return urls
+
+
+def make_databases() -> None:
+    import django
+    from django.core.management import call_command
+
+    django.setup()
+    call_command("migrate", verbosity=0)
+    call_command("createcachetable", database="cache")
+
+
+def make_login() -> None:
+    from django.contrib.auth import get_user_model
+
+    get_user_model().objects.create_superuser(LOGIN[0], password=LOGIN[1])
+
+
+def bind(port: int) -> ThreadedWSGIServer:
+    from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
+
+    try:
+        return ThreadedWSGIServer(("127.0.0.1", port), WSGIRequestHandler)
+    except OSError as error:
+        raise CannotRun(f"Port {port} of 127.0.0.1 cannot be had: {error.strerror}. End what uses it.") from None
+
+
+@contextmanager
+def website(server: ThreadedWSGIServer) -> Iterator[str]:
+    """Serve the site in a thread, each request in one of its own; yield its address."""
+    from django.contrib.staticfiles.handlers import StaticFilesHandler
+    from django.core.wsgi import get_wsgi_application
+
+    server.set_app(StaticFilesHandler(get_wsgi_application()))
+    for name in ("django.server", "django.request"):  # the page asks every second
+        logging.getLogger(name).setLevel(logging.ERROR)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="site", daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+class Workers:
+    """A local worker for each queue, in a thread, as each queue has a Lambda function of its own."""
+
+    def __init__(self, console: Console, log: Path) -> None:
+        self._console = console
+        self._log = log.open("w", encoding="utf-8")
+        self._threads: list[threading.Thread] = []
+        self._workers: list[LocalWorker] = []
+        self.failures: list[BaseException] = []
+        self.pids: dict[str, int] = {}
+
+    def __enter__(self) -> Workers:
+        from lambda_tasks.local.worker import LocalWorker
+
+        urls = queue_urls()
+        for function in FUNCTIONS:
+            worker = LocalWorker(
+                {function.queue: urls[function.queue]},
+                concurrency=function.processes,
+                batch_size=function.batch_size,
+                function_timeout=function.timeout,
+                report=self._report,
+            )
+            self._workers.append(worker)
+            self._threads.append(threading.Thread(target=self._run, args=(worker,), name=function.queue, daemon=True))
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, exc_type: object, *exc_info: object) -> None:
+        for worker in self._workers:
+            worker.stop() if exc_type is None else worker.kill()
+        for thread in self._threads:
+            thread.join()
+        self._log.close()
+
+    def _run(self, worker: LocalWorker) -> None:
+        try:
+            worker.run()
+        except Exception as error:
+            self.failures.append(error)
+
+    def _report(self, event: progress.Event) -> None:
+        from lambda_tasks.local import progress
+
+        say = self._console.say
+        match event:
+            case progress.Output():
+                print(event, file=self._log, flush=True)
+            case progress.RuntimeReady():
+                self.pids[event.environment] = event.pid
+                state = "started again" if event.is_restart else "ready"
+                say(event.environment, f"{state}: awslambdaric, process {event.pid}")
+            case progress.Received():
+                say(event.environment, f"received {messages(len(event.message_ids))}")
+            case progress.Finished(kept_ids=()):
+                say(event.environment, f"{messages(len(event.done_ids))} done in {event.seconds:.1f} s")
+            case progress.Finished():
+                say(event.environment, f"{messages(len(event.kept_ids))} not done: {event.reason}")
+            case progress.Trouble():
+                say(event.environment, event.text)
+            case progress.Warned():
+                say("worker", event.text)
+
+
+def messages(count: int) -> str:
+    return f"{count} message{'' if count == 1 else 's'}"

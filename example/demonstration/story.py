@@ -1,0 +1,238 @@
+"""What goes down the road: an order with one task of each kind, and how their records must end.
+
+Imported once Django is set up, since it needs the models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.request import ProxyHandler, Request, build_opener
+from uuid import UUID
+
+from django.db.models import Sum
+from django.utils import timezone
+from shop.models import Measurement, OrderEvent
+from shop.records import outcome, seconds, short_name
+
+from demonstration.console import Console
+from demonstration.road import PARCELS, CannotRun, Workers, messages, queue_urls
+from lambda_tasks.models import TaskRecord
+
+#: Seconds within which everything must have ended, and for which nobody may be left without a word.
+PATIENCE: Final = 90
+SILENCE: Final = 4
+#: Seconds for which a parcel is packed before its worker is killed.
+UNTIL_KILLED: Final = 0.3
+#: Lines of the workers' output that are shown when something went wrong.
+LOG_LINES: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """How an invocation and its retries must end."""
+
+    task: str
+    #: The statuses of its records, in their order, as a regular expression.
+    statuses: str
+    #: What the last result or traceback must contain.
+    outcome: str
+    crashes: int = 0
+
+
+EXPECTED: Final = (
+    Expected("send_receipt", "SUCCESS", "sent to Alice"),
+    Expected("charge_card", "FAILED", "CardRefused"),
+    Expected("send_newsletter", "SUCCESS", "Unsubscribed"),
+    Expected("reserve_stock", "RETRYING RETRYING SUCCESS", "attempt 3"),
+    # Of two invocations of one task, the one with fewer records comes first.
+    Expected("count_stock", "SUCCESS", "Counted"),
+    Expected("count_stock", "(RETRYING )+SUCCESS", "Counted"),
+    Expected("build_report", "SUCCESS", '"complete": false'),
+    Expected("search_archive", "FAILED", "HardTimeLimitExceeded"),
+    Expected("fetch_rates", "SUCCESS", '"EUR": 1.5'),
+    Expected("send_reminder", "SUCCESS", "Reminded"),
+    Expected("pack_parcel", "SUCCESS", "Packed one parcel", crashes=1),
+)
+#: What the tasks must have written: once for each SUCCESS, and nothing where one failed or was killed.
+EXPECTED_EVENTS: Final = {
+    "receipt sent": 1,
+    "stock reserved": 1,
+    "stock counted": 2,
+    "report built": 1,
+    "rates fetched": 1,
+    "reminder sent": 1,
+    "parcel packed": 1,
+}
+
+
+class Story:
+    """From the requests to the table."""
+
+    def __init__(self, console: Console, site: str, sqs: Any, log: Path) -> None:
+        self.console = console
+        self._site = site
+        self._sqs = sqs
+        self._log = log
+        self._order = 0
+        self._sent: list[str] = []
+
+    def place_orders(self) -> None:
+        """Place an order that is rolled back, and one with a task of each kind."""
+        refused = self._trigger("rollback")
+        self.console.say("request", f"/trigger/?kind=rollback: rolled back, {messages(len(refused['sent']))} sent")
+        placed = self._trigger("everything")
+        self._order, self._sent = placed["order"], placed["sent"]
+        self.console.say("request", f"/trigger/?kind=everything: order {self._order} and its tasks committed")
+        waiting = ", ".join(f"{count} in {queue}" for queue, count in self._depths().items())
+        self.console.say("sqs", f"messages that wait: {waiting}")
+
+    def watch_until_ended(self, watcher: Watcher) -> None:
+        """Tell what happens until every task has ended and nothing is left on the queues."""
+        give_up_at = time.monotonic() + PATIENCE
+        while True:
+            watcher.look()
+            if self._all_ended():
+                return
+            if time.monotonic() > give_up_at:
+                self.console.say("demo", f"gives up: not everything has ended in {PATIENCE} s")
+                return
+            if time.monotonic() - self.console.spoke_at > SILENCE:
+                self.console.say(
+                    "demo", f"waits: what the killed process had comes back {PARCELS.timeout} s after it was received"
+                )
+            time.sleep(0.1)
+
+    def show_result(self) -> bool:
+        """Print the table and what to think of it; True if everything is as it should be."""
+        rows = table([record for chain in chains(self._sent) for record in chain])
+        self.console.write("", *map(self.console.fitted, rows), "")
+        if wrong := faults(self._sent, self._order):
+            log = self._log.read_text(encoding="utf-8").splitlines()[-LOG_LINES:]
+            self.console.write("WRONG:", *(f"  {fault}" for fault in wrong), "", "Last lines of the workers:", *log)
+            return False
+        self.console.write(
+            "ok: every record ended as it should, and what the tasks wrote is there exactly once.",
+            f"The plugin in shop/lambda_plugins.py counted the runs: {measured()}.",
+        )
+        return True
+
+    def _trigger(self, kind: str) -> dict[str, Any]:
+        """Ask the site for tasks of a kind, as a browser would; return its answer."""
+        request = Request(f"{self._site}/trigger/?name=Alice&kind={kind}", headers={"Accept": "application/json"})
+        with build_opener(ProxyHandler({})).open(request, timeout=30) as answer:
+            placed: dict[str, Any] = json.load(answer)
+        return placed
+
+    def _depths(self) -> dict[str, int]:
+        """Return how many messages each queue has: visible, delayed and in flight."""
+        names = [f"ApproximateNumberOfMessages{state}" for state in ("", "Delayed", "NotVisible")]
+        return {
+            queue: sum(int(counts[name]) for name in names)
+            for queue, url in queue_urls().items()
+            for counts in [self._sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]]
+        }
+
+    def _all_ended(self) -> bool:
+        ended = all(chain and chain[-1].status in ("SUCCESS", "FAILED") for chain in chains(self._sent))
+        return ended and not any(self._depths().values())
+
+
+class Watcher:
+    """Tells of each change of a record, and kills who packs a parcel for the first time."""
+
+    def __init__(self, console: Console, workers: Workers) -> None:
+        self._console = console
+        self._workers = workers
+        self._seen: dict[UUID, tuple[str, int]] = {}
+        self._kill_at: dict[UUID, float] = {}
+
+    def look(self) -> None:
+        """Look once at the newest records; raises `CannotRun` if a worker has ended by itself."""
+        if self._workers.failures:
+            raise CannotRun(f"A worker has ended: {self._workers.failures[0]}")
+        for record in TaskRecord.objects.order_by("-start_time")[:100][::-1]:
+            state = (record.status, record.takeovers)
+            if self._seen.get(record.pk) != state:
+                self._seen[record.pk] = state
+                self._tell(record)
+            if state == ("RUNNING", 0) and short_name(record.task_name) == "pack_parcel":
+                self._kill_in_time(record)
+
+    def _tell(self, record: TaskRecord) -> None:
+        text = outcome(record)
+        if record.status == "RUNNING" and record.takeovers:
+            text = "again, taken over from the killed process"
+        self._console.say("record", f"{short_name(record.task_name):<16} {record.status:<9} {text}".rstrip())
+
+    def _kill_in_time(self, record: TaskRecord) -> None:
+        now = time.monotonic()
+        if now >= self._kill_at.setdefault(record.pk, now + UNTIL_KILLED):
+            self._kill_at[record.pk] = float("inf")
+            pid = self._workers.pids[f"{PARCELS.queue}-1"]
+            self._console.say("demo", f"kills process {pid}, in the middle of pack_parcel")
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def chains(roots: list[str]) -> list[list[TaskRecord]]:
+    """Return for each invocation that was sent its record and those of its retries, in their order."""
+    found: dict[str, list[TaskRecord]] = {root: [] for root in roots}
+    for record in TaskRecord.objects.filter(root_id__in=roots).order_by("n_retries"):
+        found[str(record.root_id)].append(record)
+    return list(found.values())
+
+
+def faults(roots: list[str], order: int) -> list[str]:
+    """Return what is not as it should be."""
+    found: list[str] = []
+    ended = sorted(filter(None, chains(roots)), key=len)
+    for expected in EXPECTED:
+        chain = next((chain for chain in ended if short_name(chain[0].task_name) == expected.task), None)
+        if chain is None:
+            found.append(f"{expected.task}: there is no record of it.")
+        else:
+            ended.remove(chain)
+            found += faults_of(chain, expected)
+    events = Counter(OrderEvent.objects.filter(order_id=order).values_list("text", flat=True))
+    if events != EXPECTED_EVENTS:
+        found.append(f"The tasks wrote {dict(events)}, and should have written {EXPECTED_EVENTS}.")
+    return found
+
+
+def faults_of(chain: list[TaskRecord], expected: Expected) -> Iterator[str]:
+    statuses, last = " ".join(record.status for record in chain), chain[-1]
+    if not re.fullmatch(expected.statuses, statuses):
+        yield f"{expected.task}: it went {statuses}, and should have gone {expected.statuses}."
+    elif expected.outcome not in outcome(last):
+        yield f"{expected.task}: it ended with {outcome(last)!r}, and should have with {expected.outcome!r} in it."
+    if last.takeovers != expected.crashes:
+        yield f"{expected.task}: {last.takeovers} workers died under it, and should have been {expected.crashes}."
+
+
+def table(records: list[TaskRecord]) -> list[str]:
+    head = f"{'task':<16} {'status':<9} {'seconds':>7} {'retries':>8}  result, or last line of the traceback"
+    return [
+        head,
+        "-" * len(head),
+        *(
+            f"{short_name(record.task_name):<16} {record.status:<9} {seconds(record, now=timezone.now()):7.2f} "
+            f"{record.n_retries:8}  {outcome(record)}".rstrip()
+            for record in records
+        ),
+    ]
+
+
+def measured() -> str:
+    """Return how often runs ended in which way, as the plugin has counted it."""
+    rows = Measurement.objects.order_by("outcome").values_list("outcome").annotate(Sum("runs"))
+    return ", ".join(f"{how} {runs}" for how, runs in rows)

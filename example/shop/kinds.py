@@ -1,0 +1,121 @@
+"""The kinds of task that the page offers, and how each is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from django.db import transaction
+
+from lambda_tasks.jobs import TaskHandle
+from lambda_tasks.tasks import cleanup_task_records
+from shop import tasks
+from shop.models import Order
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One button. `send` is called in the transaction that places the order."""
+
+    name: str
+    title: str
+    text: str
+    send: Callable[[Order], list[TaskHandle]]
+    #: Whether kind=everything sends it too.
+    in_everything: bool = True
+
+
+def count_stock_twice(order: Order) -> list[TaskHandle]:
+    return [tasks.count_stock.execute_on_commit(order_id=order.pk) for _ in range(2)]
+
+
+def send_and_roll_back(order: Order) -> list[TaskHandle]:
+    tasks.send_receipt.execute_on_commit(order_id=order.pk, name=order.customer)
+    transaction.set_rollback(True)
+    return []
+
+
+KINDS: Final = (
+    Kind(
+        "success",
+        "Success",
+        "What the task returns stands in its record.",
+        lambda order: [tasks.send_receipt.execute_on_commit(order_id=order.pk, name=order.customer)],
+    ),
+    Kind(
+        "failure",
+        "Failure",
+        "The card is refused: the traceback stays, what was written is rolled back.",
+        lambda order: [tasks.charge_card.execute_on_commit(order_id=order.pk)],
+    ),
+    Kind(
+        "ignored",
+        "Ignored",
+        "No newsletter is wanted, which is fine: SUCCESS, with the traceback.",
+        lambda order: [tasks.send_newsletter.execute_on_commit(order_id=order.pk)],
+    ),
+    Kind(
+        "retry",
+        "Retry",
+        "The warehouse is busy twice. Each attempt has a record.",
+        lambda order: [tasks.reserve_stock.execute_on_commit(order_id=order.pk)],
+    ),
+    Kind(
+        "singleton",
+        "Singleton",
+        "Two counts at once: one gives way and is retried.",
+        count_stock_twice,
+    ),
+    Kind(
+        "soft-timeout",
+        "Soft timeout",
+        "The report is told that its time is over, and hands in what it has.",
+        lambda order: [tasks.build_report.execute_on_commit(order_id=order.pk)],
+    ),
+    Kind(
+        "hard-timeout",
+        "Hard timeout",
+        "The search does not listen. It is interrupted.",
+        lambda order: [tasks.search_archive.execute_on_commit(order_id=order.pk)],
+    ),
+    Kind(
+        "async",
+        "Async",
+        "A coroutine fetches three rates at a time.",
+        lambda order: [tasks.fetch_rates.execute_on_commit(order_id=order.pk, currencies=["EUR", "NOK", "DOGE"])],
+    ),
+    Kind(
+        "delay",
+        "Delay",
+        "A reminder that waits for 3 seconds.",
+        lambda order: [tasks.send_reminder.using(delay=3).execute_on_commit(order_id=order.pk)],
+    ),
+    Kind(
+        "crash",
+        "Crash",
+        "The worker is killed while it packs. Another takes over, and there is one parcel.",
+        lambda order: [tasks.pack_parcel.execute_on_commit(order_id=order.pk)],
+    ),
+    Kind(
+        "rollback",
+        "Rolled back",
+        "The request sends a task and rolls back: nothing leaves.",
+        send_and_roll_back,
+        in_everything=False,
+    ),
+    Kind(
+        "cleanup",
+        "Clean up",
+        "The library's own task deletes all earlier records.",
+        lambda order: [cleanup_task_records.execute_on_commit(retention_days=0)],
+        in_everything=False,
+    ),
+)
+
+
+def chosen_kinds(name: str) -> list[Kind]:
+    """Return the kind called `name`, or those that "everything" means; an empty list if there is none."""
+    if name == "everything":
+        return [kind for kind in KINDS if kind.in_everything]
+    return [kind for kind in KINDS if kind.name == name]

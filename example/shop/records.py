@@ -1,0 +1,32 @@
+"""What a record has to say, in one line: for the page and for the demo's table."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+
+from lambda_tasks.models import TaskRecord
+
+
+def short_name(task_name: str) -> str:
+    return task_name.rpartition(".")[2]
+
+
+def outcome(record: TaskRecord) -> str:
+    """Return the last line of the traceback, or else the result as JSON; nothing while it runs.
+
+    An exception is named without the path of its module.
+    """
+    if record.traceback:
+        return re.sub(r"^[\w.]+\.(?=\w+(:|$))", "", record.traceback.strip().splitlines()[-1])
+    if record.status == TaskRecord.TaskStatus.SUCCESS:
+        return json.dumps(record.result, ensure_ascii=False)
+    return ""
+
+
+def seconds(record: TaskRecord, *, now: datetime) -> float:
+    """Return how long it took, or takes until now."""
+    if record.start_time is None:
+        return 0.0
+    return max(((record.end_time or now) - record.start_time).total_seconds(), 0.0)
