@@ -1,0 +1,134 @@
+"""`manage.py lambda_tasks SUBCOMMAND`: what the library offers on the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+
+from lambda_tasks.settings import app_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from django.core.management.base import CommandParser
+
+    from lambda_tasks.local.progress import Event
+
+
+class Command(BaseCommand):
+    help = "Tools of django-lambda-tasks."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        subcommands = parser.add_subparsers(dest="subcommand", metavar="subcommand", required=True)
+        self._add_worker(subcommands)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        options["run"](**options)
+
+    # worker
+
+    def _add_worker(self, subcommands: Any) -> None:
+        parser: CommandParser = subcommands.add_parser(
+            "worker",
+            help="Run tasks on this machine, in the runtime that Lambda uses, as they arrive in SQS.",
+        )
+        parser.set_defaults(run=self._work)
+        parser.add_argument(
+            "--queue",
+            action="append",
+            metavar="NAME",
+            help="a queue of LAMBDA_TASKS_QUEUES to serve; may be repeated (default: all of them)",
+        )
+        parser.add_argument(
+            "--concurrency", type=int, default=1, metavar="N", help="processes for each queue (default: 1)"
+        )
+        parser.add_argument(
+            "--batch-size", type=int, default=10, metavar="N", help="messages for one invocation (default: 10)"
+        )
+        parser.add_argument(
+            "--batching-window",
+            type=int,
+            default=0,
+            metavar="S",
+            help="seconds in which a batch may fill; needed for more than 10 messages (default: 0)",
+        )
+        parser.add_argument(
+            "--function-timeout",
+            type=float,
+            default=900,
+            metavar="S",
+            help="seconds after which an invocation is killed (default: 900, Lambda's maximum)",
+        )
+        parser.add_argument("--until-idle", action="store_true", help="end when the queues are empty")
+        parser.add_argument(
+            "--handler",
+            default="lambda_tasks.handler.handler",
+            metavar="PATH",
+            help="the Lambda function's handler (default: %(default)s)",
+        )
+
+    def _work(
+        self,
+        *,
+        queue: Sequence[str] | None,
+        concurrency: int,
+        batch_size: int,
+        batching_window: int,
+        function_timeout: float,
+        until_idle: bool,
+        handler: str,
+        **_: Any,
+    ) -> None:
+        # Imported here because it brings boto3, which costs other subcommands half a second.
+        from lambda_tasks.local.event_source import QueueUnavailable
+        from lambda_tasks.local.runtime import RuntimeStartError
+        from lambda_tasks.local.worker import LocalWorker
+
+        try:
+            self._warn_of_eager_mode()
+            worker = LocalWorker(
+                self._chosen_queues(queue),
+                handler,
+                concurrency=concurrency,
+                batch_size=batch_size,
+                batching_window=batching_window,
+                function_timeout=function_timeout,
+                report=self._report,
+            )
+            worker.run(until_idle=until_idle)
+        except (ImproperlyConfigured, ValueError, QueueUnavailable, RuntimeStartError) as error:
+            raise CommandError(str(error)) from error
+
+    def _chosen_queues(self, names: Sequence[str] | None) -> dict[str, str]:
+        queues = app_settings.queues
+        for name in names or ():
+            if name not in queues:
+                raise CommandError(
+                    f"Queue {name!r} is not in LAMBDA_TASKS_QUEUES ({', '.join(sorted(queues))}); "
+                    f"add its URL there or fix --queue."
+                )
+        return {name: queues[name] for name in names or queues}
+
+    def _warn_of_eager_mode(self) -> None:
+        if app_settings.eager:
+            self._print(
+                "LAMBDA_TASKS_EAGER is True in these settings: tasks run where they are called and reach no queue.",
+                self.style.WARNING,
+            )
+
+    def _report(self, event: Event) -> None:
+        from lambda_tasks.local import progress
+
+        match event:
+            case progress.Finished(kept_ids=[_, *_]):
+                self._print(str(event), self.style.ERROR)
+            case progress.Warned() | progress.Trouble():
+                self._print(str(event), self.style.WARNING)
+            case _:
+                self._print(str(event))
+
+    def _print(self, text: str, style: Any = None) -> None:
+        self.stdout.write(text, style)
+        self.stdout.flush()  # into a pipe or a file it would wait for 8 KiB

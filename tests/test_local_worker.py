@@ -1,0 +1,784 @@
+"""The local worker: real SQS calls to a moto server, the real awslambdaric, and faults in the handler."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import boto3
+import pytest
+from django.core.management import CommandError, call_command
+from moto.server import ThreadedMotoServer
+
+from lambda_tasks.local import worker as worker_module
+from lambda_tasks.local.event_source import EventSource, QueueUnavailable
+from lambda_tasks.local.progress import (
+    Event,
+    Finished,
+    Output,
+    Received,
+    RuntimeReady,
+    Started,
+    Summary,
+    Trouble,
+    Warned,
+)
+from lambda_tasks.local.runtime import RuntimeStartError
+from lambda_tasks.local.worker import LocalWorker, log
+
+PATIENCE = 20  # seconds: only a test that is broken waits so long
+PROJECT = Path(__file__).parents[1]
+
+E = TypeVar("E", bound=Event)
+
+# A message says what the handler is to do when it meets it, the first time or for some `times`.
+HANDLER = """
+import json, os, signal, socket, time
+
+def handler(event, context):
+    failed = []
+    for record in event["Records"]:
+        order = json.loads(record["body"])
+        with open(os.environ["SEEN"], "a") as seen:
+            seen.write(json.dumps({"body": order, "record": record, "pid": os.getpid()}) + "\\n")
+        if int(record["attributes"]["ApproximateReceiveCount"]) <= order.get("times", 1):
+            if obey(order) == "failed":
+                failed.append({"itemIdentifier": record["messageId"]})
+    return {"batchItemFailures": failed}
+
+def obey(order):
+    match order.get("do"):
+        case "fail":
+            return "failed"
+        case "raise":
+            raise ValueError("no stock")
+        case "exit":
+            os._exit(7)
+        case "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "hang":
+            time.sleep(60)
+        case "send":
+            import boto3
+            boto3.client("sqs").send_message(QueueUrl=order["to"], MessageBody="{}")
+        case "meet":
+            # Tells that it is there, and goes on when it is told to.
+            with socket.create_connection(order["address"]) as connection:
+                connection.sendall(b"here")
+                connection.recv(1)
+"""
+
+
+# What the tests work with
+
+
+@dataclass
+class Watch:
+    """Takes a worker's reports, and waits for one of a kind."""
+
+    events: list[Event] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __call__(self, event: Event) -> None:
+        with self.changed:
+            self.events.append(event)
+            self.changed.notify_all()
+
+    def all(self, kind: type[E]) -> list[E]:
+        with self.changed:
+            return [event for event in self.events if isinstance(event, kind)]
+
+    def wait_for(self, kind: type[E], which: Callable[[E], bool] = lambda event: True) -> E:
+        def found() -> list[E]:
+            return [event for event in self.all(kind) if which(event)]
+
+        with self.changed:
+            assert self.changed.wait_for(found, PATIENCE), f"no {kind.__name__} among {self.events}"
+            return found()[0]
+
+
+@dataclass(frozen=True)
+class Queue:
+    url: str
+    client: Any
+
+    def send(self, order: dict[str, Any] | None = None, **options: Any) -> str:
+        body = json.dumps(order or {})
+        message_id: str = self.client.send_message(QueueUrl=self.url, MessageBody=body, **options)["MessageId"]
+        return message_id
+
+    def depth(self) -> tuple[int, int]:
+        """How many messages are visible, and how many in flight."""
+        attributes = self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])["Attributes"]
+        return (
+            int(attributes["ApproximateNumberOfMessages"]),
+            int(attributes["ApproximateNumberOfMessagesNotVisible"]),
+        )
+
+    def set_visibility_timeout(self, seconds: int) -> None:
+        self.client.set_queue_attributes(QueueUrl=self.url, Attributes={"VisibilityTimeout": str(seconds)})
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def client(endpoint: str) -> Any:
+    return boto3.client(
+        "sqs",
+        endpoint_url=endpoint,
+        region_name="eu-west-1",
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+    )
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch, endpoint: str, tmp_path: Path) -> None:
+    (tmp_path / "orders.py").write_text(HANDLER)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "AWS_ENDPOINT_URL_SQS": endpoint,
+        "NO_PROXY": "127.0.0.1",
+        "SEEN": str(tmp_path / "seen"),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PROJECT)]),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # An end waits for the poll that runs; these do not wait for messages.
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0)
+    monkeypatch.setattr(worker_module, "POLL_SECONDS_UNTIL_IDLE", 0)
+
+
+@pytest.fixture
+def make_queue(client: Any, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Queue]]:
+    """Makes queues with a visibility timeout of an hour: what a test leaves in flight stays there."""
+    made: list[Queue] = []
+
+    def make(name: str) -> Queue:
+        unique = f"{name}-{abs(hash(request.node.nodeid))}"
+        url = client.create_queue(QueueName=unique, Attributes={"VisibilityTimeout": "3600"})["QueueUrl"]
+        made.append(Queue(url, client))
+        return made[-1]
+
+    yield make
+    for queue in made:
+        client.delete_queue(QueueUrl=queue.url)
+
+
+@pytest.fixture
+def queue(make_queue: Callable[[str], Queue]) -> Queue:
+    return make_queue("default")
+
+
+@pytest.fixture
+def other(make_queue: Callable[[str], Queue]) -> Queue:
+    return make_queue("other")
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Where a handler that is to "meet" connects to."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE)
+        yield server
+
+
+def meet(listener: socket.socket) -> socket.socket:
+    connection, _ = listener.accept()
+    connection.settimeout(PATIENCE)
+    assert connection.recv(4) == b"here"
+    return connection
+
+
+def seen() -> list[dict[str, Any]]:
+    """What the handlers met, in order, whether they survived it or not."""
+    path = Path(os.environ["SEEN"])
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def worker_for(watch: Watch, **queues: Queue) -> LocalWorker:
+    urls = {name: queue.url for name, queue in queues.items()}
+    return LocalWorker(urls, "orders.handler", report=watch)
+
+
+@contextmanager
+def running(worker: LocalWorker, **options: Any) -> Iterator[None]:
+    """Run the worker in a thread for as long as the block, and raise here what it raised there."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            worker.run(**options)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+        worker.stop()
+    except BaseException:
+        worker.kill()
+        raise
+    finally:
+        thread.join(PATIENCE)
+    assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+
+
+# Delivery
+
+
+def test_a_batch_is_delivered_and_deleted(queue: Queue, watch: Watch) -> None:
+    attribute = {"StringValue": "0193", "DataType": "String"}
+    ids = {queue.send({"number": number}, MessageAttributes={"id": attribute}) for number in range(3)}
+
+    summary = worker_for(watch, default=queue).run(until_idle=True)
+
+    assert summary == Summary(batches=1, done=3)
+    assert queue.depth() == (0, 0)
+    assert [each["body"]["number"] for each in seen()] == [0, 1, 2]
+    record = seen()[0]["record"]
+    assert record["messageId"] in ids
+    assert record["messageAttributes"]["id"]["stringValue"] == "0193"
+    assert record["attributes"]["ApproximateReceiveCount"] == "1"
+    assert record["eventSourceARN"].startswith("arn:aws:sqs:eu-west-1:")
+    (finished,) = watch.all(Finished)
+    assert set(finished.done_ids) == ids
+    assert not finished.kept_ids
+    assert not finished.reason
+
+
+def test_one_process_serves_batch_after_batch_of_the_size_that_is_set(queue: Queue, watch: Watch) -> None:
+    for number in range(5):
+        queue.send({"number": number})
+
+    LocalWorker({"default": queue.url}, "orders.handler", batch_size=2, report=watch).run(until_idle=True)
+
+    assert [len(received.message_ids) for received in watch.all(Received)] == [2, 2, 1]
+    assert len({each["pid"] for each in seen()}) == 1
+
+
+def test_a_window_makes_larger_batches(queue: Queue, watch: Watch) -> None:
+    for number in range(12):
+        queue.send({"number": number})
+
+    worker = LocalWorker({"default": queue.url}, "orders.handler", batch_size=12, batching_window=5, report=watch)
+    worker.run(until_idle=True)
+
+    assert [len(received.message_ids) for received in watch.all(Received)] == [12]
+
+
+def test_batches_of_one_queue_run_side_by_side(queue: Queue, watch: Watch, listener: socket.socket) -> None:
+    for _ in range(2):
+        queue.send({"do": "meet", "address": listener.getsockname()})
+    worker = LocalWorker({"default": queue.url}, "orders.handler", concurrency=2, batch_size=1, report=watch)
+
+    with running(worker, until_idle=True):
+        with meet(listener), meet(listener):  # both are there, none has gone
+            pass
+        watch.wait_for(Summary)
+
+    assert queue.depth() == (0, 0)
+
+
+# Failures
+
+
+def test_a_partial_failure_leaves_just_what_failed(queue: Queue, watch: Watch) -> None:
+    ids = [queue.send(order) for order in ({}, {"do": "fail"}, {})]
+
+    with running(worker_for(watch, default=queue)):
+        finished = watch.wait_for(Finished)
+
+    assert finished.kept_ids == (ids[1],)
+    assert finished.outcome == "answered"
+    assert queue.depth() == (0, 1)
+
+
+def test_an_exception_keeps_the_whole_batch(queue: Queue, watch: Watch) -> None:
+    ids = [queue.send(order) for order in ({}, {"do": "raise"})]
+
+    with running(worker_for(watch, default=queue)):
+        finished = watch.wait_for(Finished)
+        output = watch.wait_for(Output)
+
+    assert finished.kept_ids == tuple(ids)
+    assert finished.outcome == "raised"
+    assert finished.reason == "the handler raised ValueError: no stock"
+    assert queue.depth() == (0, 2)
+    assert len(watch.all(RuntimeReady)) == 1  # the process is the same
+    assert str(output) == "default-1 | [ERROR] ValueError: no stock"
+
+
+def test_a_crash_keeps_the_batch_and_another_process_goes_on(queue: Queue, watch: Watch) -> None:
+    ids = [queue.send({}), queue.send({"do": "segfault"})]
+
+    with running(worker_for(watch, default=queue)):
+        crashed = watch.wait_for(Finished)
+        watch.wait_for(RuntimeReady, lambda ready: ready.is_restart)
+        queue.send({"number": 3})
+        after = watch.wait_for(Finished, lambda finished: finished is not crashed)
+
+    assert crashed.outcome == "crashed"
+    assert crashed.kept_ids == tuple(ids)
+    assert crashed.reason == "the runtime crashed: killed by SIGSEGV"
+    assert len(after.done_ids) == 1
+    assert queue.depth() == (0, 2)
+    assert seen()[-1]["pid"] != seen()[0]["pid"]
+
+
+def test_a_crash_does_not_touch_another_queue(
+    queue: Queue, other: Queue, watch: Watch, listener: socket.socket
+) -> None:
+    other.send({"do": "meet", "address": listener.getsockname()})
+
+    with running(worker_for(watch, default=queue, other=other)):
+        with meet(listener):  # a batch of the other queue runs on, meanwhile
+            queue.send({"do": "exit"})
+            watch.wait_for(Finished, lambda finished: finished.outcome == "crashed")
+        done = watch.wait_for(Finished, lambda finished: finished.environment == "other-1")
+
+    assert done.outcome == "answered"
+    assert other.depth() == (0, 0)
+    assert queue.depth() == (0, 1)
+
+
+def test_a_batch_that_overstays_the_functions_timeout_is_killed(queue: Queue, watch: Watch) -> None:
+    queue.send({"do": "hang"})
+    worker = LocalWorker({"default": queue.url}, "orders.handler", function_timeout=0.5, report=watch)
+
+    with running(worker):
+        finished = watch.wait_for(Finished)
+        watch.wait_for(RuntimeReady, lambda ready: ready.is_restart)
+
+    assert finished.outcome == "timed out"
+    assert finished.reason == "the function timed out after 0.5 s"
+    assert queue.depth() == (0, 1)
+
+
+def test_what_failed_is_delivered_again_when_its_visibility_ends(queue: Queue, watch: Watch) -> None:
+    queue.set_visibility_timeout(1)
+    queue.send({"do": "fail"})
+
+    summary = worker_for(watch, default=queue).run(until_idle=True)
+
+    assert summary == Summary(batches=2, done=1, kept=1)
+    assert [each["record"]["attributes"]["ApproximateReceiveCount"] for each in seen()] == ["1", "2"]
+
+
+def test_a_process_that_dies_between_batches_is_replaced_before_the_next(queue: Queue, watch: Watch) -> None:
+    with running(worker_for(watch, default=queue)):
+        os.kill(watch.wait_for(RuntimeReady).pid, signal.SIGKILL)
+        watch.wait_for(RuntimeReady, lambda ready: ready.is_restart)
+        queue.send()
+        finished = watch.wait_for(Finished)
+
+    assert finished.outcome == "answered"
+
+
+def test_the_worker_outlives_an_outage_of_sqs(
+    queue: Queue, client: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "RETRY_SECONDS", 0.05)
+    name = queue.url.rpartition("/")[2]
+
+    with running(worker_for(watch, default=queue)):
+        watch.wait_for(RuntimeReady)
+        client.delete_queue(QueueUrl=queue.url)
+        watch.wait_for(Trouble)
+        client.create_queue(QueueName=name)
+        queue.send()
+        watch.wait_for(Finished)
+
+
+def test_a_batch_whose_deletion_fails_is_told(queue: Queue, client: Any) -> None:
+    class DeletesTheQueue(Watch):
+        """Takes the queue away while the batch runs, so that what is done cannot be deleted."""
+
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, Received):
+                client.delete_queue(QueueUrl=queue.url)
+            super().__call__(event)
+
+    watch = DeletesTheQueue()
+    queue.send()
+
+    with running(worker_for(watch, default=queue)):
+        trouble = watch.wait_for(Trouble)
+        watch.wait_for(Finished)
+
+    assert "did not delete what is done" in trouble.text
+    client.create_queue(QueueName=queue.url.rpartition("/")[2])
+
+
+# Until idle
+
+
+def test_nothing_to_do_is_idle_and_no_process_is_left(queue: Queue, other: Queue, watch: Watch) -> None:
+    worker = LocalWorker({"a": queue.url, "b": other.url}, "orders.handler", concurrency=2, report=watch)
+
+    assert worker.run(until_idle=True) == Summary()
+
+    assert watch.all(RuntimeReady)
+    for ready in watch.all(RuntimeReady):
+        with pytest.raises(ProcessLookupError):
+            os.kill(ready.pid, 0)
+
+
+def test_delayed_messages_are_waited_for(queue: Queue, watch: Watch) -> None:
+    queue.send(DelaySeconds=1)
+
+    assert worker_for(watch, default=queue).run(until_idle=True).done == 1
+
+
+def test_messages_that_a_task_sends_are_waited_for(queue: Queue, other: Queue, watch: Watch) -> None:
+    queue.send({"do": "send", "to": other.url})
+
+    summary = worker_for(watch, other=other, default=queue).run(until_idle=True)
+
+    assert summary.done == 2
+    assert other.depth() == queue.depth() == (0, 0)
+
+
+def test_a_message_that_is_sent_while_the_queues_are_asked_is_not_overlooked(
+    queue: Queue, other: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_idle = EventSource.is_idle
+    happened = threading.Event()
+
+    def is_idle_with_bad_luck(source: EventSource) -> bool:
+        """Once, between the answers of the two queues, a task of the second sends to the first."""
+        answer = is_idle(source)
+        if happened.is_set():
+            return answer
+        if threading.current_thread().name != "other-1":
+            return False  # the other queue's thread is to be the one that asks
+        happened.set()
+        queue.send({"do": "send", "to": other.url})
+        watch.wait_for(Finished)
+        return answer
+
+    monkeypatch.setattr(EventSource, "is_idle", is_idle_with_bad_luck)
+
+    summary = worker_for(watch, other=other, default=queue).run(until_idle=True)
+
+    assert summary.done == 2
+    assert other.depth() == (0, 0)
+
+
+def test_a_message_that_runs_elsewhere_is_waited_for(queue: Queue, watch: Watch, client: Any) -> None:
+    queue.send()
+    (elsewhere,) = client.receive_message(QueueUrl=queue.url)["Messages"]
+
+    with running(worker_for(watch, default=queue), until_idle=True):
+        watch.wait_for(RuntimeReady)
+        assert not watch.all(Summary)
+        client.delete_message(QueueUrl=queue.url, ReceiptHandle=elsewhere["ReceiptHandle"])
+        watch.wait_for(Summary)
+
+
+# Beginning and end
+
+
+def test_a_stop_lets_the_batch_finish(queue: Queue, watch: Watch, listener: socket.socket) -> None:
+    queue.send({"do": "meet", "address": listener.getsockname()})
+    worker = worker_for(watch, default=queue)
+
+    with running(worker):
+        with meet(listener):
+            worker.stop()
+            queue.send({"number": 2})
+        watch.wait_for(Summary)
+
+    assert [each["body"].get("do") for each in seen()] == ["meet"]
+    assert queue.depth() == (1, 0)  # the second one was not even received
+
+
+def test_a_worker_that_is_stopped_before_it_runs_receives_nothing(queue: Queue, watch: Watch) -> None:
+    queue.send()
+    worker = worker_for(watch, default=queue)
+    worker.stop()
+
+    assert worker.run() == Summary()
+    assert queue.depth() == (1, 0)
+
+
+def test_kill_ends_what_runs_and_keeps_it(queue: Queue, watch: Watch, listener: socket.socket) -> None:
+    queue.send({"do": "meet", "address": listener.getsockname()})
+    worker = worker_for(watch, default=queue)
+
+    with running(worker), meet(listener) as connection:
+        worker.kill()
+        assert connection.recv(1) == b""  # the process is gone
+
+    assert watch.all(Finished)[0].outcome == "crashed"
+    assert len(watch.all(RuntimeReady)) == 1
+    assert queue.depth() == (0, 1)
+
+
+def test_after_kill_nothing_is_begun_that_the_last_poll_brings(
+    queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 20)
+    worker = worker_for(watch, default=queue)
+
+    with running(worker):
+        watch.wait_for(RuntimeReady)
+        worker.kill()
+        queue.send()  # ends the poll, if one is under way
+
+    assert watch.all(Received) == []
+    assert len(watch.all(RuntimeReady)) == 1
+    assert sum(queue.depth()) == 1
+
+
+def test_kill_ends_a_process_that_is_starting(
+    queue: Queue, watch: Watch, listener: socket.socket, tmp_path: Path
+) -> None:
+    (tmp_path / "slow_start.py").write_text(
+        f"import orders; orders.obey({{'do': 'meet', 'address': {listener.getsockname()!r}}})"
+    )
+    worker = LocalWorker({"default": queue.url}, "slow_start.handler", report=watch)
+
+    with running(worker), meet(listener) as connection:
+        worker.kill()
+        assert connection.recv(1) == b""  # the process is gone
+
+    assert watch.all(Summary) == [Summary()]
+
+
+def test_what_a_report_raises_ends_the_worker(queue: Queue) -> None:
+    def report(event: Event) -> None:
+        if isinstance(event, RuntimeReady):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        LocalWorker({"default": queue.url}, "orders.handler", report=report).run()
+
+
+def test_a_handler_that_cannot_be_loaded_uses_up_no_receive(queue: Queue, watch: Watch) -> None:
+    queue.send()
+
+    with pytest.raises(RuntimeStartError, match=r"no_such\.handler"):
+        LocalWorker({"default": queue.url}, "no_such.handler", report=watch).run()
+
+    assert queue.depth() == (1, 0)
+
+
+def test_a_queue_that_does_not_exist_is_named(queue: Queue, watch: Watch) -> None:
+    with pytest.raises(QueueUnavailable, match="Queue 'mail'"):
+        LocalWorker({"default": queue.url, "mail": queue.url + "-no"}, "orders.handler", report=watch).run()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"queues": {}}, "no queue to serve"),
+        ({"concurrency": 0}, "concurrency is 0; give a whole number of 1 to 1000"),
+        ({"batch_size": 10_001, "batching_window": 1}, "batch_size is 10001; give a whole number of 1 to 10000"),
+        ({"batch_size": 11}, "batch_size is 11; above 10, set batching_window too"),
+        ({"batching_window": 301}, "batching_window is 301; give a whole number of 0 to 300"),
+        ({"function_timeout": 901}, "function_timeout is 901; give up to 900 seconds"),
+        ({"function_timeout": 0}, "function_timeout is 0"),
+    ],
+)
+def test_options_that_lambda_would_refuse(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LocalWorker(**{"queues": {"default": "http://127.0.0.1:9/1/q"}, **options})
+
+
+# Reports
+
+
+def test_reports_are_lines_to_read(queue: Queue, watch: Watch) -> None:
+    queue.set_visibility_timeout(1)
+    message_id = queue.send({"do": "exit"})
+
+    worker_for(watch, default=queue).run(until_idle=True)
+
+    first, second = watch.all(RuntimeReady)
+    short_visibility = (
+        "queue 'default' has a visibility timeout of 1 s, less than the function's timeout of 900 s: a batch that "
+        "takes longer is delivered again while it runs. AWS refuses such a pair; give the queue a longer one."
+    )
+    assert [str(event) for event in watch.events] == [
+        f"Worker for orders.handler, 1 process for each queue:\n  default: {queue.url}",
+        f"Warning: {short_visibility}",
+        f"default-1: ready, process {first.pid}",
+        f"default-1: received 1 message ({message_id})",
+        f"default-1: 1 message ({message_id}) not done, to come again: the runtime crashed: exit status 7",
+        f"default-1: started again, process {second.pid}",
+        f"default-1: received 1 message ({message_id})",
+        f"default-1: 1 message done in {watch.all(Finished)[1].seconds:.2f} s",
+        "Stopped after 2 batches: 1 done, 1 not done, 1 batch crashed",
+    ]
+
+
+def test_a_partial_failure_is_one_line_to_read() -> None:
+    finished = Finished("default-1", "answered", ("a", "b"), ("c", "d", "e", "f"), "no luck", 1.234)
+
+    assert str(finished) == (
+        "default-1: 2 messages done in 1.23 s; 4 messages (c, d, e, …) not done, to come again: no luck"
+    )
+
+
+def test_by_default_a_worker_logs(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lambda_tasks.local")
+
+    log(Started({"default": "url"}, "h.h", 1))
+    log(Warned("too short"))
+
+    assert [(record.levelname, record.getMessage().splitlines()[0]) for record in caplog.records] == [
+        ("INFO", "Worker for h.h, 1 process for each queue:"),
+        ("WARNING", "Warning: too short"),
+    ]
+
+
+# The command
+
+
+def test_the_command_runs_the_queues_of_the_settings(queue: Queue, other: Queue, settings: Any, capsys: Any) -> None:
+    settings.LAMBDA_TASKS_QUEUES = {"default": queue.url, "other": other.url}
+    queue.send()
+    other.send()
+
+    call_command("lambda_tasks", "worker", "--until-idle", "--handler", "orders.handler")
+
+    assert "Stopped after 2 batches: 2 done, 0 not done" in capsys.readouterr().out
+
+
+def test_the_command_can_serve_some_queues_only(queue: Queue, other: Queue, settings: Any) -> None:
+    settings.LAMBDA_TASKS_QUEUES = {"default": queue.url, "other": other.url}
+    queue.send()
+    other.send()
+
+    call_command("lambda_tasks", "worker", "--queue=other", "--until-idle", "--handler=orders.handler")
+
+    assert queue.depth() == (1, 0)
+    assert other.depth() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--queue=mail"], r"Queue 'mail' is not in LAMBDA_TASKS_QUEUES \(default\); add its URL there or fix --queue"),
+        (["--concurrency=0"], "concurrency is 0; give a whole number"),
+        (["--batch-size=20"], "set batching_window too"),
+        (["--handler=no_such.handler", "--until-idle"], "cannot load the handler 'no_such.handler'"),
+    ],
+)
+def test_the_command_says_what_is_wrong(queue: Queue, settings: Any, arguments: list[str], message: str) -> None:
+    settings.LAMBDA_TASKS_QUEUES = {"default": queue.url}
+
+    with pytest.raises(CommandError, match=message):
+        call_command("lambda_tasks", "worker", *arguments)
+
+
+def test_the_command_names_a_setting_that_cannot_work(settings: Any) -> None:
+    settings.LAMBDA_TASKS_QUEUES = {"mail": "url"}
+
+    with pytest.raises(CommandError, match="LAMBDA_TASKS_QUEUES"):
+        call_command("lambda_tasks", "worker")
+
+
+def test_the_command_warns_of_eager_mode(settings: Any, capsys: Any) -> None:
+    settings.LAMBDA_TASKS_EAGER = True
+
+    with pytest.raises(CommandError):
+        call_command("lambda_tasks", "worker", "--concurrency=0")
+
+    assert "LAMBDA_TASKS_EAGER is True" in capsys.readouterr().out
+
+
+@contextmanager
+def command(queue: Queue, directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process group of its own, as a shell starts it."""
+    (directory / "shop_settings.py").write_text(
+        f"""
+SECRET_KEY = "only for tests"
+INSTALLED_APPS = ["lambda_tasks"]
+DATABASES = {{"default": {{"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}}}
+LAMBDA_TASKS_QUEUES = {{"default": {queue.url!r}}}
+"""
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "django", "lambda_tasks", "worker", "--handler=orders.handler"],
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "shop_settings"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    watchdog = threading.Timer(PATIENCE, process.kill)  # ends a test that would read its output for ever
+    watchdog.start()
+    try:
+        with process:
+            yield process
+    finally:
+        watchdog.cancel()
+        process.kill()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError(f"{text!r} is not in {lines}")
+
+
+def test_ctrl_c_lets_the_batch_finish(queue: Queue, tmp_path: Path, listener: socket.socket) -> None:
+    queue.send({"do": "meet", "address": listener.getsockname()})
+
+    with command(queue, tmp_path) as process:
+        with meet(listener):
+            os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
+            read_until(process, "Finishing what runs, then stopping")
+        read_until(process, "1 message done")
+        assert process.wait(PATIENCE) == 0
+
+    assert queue.depth() == (0, 0)
+
+
+def test_a_second_signal_kills_what_runs(queue: Queue, tmp_path: Path, listener: socket.socket) -> None:
+    queue.send({"do": "meet", "address": listener.getsockname()})
+
+    with command(queue, tmp_path) as process, meet(listener) as connection:
+        process.send_signal(signal.SIGTERM)
+        read_until(process, "Again to kill it")
+        process.send_signal(signal.SIGTERM)
+        read_until(process, "the runtime crashed: killed by SIGKILL")
+        assert process.wait(PATIENCE) == 0
+        assert connection.recv(1) == b""
+
+    assert queue.depth() == (0, 1)
