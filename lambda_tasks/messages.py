@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import math
+import re
+from typing import Annotated, Any, Final
 
 from pydantic import (
     AfterValidator,
@@ -24,19 +26,27 @@ from lambda_tasks.settings import MAX_DELAY
 #: The most that the column of a record holds.
 _MAX_RETRY_NUMBER = 2**31 - 1
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
-def _storable_text(value: Any) -> Any:
-    """Refuse NUL, which SQS takes in escaped form and databases do not."""
-    if isinstance(value, str):
-        if "\x00" in value:
-            raise ValueError("contains a NUL character")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _storable_text(key)
-            _storable_text(item)
-    elif isinstance(value, list):
-        for item in value:
-            _storable_text(item)
+
+def _storable(value: Any) -> Any:
+    """Refuse what JSON or databases have no place for, wherever in `value` it stands."""
+    match value:
+        case str():
+            if "\x00" in value:
+                raise ValueError("contains a NUL character")
+            if _SURROGATE.search(value):
+                raise ValueError("contains half of a character: a surrogate without its partner")
+        case float():
+            if not math.isfinite(value):
+                raise ValueError(f"contains {value}, which is no number of JSON's")
+        case dict():
+            for key, item in value.items():
+                _storable(key)
+                _storable(item)
+        case list():
+            for item in value:
+                _storable(item)
     return value
 
 
@@ -46,7 +56,7 @@ class SQSLambdaTaskMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     task_name: Annotated[str, Field(pattern=r"^[^\s.\x00]+(\.[^\s.\x00]+)+$", max_length=255)]
-    kwargs: Annotated[dict[str, JsonValue], AfterValidator(_storable_text)] = Field(default_factory=dict)
+    kwargs: Annotated[dict[str, JsonValue], AfterValidator(_storable)] = Field(default_factory=dict)
     n_retries: Annotated[int, Field(ge=0, le=_MAX_RETRY_NUMBER)] = 0
 
     @model_serializer
