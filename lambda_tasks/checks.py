@@ -17,29 +17,41 @@ from lambda_tasks.strategies import get_backend, get_lock, get_store
 
 @register(Tags.compatibility)
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """Report each setting that cannot be used (E001), and missing queues (E002)."""
+    """Report settings that cannot be used (E001), missing queues (E002), default limits that clash (E003)."""
     return [*_invalid_settings(), *_missing_queues()]
 
 
 def _invalid_settings() -> Iterator[CheckMessage]:
+    reported = set()
     for name, setting in vars(LambdaTasksSettings).items():
         if isinstance(setting, Setting) and (setting.is_set or name != "queues"):
             try:
                 getattr(app_settings, name)
             except ImproperlyConfigured as error:
+                reported.add(str(error))
                 yield Error(str(error), id="lambda_tasks.E001")
     try:
         app_settings.timeouts(None, None, of="Every task without limits of its own")
     except ImproperlyConfigured as error:
-        yield Error(str(error), id="lambda_tasks.E003")
+        if str(error) not in reported:
+            yield Error(str(error), id="lambda_tasks.E003")
+
+
+def _unless_known(error: ImproperlyConfigured, check_id: str, obj: Any = None) -> Iterator[CheckMessage]:
+    """Report `error`, unless it is only the echo of a setting that `_invalid_settings` reports."""
+    if str(error) not in {message.msg for message in _invalid_settings()}:
+        yield Error(str(error), obj=obj, id=check_id)
+
+
+def _leaves_process() -> bool:
+    try:
+        return get_backend().leaves_process
+    except ImproperlyConfigured:
+        return False  # E004 says so
 
 
 def _missing_queues() -> Iterator[CheckMessage]:
-    try:
-        needed = get_backend().leaves_process
-    except ImproperlyConfigured:
-        return  # E004 says so
-    if needed and not LambdaTasksSettings.queues.is_set:
+    if _leaves_process() and not LambdaTasksSettings.queues.is_set:
         yield Error(
             "LAMBDA_TASKS_QUEUES is not set.",
             hint='Map queue names to SQS queue URLs: {"default": "https://sqs.…"}; or set LAMBDA_TASKS_EAGER = True '
@@ -56,10 +68,10 @@ def check_strategies(**_: Any) -> list[CheckMessage]:
         try:
             strategy = get_strategy()
             # Where everything runs in this process, any lock will do.
-            if get_strategy is not get_lock or get_backend().leaves_process:
+            if get_strategy is not get_lock or _leaves_process():
                 messages += strategy.check()
         except ImproperlyConfigured as error:
-            messages.append(Error(str(error), id="lambda_tasks.E004"))
+            messages += _unless_known(error, "lambda_tasks.E004")
     return messages
 
 
@@ -69,7 +81,7 @@ def check_plugins(**_: Any) -> list[CheckMessage]:
     try:
         load_plugins()
     except ImproperlyConfigured as error:
-        return [Error(str(error), id="lambda_tasks.E005")]
+        return [*_unless_known(error, "lambda_tasks.E005")]
     return []
 
 
@@ -81,11 +93,12 @@ def check_tasks(**_: Any) -> list[CheckMessage]:
 
 def _check_task(task: Any) -> Iterator[CheckMessage]:
     try:
-        task.timeouts()
+        if (task.soft_timeout, task.hard_timeout) != (None, None):  # else E003 speaks for it
+            task.timeouts()
         if LambdaTasksSettings.queues.is_set:
             app_settings.queue_url(task.queue, task_name=task.name)
     except ImproperlyConfigured as error:
-        yield Error(str(error), obj=task, id="lambda_tasks.E007")
+        yield from _unless_known(error, "lambda_tasks.E007", obj=task)
     try:
         task.signature.check()
     except InvalidArguments as error:
@@ -95,7 +108,11 @@ def _check_task(task: Any) -> Iterator[CheckMessage]:
 @register(deploy=True)
 def check_deployment(**_: Any) -> list[CheckMessage]:
     """Warn of eager mode in production (W002)."""
-    if app_settings.eager:
+    try:
+        eager = app_settings.eager
+    except ImproperlyConfigured:
+        return []  # E001 says so
+    if eager:
         return [
             Warning(
                 "LAMBDA_TASKS_EAGER is True: tasks run inside of the requests that send them, without time limits.",

@@ -34,12 +34,14 @@ class LambdaTaskWrapper(Generic[P, R]):
     """
 
     def __init__(self, function: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
+        if isinstance(function, LambdaTaskWrapper):
+            raise TypeError(f"{function.name} is a task already; task.using() changes how it is sent.")
         self.signature = TaskSignature(function)
         self.function = function
         self._set_options(Options.of(**options))
         functools.update_wrapper(self, function)
         #: The dotted path under which workers look for the task.
-        self.name = self.signature.name
+        self.name: str = self.signature.name
         if django_settings.configured:
             self.timeouts()
         registry.register(self)
@@ -59,11 +61,13 @@ class LambdaTaskWrapper(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<lambda_task {self.name}>"
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    # The slash leaves the name `self` to the parameters of tasks.
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function in this process and transaction: no queue, no record, no time limits."""
         return self.function(*args, **kwargs)
 
-    def execute_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle:
+    def execute_on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle:
         """Send the task when the transaction commits, at once where none is open.
 
         Returns a handle with the message id, the primary key of the record to be.
@@ -73,7 +77,7 @@ class LambdaTaskWrapper(Generic[P, R]):
         """
         return outgoing.send_on_commit(self._invocation(args, kwargs).new_job(self))
 
-    def serialize(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+    def serialize(self, /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         """Return the invocation as a JSON-ready dict, checked as `execute_on_commit()` checks it.
 
         `SQSLambdaTask.model_validate(payload).execute_on_commit()` sends it later.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,8 @@ def lambda_task_resolve(task_name: str) -> LambdaTaskWrapper[..., Any]:
 def lambda_task_call(run: Run) -> object:
     function = run.task.function
     if iscoroutinefunction(function):
-        return run_coroutine(function, run.arguments)
+        # Bound here, because parameters may have names that async_to_sync takes for its own.
+        return run_coroutine(partial(function, **run.arguments), {})
     return function(**run.arguments)
 
 
@@ -54,7 +56,8 @@ def lambda_task_retry_delay(run: Run) -> int:
 
 
 def _retry(run: Run, error: BaseException) -> Retry:
-    return Retry(error, delay=ask(hooks().lambda_task_retry_delay, int, run=run, error=error))
+    seconds = ask(hooks().lambda_task_retry_delay, int, run=run, error=error)
+    return Retry(error, delay=min(max(int(seconds), 0), MAX_DELAY))
 
 
 def _listed(error: BaseException, types: tuple[type[BaseException], ...]) -> bool:

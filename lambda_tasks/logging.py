@@ -6,10 +6,17 @@ import logging
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter  # cannot be subscripted in Python 3.10
 
 # One value holds all fields, so that a thread or a nested eager task sees either all of its own or none.
-_fields: ContextVar[Mapping[str, str]] = ContextVar("lambda_tasks_log_fields", default={})
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+_fields: ContextVar[Mapping[str, str]] = ContextVar("lambda_tasks_log_fields", default=_NONE)
 
 
 def current_message_id() -> str | None:
@@ -17,7 +24,7 @@ def current_message_id() -> str | None:
     return _fields.get().get("message_id")
 
 
-class TaskLoggerAdapter(logging.LoggerAdapter[logging.Logger]):
+class TaskLoggerAdapter(_Adapter):
     """Prefixes `[message_id]`, and puts the same fields on the record as `extra` for JSON logs.
 
     The fields are `message_id` and `task_name`; they follow the contextvars of the thread or the

@@ -36,10 +36,11 @@ def hooks() -> Hooks:
 
 
 def load_plugins() -> None:
-    """Register the default plugin and those of LAMBDA_TASKS_PLUGINS, in their order.
+    """Register the default plugin and those of LAMBDA_TASKS_PLUGINS, which are called in their order.
 
-    Raises `InvalidSetting` for a plugin that cannot be imported, a hook that does not exist (a
-    misspelt name), an argument that a hook does not have, and a wrapper where there is nothing to wrap.
+    Raises `InvalidSetting` for a plugin that cannot be imported or has no hook, a hook that does not
+    exist (a misspelt name), an argument that a hook does not have, and a wrapper where there is
+    nothing to wrap.
     """
     global _loaded
     with _loading:
@@ -47,7 +48,8 @@ def load_plugins() -> None:
             return
         try:
             manager.register(_imported(DEFAULT_PLUGIN), name=DEFAULT_PLUGIN)
-            for plugin in app_settings.plugins:
+            # pluggy asks the latest first; in a list of settings, as in MIDDLEWARE, the first is the outermost.
+            for plugin in reversed(app_settings.plugins):
                 _register(plugin)
             _refuse_what_cannot_be_called()
         except BaseException:
@@ -58,20 +60,23 @@ def load_plugins() -> None:
 
 def _register(plugin: Any) -> None:
     try:
-        manager.register(_imported(plugin) if isinstance(plugin, str) else plugin)
-    except (ImportError, ValueError, pluggy.PluginValidationError) as error:
+        found = _imported(plugin) if isinstance(plugin, str) else plugin
+        registered = found() if isinstance(found, type) else found  # a class stands for an instance of it
+        manager.register(registered)
+        if not manager.get_hookcallers(registered):
+            raise ValueError("it implements no hook; mark its functions with @hookimpl")
+    except (ImportError, TypeError, ValueError, pluggy.PluginValidationError) as error:
         raise InvalidSetting(f"LAMBDA_TASKS_PLUGINS has {plugin!r}, which cannot be used: {error}") from error
 
 
 def _imported(path: str) -> Any:
-    """Import what `path` names: a module, or an object in one; a class stands for an instance of it."""
+    """Import what `path` names: a module, or an object in one."""
     try:
-        found: Any = importlib.import_module(path)
+        return importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name != path:
             raise
-        found = import_string(path)
-    return found() if isinstance(found, type) else found
+        return import_string(path)
 
 
 def _refuse_what_cannot_be_called() -> None:

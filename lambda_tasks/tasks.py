@@ -9,6 +9,7 @@ from django.db.models.functions import Now
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.logging import current_message_id, task_logger
 from lambda_tasks.models import TaskRecord
+from lambda_tasks.strategies import get_store
 
 #: Rows per DELETE: few enough that a statement holds no lock for long.
 BATCH_SIZE = 1_000
@@ -22,15 +23,18 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
     """
     if retention_days < 0:
         raise ValueError(f"retention_days is {retention_days}; give 0 or more.")
+    records = TaskRecord.objects.using(get_store().database)
     old = (
-        TaskRecord.objects.filter(start_time__lt=Now() - timedelta(days=retention_days))
+        records.filter(start_time__lt=Now() - timedelta(days=retention_days))
         .exclude(pk=current_message_id())
         .order_by("start_time")
         .values_list("pk", flat=True)
     )
     deleted = 0
     while batch := list(old[:BATCH_SIZE]):
-        _, rows = TaskRecord.objects.filter(pk__in=batch).delete()
-        deleted += rows.get(TaskRecord._meta.label, 0)
+        _, rows = records.filter(pk__in=batch).delete()
+        if not rows.get(TaskRecord._meta.label):
+            break  # somebody else has deleted them, and our snapshot does not show it
+        deleted += rows[TaskRecord._meta.label]
         task_logger.debug("%d records deleted so far", deleted)
     return deleted
