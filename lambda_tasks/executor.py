@@ -61,12 +61,14 @@ def execute(
     *,
     message_id: str,
     root_id: str | None = None,
+    queue: str | None = None,
     deadline: float | None = None,
     task: LambdaTaskWrapper[..., Any] | None = None,
     limited: bool = True,
 ) -> Outcome | Skipped:
     """Run `message` and return how it ended, or `Skipped` if an earlier delivery had ended it.
 
+    `queue` is the name of the queue that it came from, by default the task's; a retry goes there.
     `deadline` is the moment by `time.monotonic()` at which the process will be ended from outside; the
     time limits are clamped to it. `limited=False` keeps no time limits, as in eager mode.
 
@@ -75,7 +77,7 @@ def execute(
     is recorded.
     """
     with task_logger.bound(message_id, task_name=message.task_name):
-        run = prepare(message, message_id, root_id, deadline, task)
+        run = prepare(message, message_id, root_id, queue, deadline, task)
         match claim(run):
             case Skipped() as skipped:
                 return skipped
@@ -97,17 +99,21 @@ def prepare(
     message: SQSLambdaTaskMessage,
     message_id: str,
     root_id: str | None = None,
+    queue: str | None = None,
     deadline: float | None = None,
     task: LambdaTaskWrapper[..., Any] | None = None,
 ) -> Run:
     """Resolve the task and read its arguments; nothing is written yet."""
     task = task or resolve(message.task_name)
+    if task.singleton:
+        get_lock()  # a lock that cannot be made is no fault of the task: refused before anything is recorded
     soft, hard = clamped(*task.timeouts(), deadline)
     return Run(
         message=message,
         message_id=message_id,
         root_id=root_id or message_id,
         task=task,
+        queue=queue or task.queue,
         arguments=task.signature.decode(message.kwargs),
         soft_timeout=soft,
         hard_timeout=hard,

@@ -9,7 +9,7 @@ from datetime import datetime, time
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from lambda_tasks.tracebacks import storable
+from lambda_tasks.storable import storable
 
 
 class Difference(NamedTuple):

@@ -22,9 +22,10 @@ from django.db import InterfaceError, OperationalError, connections
 
 from lambda_tasks import identity
 from lambda_tasks.exceptions import InvalidEvent, Redeliver
-from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE, ROOT_ID_ATTRIBUTE
+from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE, QUEUE_ATTRIBUTE, ROOT_ID_ATTRIBUTE
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.secret_loader import resolve_secrets_into_env
+from lambda_tasks.settings import LambdaTasksSettings, app_settings
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.timeouts import KILL_GRACE
 
@@ -34,6 +35,9 @@ logger = logging.getLogger("lambda_tasks.handler")
 SUSPICIOUS_RECEIVES: Final = 3
 #: Seconds of an invocation that are kept for answering.
 ANSWER_RESERVE: Final = 2.0
+#: Seconds for which messages are put off when the database is away; doubled with each receive, so that
+#: an outage does not use up the receives that the queue allows.
+OUTAGE_PAUSE: Final = 10.0
 #: Seconds at most by which deliveries that met a running task are spread out.
 _JITTER: Final = 5.0
 
@@ -85,6 +89,13 @@ class Delivery:
     def root_id(self) -> str:
         root = self._attribute(ROOT_ID_ATTRIBUTE)
         return identity.canonical_id(root) if root else self.message_id
+
+    @property
+    def queue(self) -> str | None:
+        """The queue that the message was sent to; None if there is none of that name any more."""
+        queue = self._attribute(QUEUE_ATTRIBUTE)
+        known = LambdaTasksSettings.queues.is_set and queue in app_settings.queues
+        return queue if known else None
 
     def _attribute(self, name: str) -> str | None:
         attributes = self.record.get("messageAttributes")
@@ -141,7 +152,8 @@ class Batch:
                 copy_context().run(self._run_one, delivery)
             except (OperationalError, InterfaceError):
                 logger.exception("The database does not answer; the rest of the batch goes back to the queue.")
-                self._hand_back(self._waiting[index:])
+                for waiting in self._waiting[index:]:
+                    self._keep(waiting, visible_in=OUTAGE_PAUSE * 2 ** min(waiting.receives - 1, 5))
                 break
         if self._postponed:
             get_backend().postpone(self._postponed)
@@ -155,27 +167,28 @@ class Batch:
             message = SQSLambdaTaskMessage.from_body(_body(delivery))
             task = executor.resolve(message.task_name)
             if not self._time_for(task.timeouts()[1]):
-                self._hand_back([delivery])
+                # For another invocation to take at once.
+                logger.info("Message %s is handed back: too little time is left to run it.", delivery.raw_id)
+                self._keep(delivery, visible_in=0)
                 return
             self._started_any = True
             executor.execute(
                 message,
                 message_id=delivery.message_id,
                 root_id=delivery.root_id,
+                queue=delivery.queue,
                 deadline=self._deadline,
                 task=task,
             )
         except Redeliver as redeliver:
             logger.warning("Message %s stays on the queue: %s.", delivery.raw_id, redeliver.reason)
-            self.failed.append(delivery.raw_id)
-            if redeliver.visible_in is not None:
-                seconds = redeliver.visible_in + random.uniform(0, _JITTER)
-                self._postponed.append((delivery.record, seconds))
+            seconds = redeliver.visible_in
+            self._keep(delivery, visible_in=None if seconds is None else seconds + random.uniform(0, _JITTER))
         except (OperationalError, InterfaceError):
             raise
         except Exception:
             logger.exception("Message %s stays on the queue: it could not be run.", delivery.raw_id)
-            self.failed.append(delivery.raw_id)
+            self._keep(delivery)
 
     def _time_for(self, hard_timeout: float) -> bool:
         """Tell whether a task may start: the first one always, its limits are clamped to what is left."""
@@ -183,12 +196,11 @@ class Batch:
             return True
         return self._deadline - time.monotonic() >= hard_timeout + KILL_GRACE + ANSWER_RESERVE
 
-    def _hand_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Give deliveries back untouched, for another invocation to take at once."""
-        for delivery in deliveries:
-            logger.info("Message %s is handed back: too little time is left to run it.", delivery.raw_id)
-            self.failed.append(delivery.raw_id)
-            self._postponed.append((delivery.record, 0))
+    def _keep(self, delivery: Delivery, *, visible_in: float | None = None) -> None:
+        """Leave a message on its queue, for so many seconds or for the rest of its visibility timeout."""
+        self.failed.append(delivery.raw_id)
+        if visible_in is not None:
+            self._postponed.append((delivery.record, visible_in))
 
 
 def close_stale_connections() -> None:

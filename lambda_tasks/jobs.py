@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 #: so producers and workers of different versions understand each other.
 MESSAGE_ID_ATTRIBUTE: Final = "lambda_tasks.message_id"
 ROOT_ID_ATTRIBUTE: Final = "lambda_tasks.root_id"
+#: The queue by its name in LAMBDA_TASKS_QUEUES, so that a retry goes where its first invocation went.
+QUEUE_ATTRIBUTE: Final = "lambda_tasks.queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,13 @@ class Job:
         return self.message.task_name
 
     def message_attributes(self) -> dict[str, str]:
-        """Return all attributes of the message: the plugins', and the ids that nobody may replace."""
-        return {**self.attributes, MESSAGE_ID_ATTRIBUTE: self.message_id, ROOT_ID_ATTRIBUTE: self.root_id}
+        """Return all attributes of the message: the plugins', and ours, which nobody may replace."""
+        return {
+            **self.attributes,
+            MESSAGE_ID_ATTRIBUTE: self.message_id,
+            ROOT_ID_ATTRIBUTE: self.root_id,
+            QUEUE_ATTRIBUTE: self.queue,
+        }
 
 
 @dataclass(slots=True)
@@ -58,6 +65,8 @@ class Run:
     message_id: str
     root_id: str
     task: LambdaTaskWrapper[..., Any]
+    #: The queue that it came from, and that its retry goes to.
+    queue: str
     #: The arguments as the function takes them.
     arguments: dict[str, Any] = field(repr=False)
     #: Seconds that the task may take: what it asked for, or less where the invocation ends before.
@@ -98,7 +107,7 @@ class Run:
             message=message,
             message_id=identity.retry_id(self.root_id, message.n_retries),
             root_id=self.root_id,
-            queue=self.task.queue,
+            queue=self.queue,
             delay=delay,
             task=self.task,
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.db import models
+from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from lambda_tasks.exceptions import MaxRetriesExceededError
@@ -13,6 +15,18 @@ if TYPE_CHECKING:
     from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
 
 __all__ = ["MaxRetriesExceededError", "SQSLambdaTask", "SQSLambdaTaskMessage", "TaskRecord", "TaskStatus"]
+
+
+class DatabaseNow(Now):
+    """The database's time, as Django stores moments: no worker's clock decides anything.
+
+    On MySQL and MariaDB `Now()` is the time of the session's zone, which Django leaves at the server's,
+    while it stores UTC.
+    """
+
+    def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        function = "UTC_TIMESTAMP" if settings.USE_TZ else "CURRENT_TIMESTAMP"
+        return self.as_sql(compiler, connection, template=f"{function}(6)", **extra)
 
 
 class TaskStatus(models.TextChoices):

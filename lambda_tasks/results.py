@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from django.core.serializers.json import DjangoJSONEncoder
 
 from lambda_tasks.exceptions import ResultNotSerializable
+from lambda_tasks.storable import MAX_DEPTH, MAX_JSON, depth
+
+_REMEDY: Final = "store it elsewhere, and return where it is."
 
 
 class ResultEncoder(DjangoJSONEncoder):
@@ -31,19 +34,24 @@ def json_result(result: Any) -> Any:
     """Return `result` as plain JSON values.
 
     Raises `ResultNotSerializable` with the reason: a type without a JSON form, NaN or an infinity, a
-    cycle, or text that databases refuse (NUL, lone surrogates).
+    cycle, text that databases refuse (NUL, lone surrogates), too many levels or bytes.
     """
     if result is None or result is True or result is False:
         return result
     try:
         text = json.dumps(result, cls=ResultEncoder, allow_nan=False, ensure_ascii=False)
-        text.encode()
+        size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise ResultNotSerializable(
             f"The result, of type {type(result).__name__}, cannot be stored as JSON: {error}. "
             "Return plain values, or nothing."
         ) from error
-    if _has_nul(plain := json.loads(text)):
+    if size > MAX_JSON:
+        raise ResultNotSerializable(f"The result has {size:,} bytes of JSON, more than {MAX_JSON:,}; {_REMEDY}")
+    plain = json.loads(text)
+    if depth(plain) > MAX_DEPTH:
+        raise ResultNotSerializable(f"The result is nested more than {MAX_DEPTH} levels deep; {_REMEDY}")
+    if _has_nul(plain):
         raise ResultNotSerializable("The result contains a NUL character, which databases refuse.")
     return plain
 

@@ -17,14 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.exceptions import InvalidArguments, InvalidMessage
 from lambda_tasks.fidelity import Difference, equal, first_difference, shown
+from lambda_tasks.storable import MAX_DEPTH, depth
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import SchemaSerializer
-
-#: Levels of lists and dicts in the arguments, themselves included: MariaDB stores 31, and the reader of
-#: a message's body goes no deeper than 200.
-MAX_DEPTH: Final = 30
 
 _KINDS: Final[dict[Any, str]] = {
     inspect.Parameter.POSITIONAL_ONLY: "positional",
@@ -157,8 +154,8 @@ class TaskSignature:
                 f"Argument {culprit} of {self.name} contains a NUL character, which databases refuse."
             )
         # Fewer brackets than that cannot be nested any deeper.
-        if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _depth(encoded) > MAX_DEPTH:
-            culprit = next(name for name, value in encoded.items() if _depth(value) >= MAX_DEPTH)
+        if text.count(b"[") + text.count(b"{") > MAX_DEPTH and depth(encoded) > MAX_DEPTH:
+            culprit = next(name for name, value in encoded.items() if depth(value) >= MAX_DEPTH)
             raise InvalidArguments(
                 f"Argument {culprit} of {self.name} is nested more than {MAX_DEPTH - 1} levels deep. {_REMEDY}"
             )
@@ -238,14 +235,6 @@ class TaskSignature:
 
         bare.__annotations__ = {name: parameter.annotation for name, parameter in self.parameters.items()}
         return typing.get_type_hints(bare, globalns=self._globals, include_extras=True)
-
-
-def _depth(value: object) -> int:
-    if isinstance(value, dict):
-        return 1 + max(map(_depth, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(_depth, value), default=0)
-    return 0
 
 
 def _problems(error: Any, *, whole: str = "arguments") -> str:

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 EAGER_BACKEND: Final = "lambda_tasks.backends.eager.EagerBackend"
 
+#: The settings whose change makes another instance.
+_RESTS_ON: Final = {
+    "backend": {f"{PREFIX}BACKEND", f"{PREFIX}EAGER"},
+    "lock": {f"{PREFIX}LOCK", f"{PREFIX}SINGLETON_CACHE", "CACHES"},
+    "store": {f"{PREFIX}STORE", "DATABASES"},
+}
+
 _instances: dict[str, Any] = {}
 _building = threading.RLock()
 
@@ -65,10 +72,11 @@ def _instance(setting: str, path: str, options: dict[str, Any]) -> object:
 
 
 def forget_strategies(*, setting: str, **_: object) -> None:
-    """Drop the instances when a setting changes on which one may rest, as in `override_settings`."""
-    if setting.startswith(PREFIX) or setting in {"CACHES", "DATABASES"}:
-        with _building:
-            _instances.clear()
+    """Drop the instance that rests on a setting when that changes, as in `override_settings`."""
+    for kind, settings in _RESTS_ON.items():
+        if setting in settings:
+            with _building:
+                _instances.pop(kind, None)
 
 
 setting_changed.connect(forget_strategies, dispatch_uid="lambda_tasks.strategies")

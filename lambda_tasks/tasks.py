@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from django.db.models.functions import Now
-
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.logging import current_message_id, task_logger
-from lambda_tasks.models import TaskRecord
+from lambda_tasks.models import DatabaseNow, TaskRecord
 from lambda_tasks.strategies import get_store
 
 #: Rows per DELETE: few enough that a statement holds no lock for long.
@@ -25,7 +23,7 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
         raise ValueError(f"retention_days is {retention_days}; give 0 or more.")
     records = TaskRecord.objects.using(get_store().database)
     old = (
-        records.filter(start_time__lt=Now() - timedelta(days=retention_days))
+        records.filter(start_time__lt=DatabaseNow() - timedelta(days=retention_days))
         .exclude(pk=current_message_id())
         .order_by("start_time")
         .values_list("pk", flat=True)

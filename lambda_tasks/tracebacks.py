@@ -8,18 +8,9 @@ from typing import Final
 
 import pluggy
 
-#: Characters of a traceback that are kept, half from its head and half from its tail.
-MAX_LENGTH: Final = 100_000
+from lambda_tasks.storable import storable
 
 _OWN_FOLDERS: Final = (str(Path(__file__).parent), str(Path(pluggy.__file__).parent))
-
-
-def storable(text: str, *, max_length: int = MAX_LENGTH) -> str:
-    """Return `text` without what databases refuse: NUL and lone surrogates are escaped, length is capped."""
-    if len(text) > max_length:
-        head, tail = max_length // 2, max_length - max_length // 2
-        text = f"{text[:head]}\n… {len(text) - max_length} characters left out …\n{text[-tail:]}"
-    return text.replace("\x00", r"\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def begin_at_task(error: BaseException) -> None:

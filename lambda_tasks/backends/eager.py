@@ -54,6 +54,7 @@ class EagerBackend(BaseBackend):
             job.message,
             message_id=job.message_id,
             root_id=job.root_id,
+            queue=job.queue,
             task=job.task,
             limited=False,
         )

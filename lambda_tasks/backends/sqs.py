@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lambda_tasks.backends.base import BaseBackend
 from lambda_tasks.exceptions import InvalidArguments, MessageTooLarge
 from lambda_tasks.jobs import Job
-from lambda_tasks.settings import app_settings
+from lambda_tasks.settings import LambdaTasksSettings, app_settings
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -27,6 +27,8 @@ logger = logging.getLogger("lambda_tasks.backends.sqs")
 MAX_ENTRIES: Final = 10
 MAX_BYTES: Final = 1_048_576
 MAX_ATTRIBUTES: Final = 10
+#: Seconds: twelve hours.
+MAX_VISIBILITY_TIMEOUT: Final = 43_200
 #: Bytes by which a retry may be larger than the first message: its `n_retries`.
 _RETRY_HEADROOM: Final = len(',"n_retries":2147483647')
 #: How often the entries of a batch are sent that SQS refused by a fault of its own.
@@ -34,7 +36,12 @@ _BATCH_ATTEMPTS: Final = 3
 
 _ATTRIBUTE_NAME: Final = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9_.-]{0,254}[A-Za-z0-9_-])?")
 _ILLEGAL_CHARACTER: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_REGION: Final = re.compile(r"//(?:sqs\.([a-z0-9-]+)|([a-z0-9-]+)\.queue)\.amazonaws\.com")
+#: The region in the forms of a queue's address that AWS has: the usual one, FIPS, dual stack, an interface
+#: endpoint in a VPC, and the one of old.
+_REGION: Final = re.compile(
+    r"//(?:(?:vpce-[a-z0-9-]+\.)?sqs(?:-fips)?\.([a-z0-9-]+)\.(?:vpce\.)?|([a-z0-9-]+)\.queue\.)"
+    r"(?:amazonaws\.com|api\.aws)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +106,7 @@ class SQSBackend(BaseBackend):
             raise errors[0]
 
     def postpone(self, records: Sequence[tuple[Mapping[str, Any], float]]) -> None:
-        by_queue = defaultdict(list)
-        for record, seconds in records:
-            if (url := _queue_url_of(record)) and record.get("receiptHandle"):
-                by_queue[url].append({"ReceiptHandle": record["receiptHandle"], "VisibilityTimeout": int(seconds)})
-        for url, entries in by_queue.items():
+        for url, entries in _entries_by_queue(records).items():
             for start in range(0, len(entries), MAX_ENTRIES):
                 batch = [{"Id": str(i), **entry} for i, entry in enumerate(entries[start : start + MAX_ENTRIES])]
                 try:
@@ -128,16 +131,21 @@ class SQSBackend(BaseBackend):
         """Send one batch and return the errors of what SQS has not taken."""
         from botocore.exceptions import BotoCoreError, ClientError
 
+        errors: list[Exception] = []
+
+        def refused(reason: dict[str, str]) -> None:
+            errors.append(ClientError({"Error": reason}, "SendMessageBatch"))
+
         try:
             client = self._client(url)
             if len(batch) == 1:
                 client.send_message(QueueUrl=url, **batch[0].fields)
                 taken(batch[0].job)
-                return []
-            refused = _send_entries(client, url, dict(enumerate(batch)), taken)
+                return errors
+            _send_entries(client, url, {str(i): entry for i, entry in enumerate(batch)}, taken, refused)
         except (BotoCoreError, ClientError) as error:
-            return [error]
-        return [ClientError({"Error": reason}, "SendMessageBatch") for reason in refused]
+            errors.append(error)
+        return errors
 
     def _client(self, url: str) -> Any:
         match = _REGION.search(url)
@@ -172,27 +180,30 @@ def _by_queue(jobs: Sequence[Job]) -> dict[str, list[_Entry]]:
 
 
 def _send_entries(
-    client: Any, url: str, waiting: dict[int, _Entry], taken: Callable[[Job], None]
-) -> list[dict[str, str]]:
-    """Send the entries, those again that failed by the service's fault; return why others were refused."""
-    refused = []
+    client: Any,
+    url: str,
+    waiting: dict[str, _Entry],
+    taken: Callable[[Job], None],
+    refused: Callable[[dict[str, str]], None],
+) -> None:
+    """Send the entries, those again that failed by the service's fault; tell why others were refused."""
     for attempt in range(1, _BATCH_ATTEMPTS + 1):
         answer = client.send_message_batch(
-            QueueUrl=url, Entries=[{"Id": str(number), **entry.fields} for number, entry in waiting.items()]
+            QueueUrl=url, Entries=[{"Id": entry_id, **entry.fields} for entry_id, entry in waiting.items()]
         )
         for success in answer.get("Successful") or ():
-            taken(waiting.pop(int(success["Id"])).job)
-        failures = {int(failure["Id"]): failure for failure in answer.get("Failed") or ()}
-        for number in list(waiting):
-            failure = failures.get(number, {"Code": "NoAnswer", "Message": "SQS did not mention the entry."})
+            if (entry := waiting.pop(success["Id"], None)) is not None:
+                taken(entry.job)
+        failures = {failure["Id"]: failure for failure in answer.get("Failed") or ()}
+        for entry_id in list(waiting):
+            failure = failures.get(entry_id, {"Code": "NoAnswer", "Message": "SQS did not mention the entry."})
             if failure.get("SenderFault") or attempt == _BATCH_ATTEMPTS:
-                job = waiting.pop(number).job
+                job = waiting.pop(entry_id).job
                 message = f"{job.task_name} [{job.message_id}]: {failure.get('Message', '')}"
-                refused.append({"Code": failure.get("Code", "Unknown"), "Message": message})
+                refused({"Code": failure.get("Code", "Unknown"), "Message": message})
         if not waiting:
             break
         time.sleep(random.uniform(0, 0.1 * 2**attempt))
-    return refused
 
 
 def _size(body: str, attributes: Mapping[str, str]) -> int:
@@ -211,13 +222,27 @@ def _check_attributes(job: Job, attributes: Mapping[str, str]) -> None:
     for name, value in attributes.items():
         if not _ATTRIBUTE_NAME.fullmatch(name) or ".." in name or name.lower().startswith(("aws.", "amazon.")):
             raise InvalidArguments(f"Message attribute {name!r} of {job.task_name} has a name that SQS refuses.")
-        if not value or _ILLEGAL_CHARACTER.search(value):
+        text: object = value  # a plugin's, whatever its annotations say
+        if not isinstance(text, str) or not text or _ILLEGAL_CHARACTER.search(text):
             raise InvalidArguments(
                 f"Message attribute {name!r} of {job.task_name} is empty, no text, or has characters that SQS refuses."
             )
 
 
+def _entries_by_queue(records: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str, list[dict[str, Any]]]:
+    by_queue: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    if not LambdaTasksSettings.queues.is_set:
+        return by_queue
+    for record, seconds in records:
+        if (url := _queue_url_of(record)) and record.get("receiptHandle"):
+            timeout = min(int(seconds), MAX_VISIBILITY_TIMEOUT)
+            by_queue[url].append({"ReceiptHandle": record["receiptHandle"], "VisibilityTimeout": timeout})
+    return by_queue
+
+
 def _queue_url_of(record: Mapping[str, Any]) -> str | None:
     """Return the URL of the queue that a record of an event came from, if it is one of ours."""
-    name = str(record.get("eventSourceARN", "")).rpartition(":")[2]
-    return next((url for url in app_settings.queues.values() if name and url.rstrip("/").endswith(f"/{name}")), None)
+    _, _, account_and_name = str(record.get("eventSourceARN", "")).partition(":sqs:")
+    _, _, account_and_name = account_and_name.partition(":")
+    path = account_and_name.replace(":", "/")
+    return next((url for url in app_settings.queues.values() if path and url.rstrip("/").endswith(f"/{path}")), None)

@@ -17,8 +17,12 @@ from lambda_tasks.settings import app_settings
 #: Caches that no other process sees, or that keep nothing: a lock in them excludes nobody.
 _NOT_SHARED: Final = (
     "django.core.cache.backends.locmem.LocMemCache",
+    "django.core.cache.backends.filebased.FileBasedCache",
     "django.core.cache.backends.dummy.DummyCache",
 )
+
+#: Seconds by which an entry may end too early: the database cache cuts off fractions.
+_ROUNDING: Final = 1
 
 
 class CacheLock(BaseLock):
@@ -28,7 +32,9 @@ class CacheLock(BaseLock):
 
     With django-redis the cache's own `lock()` is used, with Django's RedisCache its Redis. In any
     other cache the lock is an entry made by `add()`; such caches cannot delete an entry only if it is
-    still theirs, so a holder whose time is over leaves the entry alone and lets it expire.
+    still theirs, so a holder whose time is over leaves the entry alone and lets it expire. Django's
+    database cache has one more gap: of two that ask at the same moment for a lock that was left to
+    expire, both may get it. Prefer Redis.
     """
 
     def __init__(self, *, cache: str | None = None) -> None:
@@ -46,7 +52,8 @@ class CacheLock(BaseLock):
             return self._acquire_own_lock(cache, key, token, timeout)
         if isinstance(cache, RedisCache):
             return acquire_key(*_redis_of(cache, key), token=token, timeout=timeout)
-        if cache.add(key, token, timeout) or (cache.get(key) == token and cache.touch(key, timeout)):
+        lifetime = timeout + _ROUNDING
+        if cache.add(key, token, lifetime) or (cache.get(key) == token and cache.touch(key, lifetime)):
             self._held[key, token] = time.monotonic() + timeout
             return True
         return False
@@ -63,7 +70,7 @@ class CacheLock(BaseLock):
                 cache.delete(key)
 
     def _acquire_own_lock(self, cache: Any, key: str, token: str, timeout: float) -> bool:
-        lock = cache.lock(key, timeout=timeout, blocking_timeout=0)
+        lock = cache.lock(key, timeout=timeout, blocking_timeout=0, thread_local=False)
         if not lock.acquire(token=token):
             lock.local.token = token.encode()
             if not (lock.owned() and lock.reacquire()):

@@ -57,11 +57,16 @@ def acquire_key(client: Any, key: str, *, token: str, timeout: float) -> bool:
     milliseconds = int(timeout * 1000)
     if client.set(key, token, nx=True, px=milliseconds):
         return True
-    return _holds(client, key, token) and bool(client.pexpire(key, milliseconds))
+    return _change_if_held(client, key, token, lambda pipe: pipe.pexpire(key, milliseconds))
 
 
 def release_key(client: Any, key: str, *, token: str) -> None:
-    """Delete `key` if it holds `token`; a key that changes hands in between is left alone.
+    """Delete `key` if it holds `token`."""
+    _change_if_held(client, key, token, lambda pipe: pipe.delete(key))
+
+
+def _change_if_held(client: Any, key: str, token: str, change: Callable[[Any], object]) -> bool:
+    """Do `change` if `key` holds `token`; one that changes hands in between is left alone.
 
     With WATCH and not with a script, so that a plain fakeredis (without Lua) can stand in.
     """
@@ -70,12 +75,13 @@ def release_key(client: Any, key: str, *, token: str) -> None:
     with client.pipeline() as pipe:
         try:
             pipe.watch(key)
-            if _holds(pipe, key, token):
-                pipe.multi()
-                pipe.delete(key)
-                pipe.execute()
+            if not _holds(pipe, key, token):
+                return False
+            pipe.multi()
+            change(pipe)
+            return all(pipe.execute())
         except WatchError:
-            return
+            return False
 
 
 def _holds(client: Any, key: str, token: str) -> bool:

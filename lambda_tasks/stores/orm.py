@@ -12,11 +12,10 @@ from uuid import UUID
 
 from django.db import IntegrityError, connections, router, transaction
 from django.db.models import DurationField, Expression, Q, QuerySet, Value
-from django.db.models.functions import Now
 
 from lambda_tasks.exceptions import LeaseLost
 from lambda_tasks.jobs import Run
-from lambda_tasks.models import TaskRecord, TaskStatus
+from lambda_tasks.models import DatabaseNow, TaskRecord, TaskStatus
 from lambda_tasks.outcomes import Busy, Claim, Claimed, Failed, Finished, Ignored, Outcome, Retry, Succeeded
 from lambda_tasks.results import json_result
 from lambda_tasks.stores.base import BaseStore
@@ -67,7 +66,7 @@ class ORMStore(BaseStore):
             raise LeaseLost(f"The claim of {run.message_id} is not this run's any more.")
 
     def release(self, run: Run) -> None:
-        self._mine(run).update(claim=None, lease_until=Now())
+        self._mine(run).update(claim=None, lease_until=DatabaseNow())
 
     def has_succeeded(self, run: Run) -> bool:
         with transaction.atomic(using=self.database):
@@ -98,7 +97,7 @@ class ORMStore(BaseStore):
             task_name=run.task_name,
             kwargs=run.message.kwargs,
             status=TaskStatus.RUNNING,
-            start_time=Now(),
+            start_time=DatabaseNow(),
             n_retries=run.n_retries,
             root_id=run.root_id,
             claim=run.claim,
@@ -109,7 +108,7 @@ class ORMStore(BaseStore):
         row = (
             self._records()
             .filter(pk=run.message_id)
-            .annotate(now=Now())
+            .annotate(now=DatabaseNow())
             .values_list("status", "claim", "takeovers", "lease_until", "now")
             .first()
         )
@@ -122,18 +121,18 @@ class ORMStore(BaseStore):
         takeovers = met.takeovers + (met.claim is not None)
         taken = (
             self._records()
-            .filter(seen, pk=run.message_id, status=TaskStatus.RUNNING, lease_until__lte=Now())
+            .filter(seen, pk=run.message_id, status=TaskStatus.RUNNING, lease_until__lte=DatabaseNow())
             .update(
                 claim=run.claim,
                 takeovers=takeovers,
-                start_time=Now(),
+                start_time=DatabaseNow(),
                 lease_until=_from_now(run.lease),
             )
         )
         return Claimed(takeovers) if taken else Busy(run.lease)
 
     def _end(self, run: Run, status: str, **columns: Any) -> int:
-        return self._mine(run).update(status=status, end_time=Now(), **columns)
+        return self._mine(run).update(status=status, end_time=DatabaseNow(), **columns)
 
 
 class _Met:
@@ -149,4 +148,4 @@ class _Met:
 
 
 def _from_now(seconds: float) -> Expression:
-    return Now() + Value(timedelta(seconds=seconds), output_field=DurationField())
+    return DatabaseNow() + Value(timedelta(seconds=seconds), output_field=DurationField())
