@@ -127,6 +127,27 @@ class TestAcknowledged:
         assert failures([]) == []
 
 
+class TestRetries:
+    def test_a_retry_goes_to_the_queue_that_its_first_invocation_was_sent_to(self) -> None:
+        @lambda_task(retry_on=[ValueError])
+        def again() -> None:
+            raise ValueError
+
+        assert failures([record_of(again.using(queue="other"))]) == []
+        assert [job.queue for job in backend().take()] == ["other"]
+
+    def test_the_retry_of_a_message_from_elsewhere_goes_to_the_queue_of_its_task(self) -> None:
+        @lambda_task(retry_on=[ValueError], queue="other")
+        def again() -> None:
+            raise ValueError
+
+        nowhere = {"lambda_tasks.queue": {"stringValue": "renamed", "dataType": "String"}}
+        for attributes in ({}, nowhere):
+            record = record_of(again) | {"messageAttributes": attributes}
+            assert failures([record]) == []
+        assert [job.queue for job in backend().take()] == ["other", "other"]
+
+
 class TestKept:
     @pytest.mark.parametrize(
         "body",
@@ -227,6 +248,17 @@ class TestKept:
         with chosen("STORE", AbsentStore):
             assert failures(records) == [records[1]["messageId"], records[2]["messageId"]]
         assert ran == ["a"]
+
+    def test_an_outage_of_the_database_does_not_use_up_the_receives(self) -> None:
+        class AbsentStore(ORMStore):
+            def claim(self, run: Any) -> Any:
+                raise OperationalError("connection refused")
+
+        PostponingBackend.postponed.clear()
+        records = [record_of(note, name=str(receives), receives=receives) for receives in (1, 2, 20)]
+        with chosen_backend(PostponingBackend), chosen("STORE", AbsentStore):
+            assert len(failures(records)) == 3
+        assert [seconds for _, seconds in PostponingBackend.postponed] == [10, 20, 320]
 
 
 class TestEventsWithoutAnAnswer:
@@ -383,9 +415,6 @@ def chosen_backend(cls: type[MemoryBackend]) -> Any:
 
 
 def chosen(setting: str, cls: type[Any]) -> Any:
-    global chosen_by_test
-    chosen_by_test = cls
-    return override_settings(**{f"LAMBDA_TASKS_{setting}": f"{__name__}.chosen_by_test"})
-
-
-chosen_by_test: Any = None
+    """Choose a class made in the test by its dotted path, as a project would."""
+    setattr(sys.modules[__name__], f"chosen_{setting}", cls)
+    return override_settings(**{f"LAMBDA_TASKS_{setting}": f"{__name__}.chosen_{setting}"})

@@ -73,6 +73,14 @@ class TestWithCommits:
         with pytest.raises(AssertionError, match=r"tests\.nowhere\.task"):
             lambda_tasks_queue.run_until_idle()
 
+    def test_a_setting_that_changes_in_between_loses_nothing(
+        self, lambda_tasks_queue: TaskQueue, lambda_tasks_fake_lock: None, settings: Any
+    ) -> None:
+        note.execute_on_commit(name="a")
+        settings.LAMBDA_TASKS_MAX_RETRIES = 1
+        note.execute_on_commit(name="b")
+        assert len(lambda_tasks_queue.jobs) == 2
+
     def test_the_context_manager_puts_everything_back(self, settings: Any) -> None:
         settings.LAMBDA_TASKS_EAGER = True
         with collect_tasks() as queue:
