@@ -1,0 +1,1130 @@
+"""Every hook: when it is called, inside of what, what its answer does, and what raising does."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import re
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextvars import ContextVar
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from django.apps import apps
+from django.contrib.auth.models import Permission
+from django.core.exceptions import ImproperlyConfigured
+from django.db import IntegrityError, connection
+from django.db.models.functions import Now
+from django.db.transaction import atomic
+from django.test import override_settings
+
+import lambda_tasks
+from lambda_tasks import handler as handler_module
+from lambda_tasks import identity, registry
+from lambda_tasks.backends.memory import MemoryBackend, event_record
+from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
+from lambda_tasks.exceptions import (
+    InvalidEvent,
+    LockError,
+    MaxRetriesExceededError,
+    TaskCrashedError,
+    UnknownQueue,
+    UnknownTask,
+)
+from lambda_tasks.executor import LOCK_KEY
+from lambda_tasks.handler import handler
+from lambda_tasks.hookspecs import LISTENERS, QUESTIONS, Hooks, hookimpl
+from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE, Job, Run
+from lambda_tasks.models import SQSLambdaTaskMessage, TaskRecord
+from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry, Succeeded
+from lambda_tasks.plugins import hooks
+from lambda_tasks.strategies import get_lock
+from tests.app.models import Effect
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOOKS = [name for name in vars(Hooks) if name.startswith("lambda_task_")]
+PAGE = Path(lambda_tasks.__file__).parent.parent / "docs/reference/hooks.md"
+
+
+class Refused(Exception):
+    pass
+
+
+class Missing(Exception):
+    pass
+
+
+@lambda_task
+def leave_effect(*, name: str) -> str:
+    Effect.objects.create(name=name)
+    return f"left {name}"
+
+
+@lambda_task(retry_on=[Refused], ignore_errors=[Missing], retry_delay=7)
+def leave_effect_and_raise(*, error: str) -> None:
+    Effect.objects.create(name=error)
+    raise {"Refused": Refused, "Missing": Missing, "ValueError": ValueError}[error](error)
+
+
+@lambda_task(singleton=True)
+def alone() -> None: ...
+
+
+# Small tools: plugins are chosen by the setting, messages go through the handler.
+
+
+def plugged(*plugins: Any) -> override_settings:
+    return override_settings(LAMBDA_TASKS_PLUGINS=list(plugins))
+
+
+def plugin(*implementations: Callable[..., Any], **options: bool) -> Any:
+    """Return a plugin with these functions as its hooks, each by its own name."""
+
+    class Plugin:
+        def __init__(self) -> None:
+            for implementation in implementations:
+                setattr(self, implementation.__name__, hookimpl(**options)(implementation))
+
+    return Plugin()
+
+
+class KeptQueue(MemoryBackend):
+    """Keeps its jobs when another setting changes, which drops the instance."""
+
+    kept: Final[list[Job]] = []
+
+    def __init__(self) -> None:
+        self.jobs = self.kept
+
+
+class FullQueue(MemoryBackend):
+    """Takes nothing."""
+
+    def send(self, jobs: Any, *, taken: Any) -> None:
+        raise ConnectionError
+
+
+queue = KeptQueue.kept
+
+
+@pytest.fixture(autouse=True)
+def _kept_queue() -> Iterator[None]:
+    queue.clear()
+    handler_module.boot()  # else whichever test comes first would see it
+    with override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.KeptQueue"):
+        yield
+
+
+def record_of(task: LambdaTaskWrapper[..., Any], /, **arguments: Any) -> dict[str, Any]:
+    """Send the task and return it as Lambda would deliver it."""
+    task.execute_on_commit(**arguments)
+    return event_record(queue.pop())
+
+
+def handle(*records: Mapping[str, Any]) -> list[str]:
+    """Give records to the handler and return the ids of those that stay on the queue."""
+    return [failure["itemIdentifier"] for failure in handler({"Records": list(records)}, None)["batchItemFailures"]]
+
+
+def run(task: LambdaTaskWrapper[..., Any], /, **arguments: Any) -> TaskRecord:
+    """Send the task, run it, and return its record."""
+    record = record_of(task, **arguments)
+    assert handle(record) == []
+    return TaskRecord.objects.get(pk=record["messageId"])
+
+
+def effects() -> list[str]:
+    return list(Effect.objects.values_list("name", flat=True))
+
+
+def claimed_elsewhere(record: Mapping[str, Any], *, lease: float) -> None:
+    """Make it look as if another worker runs the message."""
+    TaskRecord.objects.create(
+        id=record["messageId"],
+        task_name=leave_effect.name,
+        claim=identity.new_message_id(),
+        start_time=Now(),
+        lease_until=Now() + timedelta(seconds=lease),
+    )
+
+
+class Witness:
+    """Implements every hook: notes its name, whether a transaction is open, and what it was told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, bool, dict[str, Any]]] = []
+        for name in HOOKS:
+            parameters = [
+                parameter for parameter in inspect.signature(getattr(Hooks, name)).parameters if parameter != "self"
+            ]
+            # pluggy looks at the names of arguments, so there must be a function for each hook.
+            namespace: dict[str, Any] = {"note": functools.partial(self.note, name)}
+            exec(f"def {name}({', '.join(parameters)}): note(**locals())", namespace)
+            setattr(self, name, hookimpl(namespace[name]))
+
+    def note(self, name: str, **details: Any) -> None:
+        self.calls.append((name, connection.in_atomic_block, details))
+
+    @property
+    def names(self) -> list[str]:
+        return [name.removeprefix("lambda_task_") for name, _, _ in self.calls]
+
+    def told(self, name: str) -> list[dict[str, Any]]:
+        return [details for called, _, details in self.calls if called == name]
+
+    def was_in_transaction(self, name: str) -> list[bool]:
+        return [in_transaction for called, in_transaction, _ in self.calls if called == name]
+
+
+@pytest.fixture
+def witness() -> Iterator[Witness]:
+    witness = Witness()
+    with plugged(witness):
+        yield witness
+
+
+# What holds for all of them
+
+
+class TestAllHooks:
+    def test_each_has_tests_of_its_own(self) -> None:
+        classes = {
+            name for name, value in globals().items() if inspect.isclass(value) and name.startswith("TestLambda")
+        }
+        assert classes == {"Test" + name.title().replace("_", "") for name in HOOKS}
+
+    def test_each_has_its_section_on_the_page_in_their_order(self) -> None:
+        assert re.findall(r"^## `(lambda_task_\w+)\(", PAGE.read_text(), re.MULTILINE) == HOOKS
+
+    @pytest.mark.parametrize("name", HOOKS)
+    def test_its_section_names_its_arguments_and_answers_the_four_questions(self, name: str) -> None:
+        [section] = re.findall(rf"^## `{name}(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+        parameters = ", ".join(list(inspect.signature(getattr(Hooks, name)).parameters)[1:])
+        assert section.startswith(f"({parameters})`")
+        for question in ("When", "Inside", "Return", "Raising"):
+            assert f"| {question} |" in section
+
+    @pytest.mark.parametrize("name", HOOKS)
+    def test_its_docstring_answers_the_four_questions(self, name: str) -> None:
+        text = inspect.getdoc(getattr(Hooks, name)) or ""
+        assert re.findall(r"^(\w+):", text, re.MULTILINE) == ["When", "Inside", "Return", "Raising"]
+
+    def test_listeners_and_questions_are_hooks(self) -> None:
+        assert set(HOOKS) > LISTENERS | QUESTIONS
+        for name in LISTENERS:
+            assert "Return: nothing." in str(getattr(Hooks, name).__doc__)
+            assert "Raising: is logged." in str(getattr(Hooks, name).__doc__)
+
+
+class TestOrderOfAWholeRun:
+    """From the call in a view to the answer of the handler."""
+
+    def test_of_a_success(self, witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(handler_module, "_booted", False)
+        with atomic():
+            leave_effect.execute_on_commit(name="a")
+            assert witness.names == ["sending"]
+        handle(event_record(queue.pop()))
+        assert witness.names == [
+            "sending",
+            "sent",
+            "boot",
+            "resolve",
+            "started",
+            "call",
+            "finished",
+            "batch_finished",
+        ]
+
+    def test_of_a_retry(self, witness: Witness) -> None:
+        handle(record_of(leave_effect_and_raise, error="Refused"))
+        assert witness.names == [
+            *("sending", "sent"),
+            *("resolve", "started", "call", "classify", "retry_delay", "sending", "sent", "finished"),
+            "batch_finished",
+        ]
+
+    @pytest.mark.parametrize("error", ["Missing", "ValueError"])
+    def test_of_an_ignored_error_and_of_a_failure(self, witness: Witness, error: str) -> None:
+        handle(record_of(leave_effect_and_raise, error=error))
+        assert witness.names == [
+            *("sending", "sent"),
+            *("resolve", "started", "call", "classify", "finished"),
+            "batch_finished",
+        ]
+
+    def test_of_a_batch_with_a_copy(self, witness: Witness) -> None:
+        record = record_of(leave_effect, name="a")
+        handle(record, record | {"messageId": "a copy"})
+        assert witness.names == [
+            *("sending", "sent"),
+            *("resolve", "started", "call", "finished"),
+            *("resolve", "skipped"),
+            "batch_finished",
+        ]
+
+    def test_in_eager_mode(self, witness: Witness) -> None:
+        with override_settings(LAMBDA_TASKS_EAGER=True):
+            leave_effect.execute_on_commit(name="a")
+        assert witness.names == ["sending", "sent", "started", "call", "finished"]
+
+    def test_of_a_message_that_is_executed_immediately(self, witness: Witness) -> None:
+        SQSLambdaTaskMessage(task_name=leave_effect.name, kwargs={"name": "a"}).execute_immediately()
+        assert witness.names == ["resolve", "started", "call", "finished"]
+
+    def test_only_sending_and_the_call_are_inside_of_a_transaction(self, witness: Witness) -> None:
+        with atomic():
+            leave_effect.execute_on_commit(name="a")
+        handle(event_record(queue.pop()))
+        handle(record_of(leave_effect_and_raise, error="Refused"))  # sent without a transaction
+        inside = {name for name, in_transaction, _ in witness.calls if in_transaction}
+        assert inside == {"lambda_task_sending", "lambda_task_call"}
+        assert witness.was_in_transaction("lambda_task_sending") == [True, False, False]
+
+
+@pytest.mark.parametrize("name", sorted(LISTENERS))
+class TestListeners:
+    def test_one_that_raises_is_logged_and_silences_no_other(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        witness = Witness()
+        with plugged(Raising(name), witness):
+            record = record_of(leave_effect, name="a")
+            assert handle(record) == []
+            assert handle(record | {"messageId": "a copy"}) == []
+
+        assert witness.told(name)
+        logged = [entry for entry in caplog.records if entry.name == "lambda_tasks.plugins"]
+        assert len(logged) == len(witness.told(name))
+        for entry in logged:
+            assert re.fullmatch(f"Plugin .* raised in {name}; the invocation goes on as if it had not.", entry.message)
+            assert entry.levelno == logging.ERROR
+            assert entry.exc_info is not None
+            assert entry.exc_info[0] is Refused
+        assert effects() == ["a"]
+        assert TaskRecord.objects.get().status == "SUCCESS"
+
+    @pytest.mark.parametrize("options", [{"wrapper": True}, {"hookwrapper": True}], ids=str)
+    def test_a_wrapper_around_one_is_refused(self, name: str, options: dict[str, bool]) -> None:
+        def wrapper() -> Generator[None]:
+            yield
+
+        wrapper.__name__ = name
+        with (
+            plugged(plugin(wrapper, **options)),
+            pytest.raises(
+                ImproperlyConfigured, match=f"wraps {name}, around which there is nothing; .* lambda_task_call"
+            ),
+        ):
+            hooks()
+
+
+class Raising(Witness):
+    """A plugin with one hook, which raises."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        for other in set(HOOKS) - {name}:
+            delattr(self, other)
+
+    def note(self, name: str, **details: Any) -> None:
+        raise Refused(name)
+
+
+# Each on its own, in the order in which an invocation meets them
+
+
+class TestLambdaTaskBoot:
+    @pytest.fixture(autouse=True)
+    def _new_container(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(handler_module, "_booted", False)
+
+    def test_it_is_called_once_per_container_before_anything_of_the_first_invocation(self, witness: Witness) -> None:
+        record = record_of(leave_effect, name="a")
+        witness.calls.clear()
+        handle(record)
+        handle(record)
+        assert witness.names.count("boot") == 1
+        assert witness.names[0] == "boot"
+        assert witness.was_in_transaction("lambda_task_boot") == [False]
+
+    def test_django_is_set_up_by_then(self) -> None:
+        ready = []
+
+        def lambda_task_boot() -> None:
+            ready.append(apps.ready and Effect.objects.count() == 0)
+
+        with plugged(plugin(lambda_task_boot)):
+            handle()
+        assert ready == [True]
+
+    def test_one_that_raises_fails_the_invocation_and_the_next_one_boots_again(self) -> None:
+        boots = []
+
+        def lambda_task_boot() -> None:
+            boots.append(1)
+            if len(boots) == 1:
+                raise Refused("not yet")
+
+        record = record_of(leave_effect, name="a")
+        with plugged(plugin(lambda_task_boot)):
+            with pytest.raises(Refused, match="not yet"):
+                handle(record)
+            assert not TaskRecord.objects.exists()
+            assert handle(record) == []
+            assert handle(record) == []
+        assert len(boots) == 2
+        assert effects() == ["a"]
+
+
+class TestLambdaTaskSending:
+    def test_it_is_called_at_the_call_inside_of_the_callers_transaction(self, witness: Witness) -> None:
+        with atomic():
+            handle = leave_effect.execute_on_commit(name="a")
+            [told] = witness.told("lambda_task_sending")
+            assert queue == []
+        job = told["job"]
+        assert isinstance(job, Job)
+        assert (job.message_id, job.task_name, job.task) == (handle.message_id, leave_effect.name, leave_effect)
+        assert witness.was_in_transaction("lambda_task_sending") == [True]
+
+    def test_what_it_writes_is_rolled_back_with_the_caller(self) -> None:
+        def lambda_task_sending(job: Job) -> None:
+            Effect.objects.create(name=job.message_id)
+
+        with plugged(plugin(lambda_task_sending)):
+            with atomic():
+                leave_effect.execute_on_commit(name="a")
+                connection.set_rollback(True)
+            assert effects() == []
+            leave_effect.execute_on_commit(name="a")
+            assert len(effects()) == 1
+
+    def test_attributes_that_it_adds_travel_with_the_message(self) -> None:
+        def lambda_task_sending(job: Job) -> None:
+            job.attributes["traceparent"] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+        with plugged(plugin(lambda_task_sending)):
+            record = record_of(leave_effect, name="a")
+        assert record["messageAttributes"]["traceparent"]["stringValue"].startswith("00-0af7")
+
+    def test_it_cannot_replace_the_ids(self) -> None:
+        def lambda_task_sending(job: Job) -> None:
+            job.attributes[MESSAGE_ID_ATTRIBUTE] = "mine"
+
+        with plugged(plugin(lambda_task_sending)):
+            handle = leave_effect.execute_on_commit(name="a")
+        record = event_record(queue.pop())
+        assert record["messageAttributes"][MESSAGE_ID_ATTRIBUTE]["stringValue"] == handle.message_id
+
+    def test_what_it_adds_is_checked_with_the_rest(self, settings: Any) -> None:
+        def lambda_task_sending(job: Job) -> None:
+            job.attributes["no name for SQS"] = "a"
+
+        settings.LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.sqs.SQSBackend"
+        with plugged(plugin(lambda_task_sending)), pytest.raises(ValueError, match="has a name that SQS refuses"):
+            leave_effect.execute_on_commit(name="a")
+
+    def test_it_is_called_before_the_queue_is_looked_for(self, witness: Witness) -> None:
+        with pytest.raises(UnknownQueue):
+            leave_effect.using(queue="gone").execute_on_commit(name="a")
+        assert witness.names == ["sending"]
+
+    def test_one_that_raises_refuses_the_job_to_its_caller(self) -> None:
+        def lambda_task_sending(job: Job) -> None:
+            raise Refused(job.task_name)
+
+        with plugged(plugin(lambda_task_sending)), atomic():
+            with pytest.raises(Refused, match="leave_effect"):
+                leave_effect.execute_on_commit(name="a")
+            Effect.objects.create(name="the caller goes on")
+        assert queue == []
+        assert effects() == ["the caller goes on"]
+
+    def test_it_is_called_for_a_retry_outside_of_any_transaction(self, witness: Witness) -> None:
+        record = record_of(leave_effect_and_raise, error="Refused")
+        handle(record)
+        job = witness.told("lambda_task_sending")[-1]["job"]
+        assert (job.message.n_retries, job.root_id) == (1, record["messageId"])
+        assert witness.was_in_transaction("lambda_task_sending")[-1] is False
+
+    def test_a_retry_that_it_refuses_leaves_its_message_on_the_queue(self) -> None:
+        refuses = True
+
+        def lambda_task_sending(job: Job) -> None:
+            if refuses and job.message.n_retries:
+                raise Refused
+
+        with plugged(plugin(lambda_task_sending)):
+            record = record_of(leave_effect_and_raise, error="Refused")
+            assert handle(record) == [record["messageId"]]
+            assert TaskRecord.objects.get().status == "RUNNING"
+            assert queue == []
+
+            refuses = False
+            assert handle(record) == []
+        assert TaskRecord.objects.get().status == "RETRYING"
+        assert [job.message.n_retries for job in queue] == [1]
+
+
+class TestLambdaTaskSent:
+    def test_it_is_called_after_the_commit(self, witness: Witness) -> None:
+        with atomic():
+            leave_effect.execute_on_commit(name="a")
+            leave_effect.execute_on_commit(name="b")
+            assert witness.told("lambda_task_sent") == []
+        jobs = [told["job"] for told in witness.told("lambda_task_sent")]
+        assert jobs == queue
+        assert witness.was_in_transaction("lambda_task_sent") == [False, False]
+
+    def test_it_is_not_called_for_what_is_rolled_back(self, witness: Witness) -> None:
+        with atomic():
+            leave_effect.execute_on_commit(name="a")
+            connection.set_rollback(True)
+        assert witness.told("lambda_task_sent") == []
+
+    def test_it_is_not_called_for_what_the_queue_refuses(self, witness: Witness) -> None:
+        with (
+            override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.FullQueue"),
+            pytest.raises(ConnectionError),
+        ):
+            leave_effect.execute_on_commit(name="a")
+        assert witness.names == ["sending"]
+
+    def test_a_retry_is_sent_before_it_is_recorded(self) -> None:
+        statuses = []
+
+        def lambda_task_sent(job: Job) -> None:
+            statuses.extend(TaskRecord.objects.values_list("status", flat=True))
+
+        with plugged(plugin(lambda_task_sent)):
+            handle(record_of(leave_effect_and_raise, error="Refused"))
+        assert statuses == ["RUNNING"]
+
+    def test_in_eager_mode_it_is_called_when_the_job_is_put_in_line(self, witness: Witness) -> None:
+        with override_settings(LAMBDA_TASKS_EAGER=True), atomic():
+            leave_effect.execute_on_commit(name="a")
+            leave_effect.execute_on_commit(name="b")
+        assert witness.names[:5] == ["sending", "sending", "sent", "sent", "started"]
+
+
+class TestLambdaTaskResolve:
+    @staticmethod
+    def renamed(message_name: str = "shop.old.leave_effect") -> dict[str, Any]:
+        record = record_of(leave_effect, name="a")
+        return record | {"body": record["body"].replace(leave_effect.name, message_name)}
+
+    def test_it_may_give_another_task_than_the_registry_has(self) -> None:
+        def lambda_task_resolve(task_name: str) -> Any:
+            return leave_effect if task_name == "shop.old.leave_effect" else None
+
+        with plugged(plugin(lambda_task_resolve)):
+            assert handle(self.renamed(), record_of(leave_effect, name="b")) == []
+        assert effects() == ["a", "b"]
+        assert set(TaskRecord.objects.values_list("task_name", flat=True)) == {
+            "shop.old.leave_effect",
+            leave_effect.name,
+        }
+
+    def test_the_first_answer_counts(self) -> None:
+        def answering(task: Any) -> Any:
+            def lambda_task_resolve(task_name: str) -> Any:
+                return task
+
+            return plugin(lambda_task_resolve)
+
+        with plugged(answering(None), answering(leave_effect), answering(alone)):
+            handle(self.renamed())
+        assert effects() == ["a"]
+
+    def test_it_is_called_before_anything_else_is_done(self) -> None:
+        records = []
+
+        def lambda_task_resolve(task_name: str) -> None:
+            records.append(TaskRecord.objects.count())
+
+        with plugged(plugin(lambda_task_resolve)):
+            handle(record_of(leave_effect, name="a"))
+        assert records == [0]
+
+    def test_a_message_of_another_shape_is_not_asked_about(self, witness: Witness) -> None:
+        handle(record_of(leave_effect, name="a") | {"body": "{}"})
+        assert witness.told("lambda_task_resolve") == []
+
+    def test_one_that_raises_hands_the_message_back_and_nothing_is_recorded(self) -> None:
+        def lambda_task_resolve(task_name: str) -> None:
+            raise Refused
+
+        record = record_of(leave_effect, name="a")
+        with plugged(plugin(lambda_task_resolve)):
+            assert handle(record) == [record["messageId"]]
+        assert not TaskRecord.objects.exists()
+        assert handle(record) == []
+
+    def test_without_an_answer_the_task_is_unknown(self) -> None:
+        with pytest.raises(UnknownTask):
+            hooks().lambda_task_resolve(task_name="shop.old.leave_effect")
+
+
+class TestLambdaTaskSkipped:
+    def test_a_delivery_of_what_has_finished_is_acknowledged(self, witness: Witness) -> None:
+        record = record_of(leave_effect, name="a")
+        handle(record)
+        assert handle(record | {"messageId": "a copy"}) == []
+        assert witness.told("lambda_task_skipped") == [{"message_id": record["messageId"], "reason": "finished"}]
+
+    def test_a_delivery_of_what_is_running_elsewhere_stays_on_the_queue(self, witness: Witness) -> None:
+        record = record_of(leave_effect, name="a")
+        claimed_elsewhere(record, lease=60)
+        assert handle(record) == [record["messageId"]]
+        assert witness.told("lambda_task_skipped") == [{"message_id": record["messageId"], "reason": "running"}]
+        assert witness.was_in_transaction("lambda_task_skipped") == [False]
+
+    def test_it_comes_in_the_place_of_started_and_finished(self, witness: Witness) -> None:
+        record = record_of(leave_effect, name="a")
+        claimed_elsewhere(record, lease=60)
+        handle(record)
+        assert witness.names == ["sending", "sent", "resolve", "skipped", "batch_finished"]
+
+
+class TestLambdaTaskStarted:
+    def test_the_record_stands_as_running(self) -> None:
+        seen = []
+
+        def lambda_task_started(run: Run) -> None:
+            seen.append((run.message_id, *TaskRecord.objects.values_list("pk", "status").get()))
+
+        with plugged(plugin(lambda_task_started)):
+            record = record_of(leave_effect, name="a")
+            handle(record)
+        [(message_id, primary_key, status)] = seen
+        assert message_id == str(primary_key) == record["messageId"]
+        assert status == "RUNNING"
+
+    def test_the_lock_is_not_taken_yet(self) -> None:
+        taken = []
+
+        def lambda_task_started(run: Run) -> None:
+            key = LOCK_KEY.format(task_name=run.task_name)
+            taken.append(get_lock().acquire(key, token="ours", timeout=5))
+            get_lock().release(key, token="ours")
+
+        with (
+            override_settings(LAMBDA_TASKS_LOCK="lambda_tasks.locks.memory.MemoryLock"),
+            plugged(plugin(lambda_task_started)),
+        ):
+            assert run(alone).status == "SUCCESS"
+        assert taken == [True]
+
+    def test_it_is_told_the_run(self, witness: Witness) -> None:
+        handle(record_of(leave_effect.using(delay=5), name="a"))
+        run = witness.told("lambda_task_started")[0]["run"]
+        assert isinstance(run, Run)
+        assert (run.task.function, run.arguments, run.n_retries) == (leave_effect.function, {"name": "a"}, 0)
+        assert (run.soft_timeout, run.hard_timeout) == (270, 300)
+        assert witness.was_in_transaction("lambda_task_started") == [False]
+
+
+class TestLambdaTaskCall:
+    def test_a_wrapper_sees_the_run_and_the_result(self) -> None:
+        seen = []
+
+        def lambda_task_call(run: Run) -> Generator[None, object, object]:
+            result = yield
+            seen.append((run.task_name, result))
+            return result
+
+        with plugged(plugin(lambda_task_call, wrapper=True)):
+            assert run(leave_effect, name="a").result == "left a"
+        assert seen == [(leave_effect.name, "left a")]
+
+    def test_the_result_of_a_wrapper_is_the_result_of_the_task(self) -> None:
+        def lambda_task_call(run: Run) -> Generator[None, str, str]:
+            return (yield).upper()
+
+        with plugged(plugin(lambda_task_call, wrapper=True)):
+            assert run(leave_effect, name="a").result == "LEFT A"
+
+    def test_the_first_in_the_list_is_the_outermost(self) -> None:
+        def wrapping(letter: str) -> Any:
+            def lambda_task_call(run: Run) -> Generator[None, str, str]:
+                return f"{letter}({(yield)})"
+
+            return plugin(lambda_task_call, wrapper=True)
+
+        with plugged(wrapping("a"), wrapping("b"), wrapping("c")):
+            assert run(leave_effect, name="x").result == "a(b(c(left x)))"
+
+    def test_what_a_wrapper_writes_commits_with_the_task(self) -> None:
+        def lambda_task_call(run: Run) -> Generator[None, object, object]:
+            Effect.objects.create(name="before")
+            try:
+                return (yield)
+            finally:
+                Effect.objects.create(name="after")
+
+        with plugged(plugin(lambda_task_call, wrapper=True)):
+            assert run(leave_effect, name="a").status == "SUCCESS"
+            assert effects() == ["before", "a", "after"]
+            assert run(leave_effect_and_raise, error="ValueError").status == "FAILED"
+            assert effects() == ["before", "a", "after"]
+
+    def test_it_is_inside_of_the_transaction_the_time_limits_and_the_lock(self) -> None:
+        seen = []
+
+        def lambda_task_call(run: Run) -> Generator[None, object, object]:
+            left, _ = signal.getitimer(signal.ITIMER_REAL)
+            free = get_lock().acquire(LOCK_KEY.format(task_name=run.task_name), token="another", timeout=5)
+            seen.append((connection.in_atomic_block, 0 < left <= run.soft_timeout, free))
+            return (yield)
+
+        with (
+            override_settings(LAMBDA_TASKS_LOCK="lambda_tasks.locks.memory.MemoryLock"),
+            plugged(plugin(lambda_task_call, wrapper=True)),
+        ):
+            assert run(alone).status == "SUCCESS"
+        assert seen == [(True, True, False)]
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    @pytest.mark.parametrize(
+        ("error", "status"), [(Refused, "RETRYING"), (Missing, "SUCCESS"), (ValueError, "FAILED")], ids=str
+    )
+    def test_raising_counts_as_if_the_function_had(self, when: str, error: type[Exception], status: str) -> None:
+        @lambda_task(retry_on=[Refused], ignore_errors=[Missing])
+        def quiet() -> None:
+            Effect.objects.create(name="a")
+
+        def lambda_task_call(run: Run) -> Generator[None, object, object]:
+            if when == "before":
+                raise error
+            yield
+            raise error
+
+        with plugged(plugin(lambda_task_call, wrapper=True)):
+            record = run(quiet)
+        assert record.status == status
+        assert error.__name__ in str(record.traceback)
+        assert effects() == []
+
+    def test_a_wrapper_may_turn_an_error_into_a_result(self) -> None:
+        def lambda_task_call(run: Run) -> Generator[None, object, object]:
+            try:
+                return (yield)
+            except Refused:
+                return "never mind"
+
+        with plugged(plugin(lambda_task_call, wrapper=True)):
+            record = run(leave_effect_and_raise, error="Refused")
+        assert (record.status, record.result, effects()) == ("SUCCESS", "never mind", ["Refused"])
+
+    def test_a_plain_implementation_that_answers_is_called_instead_of_the_function(self) -> None:
+        def lambda_task_call(run: Run) -> object:
+            return "rehearsed" if run.arguments["name"] == "a" else None
+
+        with plugged(plugin(lambda_task_call)):
+            assert run(leave_effect, name="a").result == "rehearsed"
+            assert run(leave_effect, name="b").result == "left b"
+        assert effects() == ["b"]
+
+    def test_a_context_that_a_wrapper_sets_reaches_the_task_and_ends_with_it(self) -> None:
+        tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+        @lambda_task
+        def whose() -> str:
+            return tenant.get()
+
+        def lambda_task_call(run: Run) -> Generator[None, object, object]:
+            tenant.set("Ada")
+            return (yield)
+
+        with plugged(plugin(lambda_task_call, wrapper=True)):
+            assert run(whose).result == "Ada"
+        assert tenant.get() == "nobody"
+        assert run(whose).result == "nobody"
+
+    def test_async_tasks_are_wrapped_as_well(self) -> None:
+        @lambda_task
+        async def number() -> int:
+            return 42
+
+        def lambda_task_call(run: Run) -> Generator[None, int, int]:
+            return (yield) + 1
+
+        with plugged(plugin(lambda_task_call, wrapper=True)):
+            assert run(number).result == 43
+
+
+def classifying(answer: Callable[[BaseException], Any]) -> Any:
+    def lambda_task_classify(run: Run, error: BaseException) -> Any:
+        return answer(error)
+
+    return plugin(lambda_task_classify)
+
+
+def nonsense(_: BaseException) -> Any:
+    raise Refused("in the plugin")
+
+
+class TestLambdaTaskClassify:
+    @pytest.mark.parametrize(
+        ("answer", "status"),
+        [
+            (Ignored, "SUCCESS"),
+            (Failed, "FAILED"),
+            (Retry, "RETRYING"),
+            (lambda error: Failed(LookupError("said otherwise")), "FAILED"),
+        ],
+    )
+    def test_its_answer_decides(self, answer: Callable[[BaseException], Outcome], status: str) -> None:
+        with plugged(classifying(answer)):
+            for error in ("ValueError", "Refused", "Missing"):
+                assert run(leave_effect_and_raise, error=error).status == status
+        assert effects() == []
+
+    def test_the_error_that_it_gives_is_recorded(self) -> None:
+        with plugged(classifying(lambda error: Failed(LookupError("said otherwise")))):
+            assert "LookupError: said otherwise" in str(run(leave_effect_and_raise, error="Missing").traceback)
+
+    def test_it_may_choose_the_delay_of_a_retry(self, witness: Witness) -> None:
+        with plugged(classifying(lambda error: Retry(error, delay=60)), witness):
+            run(leave_effect_and_raise, error="ValueError")
+        assert [job.delay for job in queue] == [60]
+        assert witness.told("lambda_task_retry_delay") == []
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            lambda error: None,
+            nonsense,
+            lambda error: Succeeded(),
+            lambda error: True,
+            lambda error: "retry",
+            lambda error: Retry,
+            lambda error: error,
+        ],
+    )
+    def test_without_a_usable_answer_the_options_of_the_task_decide(
+        self, answer: Callable[[BaseException], Any]
+    ) -> None:
+        with plugged(classifying(answer)):
+            statuses = [
+                run(leave_effect_and_raise, error=error).status for error in ("ValueError", "Refused", "Missing")
+            ]
+        assert statuses == ["FAILED", "RETRYING", "SUCCESS"]
+
+    def test_one_that_raises_is_logged_and_the_next_one_is_asked(self, caplog: pytest.LogCaptureFixture) -> None:
+        with plugged(classifying(nonsense), classifying(lambda error: "nonsense"), classifying(Ignored)):
+            assert run(leave_effect_and_raise, error="ValueError").status == "SUCCESS"
+        raised, nonsensical = (entry.getMessage() for entry in caplog.records if entry.name == "lambda_tasks.plugins")
+        assert re.fullmatch("Plugin .* raised in lambda_task_classify; it is passed over.", raised)
+        assert re.fullmatch("Plugin .* answered lambda_task_classify with 'nonsense'; it is passed over.", nonsensical)
+
+    def test_the_transaction_is_rolled_back_by_then(self) -> None:
+        seen = []
+
+        def answer(error: BaseException) -> None:
+            seen.append((type(error), connection.in_atomic_block, effects()))
+
+        with plugged(classifying(answer)):
+            run(leave_effect_and_raise, error="Refused")
+        assert seen == [(Refused, False, [])]
+
+    def test_it_is_asked_about_a_lock_that_is_held(self) -> None:
+        with (
+            override_settings(LAMBDA_TASKS_LOCK="lambda_tasks.locks.memory.MemoryLock"),
+            plugged(classifying(lambda error: Ignored(error) if isinstance(error, LockError) else None)),
+        ):
+            get_lock().acquire(LOCK_KEY.format(task_name=alone.name), token="another", timeout=5)
+            assert run(alone).status == "SUCCESS"
+        assert queue == []
+
+    def test_it_is_asked_about_a_commit_that_fails(self) -> None:
+        asked = []
+
+        @lambda_task
+        def leave_dangling() -> None:
+            # Looked at by COMMIT: foreign keys are deferred, except on MariaDB.
+            Permission.objects.create(name="a", codename="a", content_type_id=0)
+
+        with plugged(classifying(lambda error: asked.append(type(error)))):
+            assert run(leave_dangling).status == "FAILED"
+        assert asked == [IntegrityError]
+
+    def test_it_is_not_asked_about_a_success(self, witness: Witness) -> None:
+        run(leave_effect, name="a")
+        assert witness.told("lambda_task_classify") == []
+
+    def test_it_cannot_retry_for_ever(self) -> None:
+        with plugged(classifying(Retry)), override_settings(LAMBDA_TASKS_MAX_RETRIES=0):
+            record = run(leave_effect_and_raise, error="ValueError")
+        assert record.status == "FAILED"
+        assert MaxRetriesExceededError.__name__ in str(record.traceback)
+
+    @pytest.mark.parametrize("options", [{"wrapper": True}, {"hookwrapper": True}], ids=str)
+    def test_a_wrapper_around_it_is_refused(self, options: dict[str, bool]) -> None:
+        def lambda_task_classify(run: Run) -> Generator[None, Outcome, Outcome]:
+            return (yield)
+
+        with (
+            plugged(plugin(lambda_task_classify, **options)),
+            pytest.raises(ImproperlyConfigured, match="wraps lambda_task_cl"),
+        ):
+            hooks()
+
+
+def delaying(answer: Callable[[], Any]) -> Any:
+    def lambda_task_retry_delay(run: Run, error: BaseException) -> Any:
+        return answer()
+
+    return plugin(lambda_task_retry_delay)
+
+
+class TestLambdaTaskRetryDelay:
+    @pytest.mark.parametrize(
+        ("answer", "delay"), [(0, 0), (60, 60), (900, 900), (901, 900), (10**6, 900), (-5, 0)], ids=str
+    )
+    def test_its_answer_is_the_delay_within_what_sqs_takes(self, answer: int, delay: int, witness: Witness) -> None:
+        with plugged(delaying(lambda: answer), witness):
+            run(leave_effect_and_raise, error="Refused")
+        assert [job.delay for job in queue] == [delay]
+        [told] = witness.told("lambda_task_finished")
+        assert isinstance(told["outcome"], Retry)
+        assert told["outcome"].delay == delay
+
+    @pytest.mark.parametrize("answer", [None, "60", 1.5, (), [60]], ids=repr)
+    def test_without_a_usable_answer_it_is_that_of_the_task_with_jitter(self, answer: Any) -> None:
+        with plugged(delaying(lambda: answer)):
+            run(leave_effect_and_raise, error="Refused")
+        [job] = queue
+        assert 7 + 1 <= job.delay <= 7 + 5
+
+    def test_one_that_raises_is_logged_and_the_next_one_is_asked(self, caplog: pytest.LogCaptureFixture) -> None:
+        def raising() -> None:
+            raise Refused
+
+        with plugged(delaying(raising), delaying(lambda: 33)):
+            run(leave_effect_and_raise, error="Refused")
+        assert [job.delay for job in queue] == [33]
+        assert "raised in lambda_task_retry_delay; it is passed over" in caplog.text
+
+    def test_it_is_told_the_run_and_the_error_outside_of_any_transaction(self, witness: Witness) -> None:
+        run(leave_effect_and_raise, error="Refused")
+        [told] = witness.told("lambda_task_retry_delay")
+        assert isinstance(told["run"], Run)
+        assert isinstance(told["error"], Refused)
+        assert witness.was_in_transaction("lambda_task_retry_delay") == [False]
+
+    def test_it_is_asked_for_a_lock_that_is_held(self) -> None:
+        with override_settings(LAMBDA_TASKS_LOCK="lambda_tasks.locks.memory.MemoryLock"), plugged(delaying(lambda: 44)):
+            get_lock().acquire(LOCK_KEY.format(task_name=alone.name), token="another", timeout=5)
+            assert run(alone).status == "RETRYING"
+        assert [job.delay for job in queue] == [44]
+
+    def test_it_is_not_asked_where_nothing_is_retried(self, witness: Witness) -> None:
+        run(leave_effect_and_raise, error="ValueError")
+        run(leave_effect_and_raise, error="Missing")
+        run(leave_effect, name="a")
+        assert witness.told("lambda_task_retry_delay") == []
+
+
+class TestLambdaTaskFinished:
+    @pytest.mark.parametrize(
+        ("task", "arguments", "outcome", "status"),
+        [
+            (leave_effect, {"name": "a"}, Succeeded, "SUCCESS"),
+            (leave_effect_and_raise, {"error": "Missing"}, Ignored, "SUCCESS"),
+            (leave_effect_and_raise, {"error": "Refused"}, Retry, "RETRYING"),
+            (leave_effect_and_raise, {"error": "ValueError"}, Failed, "FAILED"),
+        ],
+        ids=["success", "ignored", "retry", "failure"],
+    )
+    def test_the_outcome_is_recorded_and_a_retry_sent_by_then(
+        self, task: Any, arguments: dict[str, str], outcome: type[Outcome], status: str
+    ) -> None:
+        seen = []
+
+        def lambda_task_finished(run: Run, outcome: Outcome) -> None:
+            in_transaction = connection.in_atomic_block
+            seen.append((type(outcome), TaskRecord.objects.get(pk=run.message_id).status, in_transaction))
+            assert len(queue) == isinstance(outcome, Retry)
+
+        with plugged(plugin(lambda_task_finished)):
+            run(task, **arguments)
+        assert seen == [(outcome, status, False)]
+
+    def test_the_outcome_has_the_result_or_the_error(self, witness: Witness) -> None:
+        run(leave_effect, name="a")
+        run(leave_effect_and_raise, error="ValueError")
+        succeeded, failed = (told["outcome"] for told in witness.told("lambda_task_finished"))
+        assert succeeded == Succeeded("left a")
+        assert isinstance(failed.error, ValueError)
+
+    def test_it_is_called_for_what_crashed_too_often(self, witness: Witness) -> None:
+        record = record_of(leave_effect, name="a")
+        claimed_elsewhere(record, lease=-1)
+        with override_settings(LAMBDA_TASKS_MAX_TAKEOVERS=0):
+            assert handle(record) == []
+        [told] = witness.told("lambda_task_finished")
+        assert isinstance(told["outcome"].error, TaskCrashedError)
+        assert witness.told("lambda_task_started") == []
+
+    def test_it_is_not_called_for_what_stays_on_the_queue(self, witness: Witness) -> None:
+        record = record_of(leave_effect_and_raise, error="Refused")
+        with override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.FullQueue"):
+            assert handle(record) == [record["messageId"]]
+        assert witness.told("lambda_task_finished") == []
+
+
+class TestLambdaTaskBatchFinished:
+    def test_it_is_told_the_event_and_the_answer(self, witness: Witness) -> None:
+        event = {"Records": [record_of(leave_effect, name="a"), record_of(leave_effect, name="b") | {"body": "{"}]}
+        response = handler(event, None)
+        assert witness.told("lambda_task_batch_finished") == [{"event": event, "response": response}]
+        assert len(response["batchItemFailures"]) == 1
+        assert witness.was_in_transaction("lambda_task_batch_finished") == [False]
+
+    def test_it_is_called_at_the_end_of_each_invocation(self, witness: Witness) -> None:
+        handle()
+        handle(record_of(leave_effect, name="a"), record_of(leave_effect, name="b"))
+        assert witness.names.count("batch_finished") == 2
+        assert witness.names[-1] == "batch_finished"
+
+    def test_it_is_not_called_for_an_event_without_an_answer(self, witness: Witness) -> None:
+        with pytest.raises(InvalidEvent):
+            handler({"detail": {}}, None)
+        assert witness.told("lambda_task_batch_finished") == []
+
+
+# How plugins are chosen
+
+heard: list[str] = []
+
+
+@hookimpl
+def lambda_task_batch_finished(event: Mapping[str, Any], response: Mapping[str, Any]) -> None:
+    """Makes this very module a plugin."""
+    heard.append("module")
+
+
+class Listening:
+    def __init__(self, name: str = "class") -> None:
+        self.name = name
+
+    @hookimpl
+    def lambda_task_batch_finished(self) -> None:
+        heard.append(self.name)
+
+
+listening = Listening("object")
+
+
+class NeedsArguments(Listening):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+
+
+class Misspelt:
+    @hookimpl
+    def lambda_task_stated(self, run: Run) -> None: ...
+
+
+class WrongArgument:
+    @hookimpl
+    def lambda_task_started(self, job: Job) -> None: ...
+
+
+class Unmarked:
+    def lambda_task_started(self, run: Run) -> None: ...
+
+
+class TestLoading:
+    @pytest.mark.parametrize(
+        ("chosen", "name"),
+        [
+            (__name__, "module"),
+            (f"{__name__}.listening", "object"),
+            (f"{__name__}.Listening", "class"),
+            (sys.modules[__name__], "module"),
+            (listening, "object"),
+            (Listening, "class"),
+        ],
+        ids=["path of a module", "path of an object", "path of a class", "module", "object", "class"],
+    )
+    def test_a_plugin_is_a_module_an_object_or_a_class(self, chosen: Any, name: str) -> None:
+        heard.clear()
+        with plugged(chosen):
+            handle()
+        handle()
+        assert heard == [name]
+
+    def test_they_are_called_in_the_order_of_the_setting(self) -> None:
+        heard.clear()
+        with plugged(*map(Listening, "abc")):
+            handle()
+        assert heard == ["a", "b", "c"]
+
+    def test_an_implementation_may_ask_to_be_first_or_last(self) -> None:
+        def last() -> None:
+            heard.append("last")
+
+        def first() -> None:
+            heard.append("first")
+
+        last.__name__ = first.__name__ = "lambda_task_batch_finished"
+        heard.clear()
+        with plugged(plugin(last, trylast=True), Listening("middle"), plugin(first, tryfirst=True)):
+            handle()
+        assert heard == ["first", "middle", "last"]
+
+    def test_an_implementation_takes_only_the_arguments_that_it_wants(self) -> None:
+        sizes = []
+
+        def lambda_task_batch_finished(response: Mapping[str, Any]) -> None:
+            sizes.append(len(response["batchItemFailures"]))
+
+        with plugged(plugin(lambda_task_batch_finished)):
+            handle()
+        assert sizes == [0]
+
+    @pytest.mark.parametrize(
+        ("chosen", "sentence"),
+        [
+            (
+                Misspelt(),
+                "implements a hook that does not exist: .*lambda_task_stated.* The hooks are: .*lambda_task_started",
+            ),
+            (Misspelt, "implements a hook that does not exist: .*lambda_task_stated"),
+            (f"{__name__}.Misspelt", "implements a hook that does not exist: .*lambda_task_stated"),
+            (WrongArgument(), "(?s)cannot be used: .*'job'"),
+            (Unmarked(), "cannot be used: it implements no hook; mark its functions with @hookimpl"),
+            ("shop.plugins", "has 'shop.plugins', which cannot be used: No module named 'shop'"),
+            (f"{__name__}.Nothing", "which cannot be used: .*Nothing"),
+            ("lambda_tasks.settings", "has 'lambda_tasks.settings', which cannot be used: it implements no hook"),
+            (NeedsArguments, "which cannot be used: .*missing 1 required positional argument: 'name'"),
+            (42, "has 42, which cannot be used: it implements no hook"),
+        ],
+        ids=str,
+    )
+    def test_one_that_cannot_be_used_is_an_error_at_start(self, chosen: Any, sentence: str) -> None:
+        with plugged(chosen), pytest.raises(ImproperlyConfigured, match=sentence):
+            apps.get_app_config("lambda_tasks").ready()
+
+    def test_the_same_one_twice_is_an_error(self) -> None:
+        with plugged(listening, listening), pytest.raises(ImproperlyConfigured, match="which cannot be used"):
+            hooks()
+
+    def test_a_failed_start_leaves_nothing_behind(self) -> None:
+        heard.clear()
+        with plugged(Listening("a"), Misspelt()), pytest.raises(ImproperlyConfigured):
+            hooks()
+        with plugged(Listening("b")):
+            handle()
+        assert heard == ["b"]
+
+    def test_without_plugins_the_default_one_answers(self) -> None:
+        with plugged():
+            assert hooks().lambda_task_resolve(task_name=leave_effect.name) is registry.known_task(leave_effect.name)

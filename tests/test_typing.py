@@ -1,0 +1,66 @@
+"""Programs that mypy must accept, and programs whose marked lines, and no others, it must refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ACCEPTED = sorted(Path(__file__).parent.glob("typing/accepted/[a-z]*.py"))
+REFUSED = sorted(Path(__file__).parent.glob("typing/refused/[a-z]*.py"))
+PROGRAMS = ACCEPTED + REFUSED
+
+Complaints = dict[int, set[str]]
+
+
+@pytest.fixture(scope="session")
+def complaints() -> dict[Path, Complaints]:
+    """What mypy says of all programs, in one run: the error codes on each line of each file."""
+    run = subprocess.run(
+        # Each environment has a cache of its own: what it has installed is part of the answer.
+        [sys.executable, "-m", "mypy", "--cache-dir", f"{sys.prefix}/.mypy_cache", "--output", "json", *PROGRAMS],
+        cwd=ROOT,  # where pyproject.toml has the configuration, with the plugin of django-stubs
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode in (0, 1), run.stdout + run.stderr
+    found: dict[Path, Complaints] = defaultdict(lambda: defaultdict(set))
+    for line in run.stdout.splitlines():
+        complaint: dict[str, Any] = json.loads(line)
+        if complaint["severity"] == "error":
+            found[ROOT / complaint["file"]][complaint["line"]].add(complaint["code"])
+    return found
+
+
+def marked(program: Path) -> Complaints:
+    """Return the error codes that the program expects, by the comments on its lines."""
+    lines = enumerate(program.read_text().splitlines(), start=1)
+    marks = ((number, re.search(r"# error: ([a-z, -]+)$", line)) for number, line in lines)
+    return {number: set(mark[1].split(", ")) for number, mark in marks if mark}
+
+
+@pytest.mark.parametrize("program", ACCEPTED, ids=lambda program: program.stem)
+def test_a_correct_program_is_accepted(complaints: dict[Path, Complaints], program: Path) -> None:
+    assert dict(complaints[program]) == {}
+
+
+@pytest.mark.parametrize("program", REFUSED, ids=lambda program: program.stem)
+def test_every_wrong_line_is_refused_and_no_other(complaints: dict[Path, Complaints], program: Path) -> None:
+    expected = marked(program)
+    assert expected
+    assert dict(complaints[program]) == expected
+
+
+def test_the_library_itself_is_marked_as_typed() -> None:
+    import lambda_tasks
+
+    assert (Path(lambda_tasks.__file__).parent / "py.typed").is_file()

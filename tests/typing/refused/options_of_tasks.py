@@ -1,0 +1,27 @@
+"""Options that the decorator would refuse at decoration."""
+
+from __future__ import annotations
+
+from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
+
+
+def function(*, name: str) -> None: ...
+
+
+lambda_task(timeout=5)  # error: call-overload
+lambda_task(soft_timeout="5")  # error: call-overload
+lambda_task(hard_timeout=5.5)  # error: call-overload
+lambda_task(retry_on=(int,))  # error: arg-type
+lambda_task(ignore_errors=KeyError)  # error: call-overload
+lambda_task(singleton="yes")  # error: call-overload
+lambda_task(on_crash="ignore")  # error: call-overload
+lambda_task("other")  # error: call-overload
+
+LambdaTaskWrapper(function, que="other")  # error: call-arg
+LambdaTaskWrapper(function, delay="5")  # error: arg-type
+LambdaTaskWrapper(function, retry_on=OSError)  # error: arg-type
+
+task = LambdaTaskWrapper(function)
+task.using(delay="5")  # error: arg-type
+task.using(retry_delay=5)  # error: call-arg
+task.using(60)  # error: call-arg
