@@ -1,0 +1,754 @@
+"""The documentation holds: its code runs, its links lead somewhere, its lists are complete.
+
+How a page is played, in order, as one test:
+
+- A block that begins with a comment such as `# shop/tasks.py` is the content of that module, and can be
+  imported by that name. Several blocks of one name follow each other in it. `# settings.py` is no module.
+- Other blocks share a namespace of their own. It also has the names of the blocks before.
+- Settings that a block assigns are checked, and hold for the rest of the page.
+- `expression  # → value` must be equal, and `statement  # raises SomeError` must raise.
+- Tasks run in eager mode, on a database where transactions are committed.
+- Tests in a block such as `# shop/tests/test_views.py` are collected by pytest, as any others.
+
+A block in another language than `python` is not run.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+from urllib.parse import unquote
+
+import botocore.session
+import pytest
+import yaml
+from botocore.validate import ParamValidator
+from django.contrib.auth.models import User
+from django.core.checks import ERROR
+from django.db.utils import ConnectionHandler
+from django.test import override_settings
+
+from lambda_tasks import checks, exceptions, handler, jobs, registry, timeouts
+from lambda_tasks.backends import sqs
+from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
+from lambda_tasks.models import TaskRecord, TaskStatus
+from lambda_tasks.options import Options
+from lambda_tasks.settings import LambdaTasksSettings, Setting, app_settings
+from lambda_tasks.tasks import cleanup_task_records
+
+ROOT: Final = Path(__file__).parent.parent
+DOCS: Final = ROOT / "docs"
+PAGES: Final = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+#: These have no code to run; everything else about them is tested too.
+OTHER_PAGES: Final = ("CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", "example/README.md")
+ALL_PAGES: Final = [*PAGES, *(ROOT / name for name in OTHER_PAGES if (ROOT / name).exists())]
+
+LANGUAGES: Final = {"python", "bash", "sh", "text", "yaml", "toml", "json"}
+EAGER: Final = "lambda_tasks.backends.eager.EagerBackend"
+
+#: What the pages use and do not show: other parts of their imaginary shop.
+SHOP: Final = {
+    "shop.crm": """
+        class CrmBusy(Exception):
+            pass
+
+        answers = [CrmBusy("come back later"), CrmBusy("come back later")]
+
+        def push_contact(user_id):
+            if answers:
+                raise answers.pop()
+    """,
+    "shop.stock": """
+        def count_shelves(warehouse_id):
+            return 12
+    """,
+    "shop.reports": """
+        def write_report(month):
+            return f"report of {month}"
+
+        def discard_draft(month):
+            pass
+    """,
+}
+
+
+# Reading pages
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block of a page: its language, its code, and the line of the page on which the code begins."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+
+    @property
+    def module(self) -> str | None:
+        """The name of the module whose content it is, if it says so."""
+        label = re.match(r"# ([\w/]+)\.py\n", self.code)
+        return label[1].replace("/", ".") if label else None
+
+    @property
+    def has_tests(self) -> bool:
+        return self.module is not None and self.module.rpartition(".")[2].startswith("test_")
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+FENCE: Final = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```[ ]*$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str | None = None) -> list[Block]:
+    text = page.read_text()
+    found = [
+        Block(page, text.count("\n", 0, fence.start(3)) + 1, fence[2].strip(), textwrap.dedent(fence[3]))
+        for fence in FENCE.finditer(text)
+    ]
+    return [block for block in found if language in (None, block.language)]
+
+
+def prose(page: Path) -> str:
+    """Return the text of a page without its code."""
+    return FENCE.sub("", page.read_text())
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that a page has for its headings, by the rule of GitHub and its like."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(page)}
+
+
+def section(page: Path, heading: str) -> str:
+    """Return what stands under a heading, up to the next one."""
+    [_, rest] = re.split(rf"^#+ {re.escape(heading)}$", page.read_text(), maxsplit=1, flags=re.MULTILINE)
+    return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def ids(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+# Playing pages
+
+
+class Stage:
+    """Where the blocks of one page are played: modules, tasks and settings that are gone afterwards."""
+
+    def __init__(self, page: Path) -> None:
+        self.page = page
+        self.modules: dict[str, ModuleType] = {}
+        self.tasks: dict[str, Any] = {}
+        self._settings = ExitStack()
+        self._main = self.module(f"page_{page.stem.replace('-', '_')}")
+        for name, code in SHOP.items():
+            exec(textwrap.dedent(code), self.module(name).__dict__)
+
+    def module(self, name: str) -> ModuleType:
+        """Return the module of that name, made if need be, with the packages above it."""
+        if name not in self.modules:
+            module = self.modules[name] = ModuleType(name)
+            module.__dict__["__path__"] = []
+            package, _, own_name = name.rpartition(".")
+            if package:
+                setattr(self.module(package), own_name, module)
+        return self.modules[name]
+
+    @contextmanager
+    def open(self) -> Iterator[Stage]:
+        """Make the modules importable and the tasks known, for as long as the block lasts."""
+        modules, tasks = dict(sys.modules), dict(registry._tasks)
+        sys.modules.update(self.modules)
+        registry._tasks.update(self.tasks)
+        try:
+            with self._settings:
+                yield self
+        finally:
+            self.tasks = {name: task for name, task in registry._tasks.items() if name not in tasks}
+            for name in self.modules:
+                sys.modules.pop(name, None)
+                if name in modules:
+                    sys.modules[name] = modules[name]
+            registry._tasks.clear()
+            registry._tasks.update(tasks)
+
+    def play(self, block: Block) -> None:
+        module = self._main if block.module in (None, "settings") else self.module(str(block.module))
+        sys.modules.update(self.modules)
+        self._run(block, module.__dict__)
+        if module is not self._main:
+            names = {name: value for name, value in vars(module).items() if not name.startswith("__")}
+            self._main.__dict__.update(names)
+        self._settle(block, {name: module.__dict__[name] for name in assigned_settings(block)})
+
+    def _run(self, block: Block, namespace: dict[str, Any]) -> None:
+        lines = block.code.splitlines()
+        for statement in ast.parse(block.code).body:
+            last = lines[(statement.end_lineno or 1) - 1]
+            expected = re.search(r"# → (.+)$", last)
+            error = re.search(r"# raises (\w+)$", lines[statement.lineno - 1]) or re.search(r"# raises (\w+)$", last)
+            ast.increment_lineno(statement, block.line - 1)
+            if error:
+                with pytest.raises(Exception) as raised:  # noqa: PT011, which error is compared below
+                    run(statement, namespace, self.page)
+                names = [parent.__name__ for parent in raised.type.__mro__]
+                assert error[1] in names, f"{block}: {last.strip()}: it raised {raised.value!r}"
+            else:
+                value = run(statement, namespace, self.page)
+                if expected:
+                    wanted = eval(expected[1], namespace)
+                    assert value == wanted, f"{block}: {last.strip()}: it was {value!r}"
+
+    def _settle(self, block: Block, values: Mapping[str, Any]) -> None:
+        """Check the settings that a block assigned, and let them hold for the rest of the page."""
+        values = dict(values)
+        if (apps := values.pop("INSTALLED_APPS", None)) is not None:
+            assert "lambda_tasks" in apps, block
+        if (databases := values.pop("DATABASES", None)) is not None:
+            check_connects(databases["default"])
+        if (config := values.pop("LOGGING", None)) is not None:
+            check_logging(config)
+        check_settings(values, block)
+        # What would be sent to AWS is not sent from here.
+        if "sqs" in str(values.get("LAMBDA_TASKS_BACKEND", "")):
+            del values["LAMBDA_TASKS_BACKEND"]
+        self._settings.enter_context(override_settings(**values))
+
+
+def run(statement: ast.stmt, namespace: dict[str, Any], page: Path) -> Any:
+    """Execute a statement and return its value, if it has one."""
+    if isinstance(statement, ast.Expr):
+        return eval(compile(ast.Expression(statement.value), str(page), "eval"), namespace)
+    exec(compile(ast.Module([statement], []), str(page), "exec"), namespace)
+    return None
+
+
+def assigned_settings(block: Block) -> list[str]:
+    named = {"INSTALLED_APPS", "DATABASES", "CACHES", "LOGGING"}
+    return [
+        target.id
+        for statement in ast.parse(block.code).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name) and (target.id in named or target.id.startswith("LAMBDA_TASKS_"))
+    ]
+
+
+def check_settings(values: Mapping[str, Any], block: Block) -> None:
+    known = {setting.name for setting in vars(LambdaTasksSettings).values() if isinstance(setting, Setting)}
+    unknown = {name for name in values if name.startswith("LAMBDA_TASKS_")} - known
+    assert not unknown, f"{block}: there is no setting {unknown}"
+    with override_settings(**values):
+        messages = [
+            *checks.check_settings(),
+            *checks.check_strategies(),
+            *checks.check_plugins(),
+        ]
+        assert [message for message in messages if message.level >= ERROR] == [], str(block)
+
+
+def check_connects(described: dict[str, Any]) -> None:
+    """Connect as described, to the server of the tests, if they run on this kind."""
+    from django.conf import settings
+
+    own = settings.DATABASES["default"]
+    if described["ENGINE"] == own["ENGINE"]:
+        place = {name: own[name] for name in ("NAME", "HOST", "PORT", "USER", "PASSWORD") if name in own}
+        # The test's own database may be the only one that is there.
+        options = {**own.get("OPTIONS", {}), **described["OPTIONS"]}
+        connection = ConnectionHandler({"default": {**described, **place, "OPTIONS": options}})["default"]
+        try:
+            connection.ensure_connection()
+        finally:
+            connection.close()
+
+
+def check_logging(config: dict[str, Any]) -> None:
+    """Configure logging so, in a process of its own, since it cannot be taken back in this one."""
+    program = "import json, logging.config, sys; logging.config.dictConfig(json.loads(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, json.dumps(config)], check=True, timeout=60)
+
+
+@pytest.fixture
+def eager(settings: Any) -> None:
+    """Run tasks when they are enqueued, by a setting that a page may replace by its own."""
+    settings.LAMBDA_TASKS_BACKEND = EAGER
+    # The pages name more than the settings of the tests have.
+    settings.LAMBDA_TASKS_QUEUES = {**settings.LAMBDA_TASKS_QUEUES, "heavy": "https://sqs.example/heavy"}
+
+
+@contextmanager
+def played(page: Path) -> Iterator[Stage]:
+    """Play a page, and keep its stage open for a look at what it has done."""
+    stage = Stage(page)
+    with stage.open():
+        for block in blocks(page, "python"):
+            if not block.has_tests:
+                stage.play(block)
+        yield stage
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_the_code_on_the_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "mock_aws" in page.read_text():
+        monkeypatch.delenv("AWS_ENDPOINT_URL")  # moto only stands in for the addresses of AWS
+    with played(page) as stage:
+        stage.tasks.update(registry._tasks)
+    for task in stage.tasks.values():
+        task.signature.check()
+    assert not TaskRecord.objects.filter(status=TaskStatus.RUNNING).exists()
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.django_db(transaction=True)
+def test_the_view_of_the_quickstart_signs_a_customer_up(rf: Any, mailoutbox: list[Any]) -> None:
+    with played(DOCS / "quickstart.md") as stage:
+        mailoutbox.clear()
+        stage.module("shop.views").sign_up(rf.post("/", {"name": "grace", "email": "grace@example.com"}))  # type: ignore[attr-defined]
+    assert User.objects.filter(username="grace").exists()
+    assert [message.to for message in mailoutbox] == [["grace@example.com"]]
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.django_db(transaction=True)
+def test_the_command_of_the_cleanup_page_deletes_records(capsys: pytest.CaptureFixture[str]) -> None:
+    with played(DOCS / "howto/cleanup.md") as stage:
+        stage.module("shop.management.commands.cleanup_records").Command().handle()  # type: ignore[attr-defined]
+    assert capsys.readouterr().out == "0 records deleted\n"
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.django_db(transaction=True)
+def test_the_line_of_the_logging_page_is_written_as_it_says(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lambda_tasks.task")
+    with played(DOCS / "howto/logging.md") as stage:
+        handle = stage.module("shop.tasks").pack_parcel.execute_on_commit(order_id=42)  # type: ignore[attr-defined]
+    [line] = [record for record in caplog.records if record.name == "lambda_tasks.task"]
+    assert line.getMessage() == f"[{handle.message_id}] packing order 42"
+    assert (line.message_id, line.task_name) == (handle.message_id, "shop.tasks.pack_parcel")  # type: ignore[attr-defined]
+
+
+# Tests that stand on pages
+
+
+def _collect_example_tests() -> list[Stage]:
+    """Put the tests of all pages into this module, where pytest finds them."""
+    stages = []
+    for page in PAGES:
+        if not any(block.has_tests for block in blocks(page, "python")):
+            continue
+        stage = Stage(page)
+        with stage.open():
+            for block in blocks(page, "python"):
+                # Blocks without a name belong to the test of the page.
+                if block.module not in (None, "settings"):
+                    stage.play(block)
+        for block in blocks(page, "python"):
+            if block.has_tests:
+                for name, value in vars(stage.modules[str(block.module)]).items():
+                    if getattr(value, "__module__", None) == block.module and "test" in name.lower():
+                        globals()[f"{name}__{page.stem}"] = value
+        stages.append(stage)
+    return stages
+
+
+STAGES: Final = _collect_example_tests()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _stages_of_examples() -> Iterator[None]:
+    with ExitStack() as stack:
+        for stage in STAGES:
+            stack.enter_context(stage.open())
+        yield
+
+
+def test_the_examples_of_the_testing_page_are_collected() -> None:
+    names = [name for name in globals() if name.endswith("__testing")]
+    assert len(names) == 6, names
+
+
+# Links, and what pages have to mention
+
+
+def links(page: Path) -> list[str]:
+    return [
+        target
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose(page))
+        if not target.startswith(("https://", "http://", "mailto:"))
+    ]
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link in links(page):
+        path, _, anchor = unquote(link).partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
+def test_fences_name_their_language(page: Path) -> None:
+    assert page.read_text().count("```") == 2 * len(blocks(page))
+    assert {block.language for block in blocks(page)} <= LANGUAGES
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
+def test_json_is_json(page: Path) -> None:
+    for block in blocks(page, "json"):
+        json.loads(block.code)
+
+
+def test_the_index_has_every_page() -> None:
+    index = DOCS / "README.md"
+    linked = {(DOCS / link.partition("#")[0]).resolve() for link in links(index)}
+    assert {page for page in DOCS.rglob("*.md") if page != index} <= linked
+
+
+def test_the_first_screen_has_the_commands_and_the_code() -> None:
+    first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:36])
+    for wanted in ("make demo", "make test", "LAMBDA_TASKS_QUEUES", "@lambda_task", "execute_on_commit"):
+        assert wanted in first_screen
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
+def test_pages_name_no_path_of_a_machine(page: Path) -> None:
+    assert not re.search(r"(?<![\w.])/(home|Users|root|work|tmp)/", page.read_text())
+
+
+SETTINGS: Final = {
+    setting.name: setting for setting in vars(LambdaTasksSettings).values() if isinstance(setting, Setting)
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_is_described_with_its_default(name: str) -> None:
+    text = section(DOCS / "reference/settings.md", f"`{name}`")
+    default = SETTINGS[name].default
+    if name == "LAMBDA_TASKS_QUEUES":
+        assert "Required" in text
+    else:
+        shown = f'"{default}"' if isinstance(default, str) else repr(default)
+        assert f"Default: `{shown}`" in text
+
+
+@pytest.mark.parametrize("option", dataclasses.fields(Options), ids=lambda field: field.name)
+def test_every_option_is_described_with_its_default(option: Any) -> None:
+    page = DOCS / "reference/decorator.md"
+    assert section(page, f"`{option.name}`").strip()
+    shown = f'"{option.default}"' if isinstance(option.default, str) else repr(option.default)
+    assert re.search(rf"^\| \[`{option.name}`\].*\| `{re.escape(shown)}` \|$", page.read_text(), re.MULTILINE)
+
+
+def public_errors() -> list[str]:
+    return [
+        name
+        for module in (exceptions, timeouts)
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, BaseException)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+    ]
+
+
+@pytest.mark.parametrize("name", public_errors())
+def test_every_error_is_described(name: str) -> None:
+    assert section(DOCS / "reference/errors.md", f"`{name}`").strip()
+
+
+@pytest.mark.parametrize("name", public_errors())
+def test_base_classes_are_told(name: str) -> None:
+    error = getattr(exceptions, name, None) or getattr(timeouts, name)
+    text = section(DOCS / "reference/errors.md", f"`{name}`")
+    foreign = {
+        parent.__name__
+        for parent in error.__bases__
+        if parent.__module__ != exceptions.__name__ and parent is not Exception
+    }
+    assert all(parent in text for parent in foreign)
+
+
+@pytest.mark.parametrize("field", TaskRecord._meta.fields, ids=lambda field: field.name)
+def test_every_field_of_the_record_is_described(field: Any) -> None:
+    assert re.search(rf"^\| `{field.name}` \|", (DOCS / "reference/record.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("status", TaskStatus)
+def test_every_status_is_described(status: TaskStatus) -> None:
+    assert f"| `{status}` |" in (DOCS / "reference/record.md").read_text()
+
+
+def test_the_fields_of_messages_are_described() -> None:
+    page = DOCS / "reference/messages.md"
+    for field in SQSLambdaTaskMessage.model_fields:
+        assert f"| `{field}` |" in section(page, "The body")
+    for attribute in (jobs.MESSAGE_ID_ATTRIBUTE, jobs.ROOT_ID_ATTRIBUTE):
+        assert f"| `{attribute}` |" in section(page, "The attributes")
+    for field in SQSLambdaTask.model_fields:
+        assert f"`{field}`" in section(page, "`SQSLambdaTask`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_bodies_of_messages_on_pages_are_invocations(page: Path) -> None:
+    for block in blocks(page, "json"):
+        if "task_name" in block.code:
+            SQSLambdaTaskMessage.from_body(block.code)
+
+
+def test_numbers_on_pages_are_those_of_the_code() -> None:
+    time_limits = (DOCS / "howto/timeouts.md").read_text()
+    assert f"| {timeouts.KILL_GRACE:g} s later |" in time_limits
+    assert f"| {timeouts.WATCHDOG_DELAY:g} s later |" in time_limits
+    assert timeouts.REPEAT_EVERY == 0.5
+    assert "every half second" in time_limits
+    assert sqs.MAX_BYTES == 2**20
+    assert sqs.MAX_ATTRIBUTES - 2 == 8
+    assert f"{app_settings.max_retries},\nunless" in (DOCS / "howto/retries.md").read_text()
+
+
+def test_dotted_paths_on_pages_exist() -> None:
+    """A name of the library's that a page quotes can be imported."""
+    for page in ALL_PAGES:
+        for path in set(re.findall(r"`(lambda_tasks(?:\.\w+)+)`", prose(page))):
+            assert _exists(path), f"{page.relative_to(ROOT)} names {path}"
+
+
+#: Quoted names that are no modules: loggers, message attributes, keys, checks.
+NO_MODULES: Final = re.compile(r"lambda_tasks\.(task|message_id|root_id|local|singleton_lock.*|[EW]\d{3})$")
+
+
+def _exists(path: str) -> bool:
+    if NO_MODULES.fullmatch(path):
+        return True
+    module, _, attribute = path.rpartition(".")
+    try:
+        return hasattr(importlib.import_module(module), attribute) or bool(importlib.import_module(path))
+    except ImportError:
+        return False
+
+
+# AWS
+
+
+class CloudFormationLoader(yaml.SafeLoader):
+    """Reads templates: `!GetAtt Queue.Arn` becomes {"GetAtt": "Queue.Arn"}."""
+
+
+CloudFormationLoader.add_multi_constructor("!", lambda loader, tag, node: {tag: loader.construct_scalar(node)})
+
+
+@cache
+def templates() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the resources of the template, and those of the further queue."""
+    whole, addition = blocks(DOCS / "howto/deploying.md", "yaml")
+    return (
+        yaml.load(whole.code, CloudFormationLoader)["Resources"],
+        yaml.load(addition.code, CloudFormationLoader),
+    )
+
+
+def properties(resources: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [resource["Properties"] for resource in resources.values() if resource["Type"] == f"AWS::{kind}"]
+
+
+@pytest.mark.parametrize("resources", templates(), ids=["template", "further queue"])
+def test_the_numbers_of_the_template_fit_together(resources: dict[str, Any]) -> None:
+    [mapping] = properties(resources, "Lambda::EventSourceMapping")
+    [function] = properties(resources, "Lambda::Function")
+    queue = resources[mapping["EventSourceArn"]["GetAtt"].partition(".")[0]]["Properties"]
+
+    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert 2 <= mapping["ScalingConfig"]["MaximumConcurrency"] <= 1000
+    assert function["Handler"] == "lambda_tasks.handler.handler"
+    assert callable(handler.handler)
+    assert function["RecursiveLoop"] == "Allow"
+    assert "DJANGO_SETTINGS_MODULE" in function["Environment"]["Variables"]
+    assert function["Timeout"] <= 900
+    window = mapping.get("MaximumBatchingWindowInSeconds", 0)
+    assert queue["VisibilityTimeout"] >= 6 * function["Timeout"] + window
+    assert queue["RedrivePolicy"]["maxReceiveCount"] >= 5
+    assert queue["RedrivePolicy"]["deadLetterTargetArn"] == {"GetAtt": "DeadLetterQueue.Arn"}
+    assert set(actions(resources)) >= {
+        "sqs:ReceiveMessage",
+        "sqs:DeleteMessage",
+        "sqs:GetQueueAttributes",
+        "sqs:SendMessage",
+        "sqs:ChangeMessageVisibility",
+    }
+
+
+def test_the_template_passes_the_linter_of_cloudformation(tmp_path: Path) -> None:
+    whole, addition = blocks(DOCS / "howto/deploying.md", "yaml")
+    resources, outputs = whole.code.split("\nOutputs:\n")
+    template = tmp_path / "template.yaml"
+    template.write_text(f"{resources}\n{textwrap.indent(addition.code, '  ')}\nOutputs:\n{outputs}")
+    program = "from cfnlint.runner import main; main()"  # moto brings it
+    linted = subprocess.run(
+        [sys.executable, "-c", program, str(template)], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def actions(resources: Mapping[str, Any]) -> Iterator[str]:
+    for policy in properties(resources, "IAM::RolePolicy"):
+        for statement in policy["PolicyDocument"]["Statement"]:
+            yield from statement["Action"]
+
+
+def test_functions_outlast_the_limits_of_their_tasks() -> None:
+    reserve = timeouts.KILL_GRACE + handler.ANSWER_RESERVE
+    [function], [heavy] = (properties(resources, "Lambda::Function") for resources in templates())
+    assert function["Timeout"] >= app_settings.default_hard_timeout + reserve
+    with played_definitions(DOCS / "howto/deploying.md") as tasks:
+        assert heavy["Timeout"] >= tasks["shop.tasks.render_catalogue"].hard_timeout + reserve
+    text = (DOCS / "howto/deploying.md").read_text()
+    assert f"plus {reserve:g} s" in text
+    assert f"first {function['Timeout'] - app_settings.default_hard_timeout - reserve:g}\nseconds" in text
+    # Five receives: four workers die, the fifth records it.
+    assert app_settings.max_takeovers + 2 == 5
+
+
+@contextmanager
+def played_definitions(page: Path) -> Iterator[dict[str, Any]]:
+    """Give the tasks that a page defines, without the rest of it."""
+    stage = Stage(page)
+    with stage.open():
+        for block in blocks(page, "python"):
+            if block.module not in (None, "settings"):
+                stage.play(block)
+        yield registry._tasks
+
+
+def test_the_schedule_sends_an_invocation_of_the_cleanup() -> None:
+    [schedule] = properties(templates()[0], "Scheduler::Schedule")
+    message = SQSLambdaTaskMessage.from_body(schedule["Target"]["Input"])
+    assert message.task_name == cleanup_task_records.name
+    assert cleanup_task_records.signature.decode(message.kwargs) == {"retention_days": 30}
+    days = properties(templates()[0], "SQS::Queue")[0]["MessageRetentionPeriod"] / 86_400
+    assert message.kwargs["retention_days"] > days
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A call of the `aws` command: service, operation, and its parameters by their names in the API."""
+
+    block: Block
+    service: str
+    operation: str
+    parameters: dict[str, Any]
+    problems: list[str]
+
+
+#: Options of the command itself, which are no parameters of an operation.
+CLIENT_OPTIONS: Final = {"--output", "--profile", "--query", "--region"}
+
+
+def aws_commands(page: Path) -> Iterator[Command]:
+    session = botocore.session.Session()
+    for block in [*blocks(page, "bash"), *blocks(page, "sh")]:
+        for call in _calls(block):
+            _, service, operation, *arguments = call
+            model = session.get_service_model(service)
+            [api_name] = [name for name in model.operation_names if _option(name) == operation]
+            members = model.operation_model(api_name).input_shape.members
+            names = {_option(name): name for name in members}
+            given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+            given = {option: text for option, text in given.items() if option not in CLIENT_OPTIONS}
+            parameters = {
+                names[option.removeprefix("--")]: _value(text, members[names[option.removeprefix("--")]])
+                for option, text in given.items()
+            }
+            report = ParamValidator().validate(parameters, model.operation_model(api_name).input_shape)
+            yield Command(block, service, operation, parameters, report.generate_report().splitlines())
+
+
+def _calls(block: Block) -> Iterator[list[str]]:
+    """Split a block of shell into its calls of `aws`, each from its name to the end of its last line."""
+    # A variable of the shell stands for an id, and most ids have this form.
+    code = re.sub(r"\$\w+", "00000000-0000-0000-0000-000000000000", block.code.replace("\\\n", ""))
+    for call in re.split(r"^(?=aws )", code, flags=re.MULTILINE):
+        if call.startswith("aws "):
+            yield shlex.split(call, comments=True)
+
+
+def _option(api_name: str) -> str:
+    return botocore.xform_name(api_name, "-")
+
+
+def _value(text: str, shape: Any) -> Any:
+    match shape.type_name:
+        case "integer" | "long":
+            return int(text)
+        case "structure" | "map":
+            return json.loads(text)
+        case "list":
+            return json.loads(text) if text.startswith("[") else [text]
+        case _:
+            return text
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
+def test_commands_are_understood_by_aws(page: Path) -> None:
+    for command in aws_commands(page):
+        assert command.problems == [], f"{command.block}: aws {command.service} {command.operation}"
+
+
+def test_the_commands_say_what_the_template_says() -> None:
+    template = templates()[0]
+    called: dict[str, list[dict[str, Any]]] = {}
+    for command in aws_commands(DOCS / "howto/deploying.md"):
+        called.setdefault(command.operation, []).append(command.parameters)
+
+    [dead, queue] = called["create-queue"]
+    redrive = json.loads(queue["Attributes"]["RedrivePolicy"])
+    described = template["Queue"]["Properties"]
+    assert int(queue["Attributes"]["VisibilityTimeout"]) == described["VisibilityTimeout"]
+    assert int(queue["Attributes"]["MessageRetentionPeriod"]) == described["MessageRetentionPeriod"]
+    assert redrive["maxReceiveCount"] == described["RedrivePolicy"]["maxReceiveCount"]
+    assert redrive["deadLetterTargetArn"].endswith(f":{dead['QueueName']}")
+
+    [function] = called["create-function"]
+    described = template["Function"]["Properties"]
+    for name in ("FunctionName", "Runtime", "Handler", "Timeout", "MemorySize", "Environment"):
+        assert function[name] == described[name]
+    [recursion] = called["put-function-recursion-config"]
+    assert recursion["RecursiveLoop"] == described["RecursiveLoop"]
+
+    [mapping] = called["create-event-source-mapping"]
+    described = template["EventSourceMapping"]["Properties"]
+    for name in ("BatchSize", "MaximumBatchingWindowInSeconds", "FunctionResponseTypes", "ScalingConfig"):
+        assert mapping[name] == described[name]
+
+    policies = [json.loads(call["PolicyDocument"]) for call in called["put-role-policy"]]
+    assert set(policies[0]["Statement"][0]["Action"]) == set(actions(template))
+
+    [schedule] = called["create-schedule"]
+    described = template["CleanupSchedule"]["Properties"]
+    assert schedule["Target"]["Input"] == described["Target"]["Input"]
+    assert schedule["ScheduleExpression"] == described["ScheduleExpression"]
+    assert schedule["FlexibleTimeWindow"] == described["FlexibleTimeWindow"]
