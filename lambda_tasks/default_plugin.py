@@ -44,7 +44,7 @@ def lambda_task_classify(run: Run, error: BaseException) -> Outcome:
         return Ignored(error)
     if isinstance(error, LockUnavailable) or (task.singleton and isinstance(error, LockError)):
         return _retry(run, error)
-    if _listed(error, task.retry_on):
+    if _listed(error, task.retry_on) and not _is_unnamed_limit(error, task.retry_on):
         return _retry(run, error)
     return Failed(error)
 
@@ -61,13 +61,15 @@ def _retry(run: Run, error: BaseException) -> Retry:
 
 
 def _listed(error: BaseException, types: tuple[type[BaseException], ...]) -> bool:
-    """Tell whether `error` is of one of `types`; a time limit only counts where it is named.
+    # That the lock's server is away is no error of the task's, whatever the task lists.
+    return isinstance(error, types) and not isinstance(error, LockUnavailable)
 
-    `retry_on=(Exception,)` means the task's own errors: a task that takes too long would take too
-    long again, and hold a worker each time.
+
+def _is_unnamed_limit(error: BaseException, types: tuple[type[BaseException], ...]) -> bool:
+    """Tell whether `error` is a time limit that only a wider type stands for.
+
+    `retry_on=(Exception,)` means the task's own errors: a task that took too long would take too long
+    again, and hold a worker each time.
     """
-    if isinstance(error, SoftTimeLimitExceeded | HardTimeLimitExceeded):
-        types = tuple(t for t in types if issubclass(t, SoftTimeLimitExceeded | HardTimeLimitExceeded))
-    elif isinstance(error, LockUnavailable):
-        return False
-    return isinstance(error, types)
+    limits = (SoftTimeLimitExceeded, HardTimeLimitExceeded)
+    return isinstance(error, limits) and not any(issubclass(t, limits) and isinstance(error, t) for t in types)

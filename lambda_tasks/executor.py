@@ -105,8 +105,7 @@ def prepare(
 ) -> Run:
     """Resolve the task and read its arguments; nothing is written yet."""
     task = task or resolve(message.task_name)
-    if task.singleton:
-        get_lock()  # a lock that cannot be made is no fault of the task: refused before anything is recorded
+    refuse_misconfiguration(task)
     soft, hard = clamped(*task.timeouts(), deadline)
     return Run(
         message=message,
@@ -120,6 +119,14 @@ def prepare(
         lease=hard + KILL_GRACE + WATCHDOG_DELAY + LEASE_MARGIN,
         database=get_store().database,
     )
+
+
+def refuse_misconfiguration(task: LambdaTaskWrapper[..., Any]) -> None:
+    """Raise `ImproperlyConfigured` for what would be met after the claim: it is no fault of the task's."""
+    for name in ("max_retries", "max_takeovers"):
+        getattr(app_settings, name)
+    if task.singleton:
+        get_lock().ensure_configured()
 
 
 def clamped(soft: float, hard: float, deadline: float | None) -> tuple[float, float]:

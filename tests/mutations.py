@@ -154,8 +154,8 @@ MUTATIONS: Final = (
     Mutation(
         "retry_on=(Exception,) takes time limits",
         "default_plugin.py",
-        "    if isinstance(error, SoftTimeLimitExceeded | HardTimeLimitExceeded):\n",
-        "    if False:\n",
+        " and not _is_unnamed_limit(error, task.retry_on):\n",
+        ":\n",
     ),
     Mutation(
         "a result is turned into text",

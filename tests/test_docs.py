@@ -539,7 +539,7 @@ def test_dotted_paths_on_pages_exist() -> None:
 
 
 #: Quoted names that are no modules: loggers, message attributes, keys, checks.
-NO_MODULES: Final = re.compile(r"lambda_tasks\.(task|message_id|root_id|local|singleton_lock.*|[EW]\d{3})$")
+NO_MODULES: Final = re.compile(r"lambda_tasks\.(task|message_id|root_id|queue|local|singleton_lock.*|[EW]\d{3})$")
 
 
 def _exists(path: str) -> bool:

@@ -46,7 +46,7 @@ from lambda_tasks.plugins import hooks
 from lambda_tasks.strategies import get_lock
 from tests.app.models import Effect
 
-pytestmark = pytest.mark.django_db(transaction=True)
+runs_tasks = pytest.mark.django_db(transaction=True)
 
 HOOKS = [name for name in vars(Hooks) if name.startswith("lambda_task_")]
 PAGE = Path(lambda_tasks.__file__).parent.parent / "docs/reference/hooks.md"
@@ -222,6 +222,7 @@ class TestAllHooks:
             assert "Raising: is logged." in str(getattr(Hooks, name).__doc__)
 
 
+@runs_tasks
 class TestOrderOfAWholeRun:
     """From the call in a view to the answer of the handler."""
 
@@ -290,6 +291,7 @@ class TestOrderOfAWholeRun:
 
 @pytest.mark.parametrize("name", sorted(LISTENERS))
 class TestListeners:
+    @runs_tasks
     def test_one_that_raises_is_logged_and_silences_no_other(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
         witness = Witness()
         with plugged(Raising(name), witness):
@@ -338,6 +340,7 @@ class Raising(Witness):
 # Each on its own, in the order in which an invocation meets them
 
 
+@runs_tasks
 class TestLambdaTaskBoot:
     @pytest.fixture(autouse=True)
     def _new_container(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,6 +384,7 @@ class TestLambdaTaskBoot:
         assert effects() == ["a"]
 
 
+@runs_tasks
 class TestLambdaTaskSending:
     def test_it_is_called_at_the_call_inside_of_the_callers_transaction(self, witness: Witness) -> None:
         with atomic():
@@ -471,6 +475,7 @@ class TestLambdaTaskSending:
         assert [job.message.n_retries for job in queue] == [1]
 
 
+@runs_tasks
 class TestLambdaTaskSent:
     def test_it_is_called_after_the_commit(self, witness: Witness) -> None:
         with atomic():
@@ -512,6 +517,7 @@ class TestLambdaTaskSent:
         assert witness.names[:5] == ["sending", "sending", "sent", "sent", "started"]
 
 
+@runs_tasks
 class TestLambdaTaskResolve:
     @staticmethod
     def renamed(message_name: str = "shop.old.leave_effect") -> dict[str, Any]:
@@ -570,6 +576,7 @@ class TestLambdaTaskResolve:
             hooks().lambda_task_resolve(task_name="shop.old.leave_effect")
 
 
+@runs_tasks
 class TestLambdaTaskSkipped:
     def test_a_delivery_of_what_has_finished_is_acknowledged(self, witness: Witness) -> None:
         record = record_of(leave_effect, name="a")
@@ -591,6 +598,7 @@ class TestLambdaTaskSkipped:
         assert witness.names == ["sending", "sent", "resolve", "skipped", "batch_finished"]
 
 
+@runs_tasks
 class TestLambdaTaskStarted:
     def test_the_record_stands_as_running(self) -> None:
         seen = []
@@ -629,6 +637,7 @@ class TestLambdaTaskStarted:
         assert witness.was_in_transaction("lambda_task_started") == [False]
 
 
+@runs_tasks
 class TestLambdaTaskCall:
     def test_a_wrapper_sees_the_run_and_the_result(self) -> None:
         seen = []
@@ -765,10 +774,11 @@ def classifying(answer: Callable[[BaseException], Any]) -> Any:
     return plugin(lambda_task_classify)
 
 
-def nonsense(_: BaseException) -> Any:
+def raise_refused(_: BaseException) -> Any:
     raise Refused("in the plugin")
 
 
+@runs_tasks
 class TestLambdaTaskClassify:
     @pytest.mark.parametrize(
         ("answer", "status"),
@@ -795,29 +805,25 @@ class TestLambdaTaskClassify:
         assert [job.delay for job in queue] == [60]
         assert witness.told("lambda_task_retry_delay") == []
 
-    @pytest.mark.parametrize(
-        "answer",
-        [
+    def test_without_a_usable_answer_the_options_of_the_task_decide(self) -> None:
+        unusable: list[Callable[[BaseException], Any]] = [
             lambda error: None,
-            nonsense,
+            raise_refused,
             lambda error: Succeeded(),
             lambda error: True,
             lambda error: "retry",
             lambda error: Retry,
             lambda error: error,
-        ],
-    )
-    def test_without_a_usable_answer_the_options_of_the_task_decide(
-        self, answer: Callable[[BaseException], Any]
-    ) -> None:
-        with plugged(classifying(answer)):
-            statuses = [
-                run(leave_effect_and_raise, error=error).status for error in ("ValueError", "Refused", "Missing")
-            ]
-        assert statuses == ["FAILED", "RETRYING", "SUCCESS"]
+        ]
+        for answer in unusable:
+            with plugged(classifying(answer)):
+                statuses = [
+                    run(leave_effect_and_raise, error=error).status for error in ("ValueError", "Refused", "Missing")
+                ]
+            assert statuses == ["FAILED", "RETRYING", "SUCCESS"]
 
     def test_one_that_raises_is_logged_and_the_next_one_is_asked(self, caplog: pytest.LogCaptureFixture) -> None:
-        with plugged(classifying(nonsense), classifying(lambda error: "nonsense"), classifying(Ignored)):
+        with plugged(classifying(raise_refused), classifying(lambda error: "nonsense"), classifying(Ignored)):
             assert run(leave_effect_and_raise, error="ValueError").status == "SUCCESS"
         raised, nonsensical = (entry.getMessage() for entry in caplog.records if entry.name == "lambda_tasks.plugins")
         assert re.fullmatch("Plugin .* raised in lambda_task_classify; it is passed over.", raised)
@@ -848,7 +854,7 @@ class TestLambdaTaskClassify:
         @lambda_task
         def leave_dangling() -> None:
             # Looked at by COMMIT: foreign keys are deferred, except on MariaDB.
-            Permission.objects.create(name="a", codename="a", content_type_id=0)
+            Permission.objects.create(name="a", codename="a", content_type_id=999_999)
 
         with plugged(classifying(lambda error: asked.append(type(error)))):
             assert run(leave_dangling).status == "FAILED"
@@ -883,24 +889,22 @@ def delaying(answer: Callable[[], Any]) -> Any:
     return plugin(lambda_task_retry_delay)
 
 
+@runs_tasks
 class TestLambdaTaskRetryDelay:
-    @pytest.mark.parametrize(
-        ("answer", "delay"), [(0, 0), (60, 60), (900, 900), (901, 900), (10**6, 900), (-5, 0)], ids=str
-    )
-    def test_its_answer_is_the_delay_within_what_sqs_takes(self, answer: int, delay: int, witness: Witness) -> None:
-        with plugged(delaying(lambda: answer), witness):
-            run(leave_effect_and_raise, error="Refused")
-        assert [job.delay for job in queue] == [delay]
-        [told] = witness.told("lambda_task_finished")
-        assert isinstance(told["outcome"], Retry)
-        assert told["outcome"].delay == delay
+    def test_its_answer_is_the_delay_within_what_sqs_takes(self, witness: Witness) -> None:
+        for answer, delay in ((0, 0), (60, 60), (900, 900), (901, 900), (10**6, 900), (-5, 0)):
+            with plugged(delaying(lambda answer=answer: answer), witness):
+                run(leave_effect_and_raise, error="Refused")
+            assert queue.pop().delay == delay
+            outcome = witness.told("lambda_task_finished")[-1]["outcome"]
+            assert isinstance(outcome, Retry)
+            assert outcome.delay == delay
 
-    @pytest.mark.parametrize("answer", [None, "60", 1.5, (), [60]], ids=repr)
-    def test_without_a_usable_answer_it_is_that_of_the_task_with_jitter(self, answer: Any) -> None:
-        with plugged(delaying(lambda: answer)):
-            run(leave_effect_and_raise, error="Refused")
-        [job] = queue
-        assert 7 + 1 <= job.delay <= 7 + 5
+    def test_without_a_usable_answer_it_is_that_of_the_task_with_jitter(self) -> None:
+        for answer in (None, "60", 1.5, (), [60]):
+            with plugged(delaying(lambda answer=answer: answer)):
+                run(leave_effect_and_raise, error="Refused")
+            assert 7 + 1 <= queue.pop().delay <= 7 + 5
 
     def test_one_that_raises_is_logged_and_the_next_one_is_asked(self, caplog: pytest.LogCaptureFixture) -> None:
         def raising() -> None:
@@ -931,6 +935,7 @@ class TestLambdaTaskRetryDelay:
         assert witness.told("lambda_task_retry_delay") == []
 
 
+@runs_tasks
 class TestLambdaTaskFinished:
     @pytest.mark.parametrize(
         ("task", "arguments", "outcome", "status"),
@@ -979,6 +984,7 @@ class TestLambdaTaskFinished:
         assert witness.told("lambda_task_finished") == []
 
 
+@runs_tasks
 class TestLambdaTaskBatchFinished:
     def test_it_is_told_the_event_and_the_answer(self, witness: Witness) -> None:
         event = {"Records": [record_of(leave_effect, name="a"), record_of(leave_effect, name="b") | {"body": "{"}]}

@@ -31,6 +31,13 @@ class BaseLock(ABC):
         An exception is logged and has no further effect: the lock ends by itself.
         """
 
+    def ensure_configured(self) -> None:
+        """Raise `ImproperlyConfigured` if the settings make the lock impossible; ask no server.
+
+        Called before anything is recorded. Later, any exception means that the lock's server is away.
+        """
+        return
+
     def check(self) -> list[CheckMessage]:
         """Return what `manage.py check` has to say about the options."""
         return []

@@ -46,6 +46,9 @@ class CacheLock(BaseLock):
     def alias(self) -> str:
         return self._alias or app_settings.singleton_cache
 
+    def ensure_configured(self) -> None:
+        caches[self.alias]
+
     def acquire(self, key: str, *, token: str, timeout: float) -> bool:
         cache = caches[self.alias]
         if hasattr(cache, "lock"):
