@@ -356,10 +356,10 @@ class Player:
                     self.on_commit(self.send)
                 case Atomic(inside, fails, savepoint):
                     self.atomic(inside, fails, savepoint)
-                case Savepoint(inside, goes_back) if transaction.get_connection().in_atomic_block:
-                    mark = transaction.savepoint()
+                case Savepoint(inside, goes_back) if (connection := transaction.get_connection()).in_atomic_block:
+                    mark = connection.savepoint()
                     self.play(inside)
-                    (transaction.savepoint_rollback if goes_back else transaction.savepoint_commit)(mark)
+                    (connection.savepoint_rollback if goes_back else connection.savepoint_commit)(mark)
                 case Savepoint(inside):
                     self.play(inside)
                 case Capture(inside, executes):
