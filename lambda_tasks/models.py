@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.conf import settings
 from django.db import models
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
@@ -25,7 +24,7 @@ class DatabaseNow(Now):
     """
 
     def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        function = "UTC_TIMESTAMP" if settings.USE_TZ else "CURRENT_TIMESTAMP"
+        function = "UTC_TIMESTAMP" if connection.timezone_name == "UTC" else "CURRENT_TIMESTAMP"
         return self.as_sql(compiler, connection, template=f"{function}(6)", **extra)
 
 

@@ -382,6 +382,17 @@ class TestCalling:
         refuse.execute_on_commit(name="Ada")
         assert [(job.queue, job.delay) for job in queue()] == [("other", 30)]
 
+    @pytest.mark.django_db(transaction=True)
+    def test_a_retry_has_the_tasks_queue_and_its_retry_delay(self) -> None:
+        @lambda_task(queue="other", delay=30, retry_on=[Refused], retry_delay=7)
+        def again() -> None:
+            raise Refused
+
+        assert sent_and_run(again, False).status == "RETRYING"
+        [job] = queue()
+        assert job.queue == "other"
+        assert 7 + 1 <= job.delay <= 7 + 5
+
     @pytest.mark.parametrize("call", ["execute_on_commit", "serialize"])
     @pytest.mark.parametrize(
         ("arguments", "sentence"),

@@ -1124,6 +1124,10 @@ class TestLoading:
             hooks()
 
     def test_a_failed_start_leaves_nothing_behind(self) -> None:
+        with plugged(Listening("a"), Misspelt()):
+            for _ in range(2):  # the same sentence again, and not that something is registered already
+                with pytest.raises(ImproperlyConfigured, match="implements a hook that does not exist"):
+                    hooks()
         heard.clear()
         with plugged(Listening("a"), Misspelt()), pytest.raises(ImproperlyConfigured):
             hooks()

@@ -7,8 +7,11 @@ from typing import Any, Final
 
 from django.conf import settings as django_settings
 from django.core.cache import caches
+from django.core.cache.backends.db import DatabaseCache
 from django.core.cache.backends.redis import RedisCache
 from django.core.checks import CheckMessage, Error, Warning
+from django.db import connections, router
+from django.utils import timezone
 
 from lambda_tasks.locks.base import BaseLock
 from lambda_tasks.locks.redis import acquire_key, release_key
@@ -32,9 +35,7 @@ class CacheLock(BaseLock):
 
     With django-redis the cache's own `lock()` is used, with Django's RedisCache its Redis. In any
     other cache the lock is an entry made by `add()`; such caches cannot delete an entry only if it is
-    still theirs, so a holder whose time is over leaves the entry alone and lets it expire. Django's
-    database cache has one more gap: of two that ask at the same moment for a lock that was left to
-    expire, both may get it. Prefer Redis.
+    still theirs, so a holder whose time is over leaves the entry alone and lets it expire.
     """
 
     def __init__(self, *, cache: str | None = None) -> None:
@@ -55,6 +56,8 @@ class CacheLock(BaseLock):
             return self._acquire_own_lock(cache, key, token, timeout)
         if isinstance(cache, RedisCache):
             return acquire_key(*_redis_of(cache, key), token=token, timeout=timeout)
+        if isinstance(cache, DatabaseCache):
+            _forget_expired_row(cache, key)
         lifetime = timeout + _ROUNDING
         if cache.add(key, token, lifetime) or (cache.get(key) == token and cache.touch(key, lifetime)):
             self._held[key, token] = time.monotonic() + timeout
@@ -74,10 +77,8 @@ class CacheLock(BaseLock):
 
     def _acquire_own_lock(self, cache: Any, key: str, token: str, timeout: float) -> bool:
         lock = cache.lock(key, timeout=timeout, blocking_timeout=0, thread_local=False)
-        if not lock.acquire(token=token):
-            lock.local.token = token.encode()
-            if not (lock.owned() and lock.reacquire()):
-                return False
+        if not (lock.acquire(token=token) or _reacquired(lock, token)):
+            return False
         self._held[key, token] = lock
         return True
 
@@ -110,6 +111,31 @@ class CacheLock(BaseLock):
                 )
             ]
         return []
+
+
+def _reacquired(lock: Any, token: str) -> bool:
+    from redis.exceptions import LockError  # loaded already by the cache that has locks
+
+    lock.local.token = token.encode()
+    try:
+        return bool(lock.owned() and lock.reacquire())
+    except LockError:
+        return False  # it changed hands in between
+
+
+def _forget_expired_row(cache: DatabaseCache, key: str) -> None:
+    """Delete the row of a holder that died: into an empty place only one can insert.
+
+    Django's `add()` overwrites an expired row, whoever else does so at the same moment.
+    """
+    database = connections[router.db_for_write(cache.cache_model_class)]
+    now = database.ops.adapt_datetimefield_value(timezone.now().replace(microsecond=0))
+    table = database.ops.quote_name(cache._table)  # type: ignore[attr-defined]
+    with database.cursor() as cursor:
+        cursor.execute(
+            f"DELETE FROM {table} WHERE cache_key = %s AND expires < %s",
+            [cache.make_and_validate_key(key), now],
+        )
 
 
 def _redis_of(cache: RedisCache, key: str) -> tuple[Any, str]:

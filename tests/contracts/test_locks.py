@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -27,7 +25,7 @@ from lambda_tasks.locks.redis import RedisLock
 from lambda_tasks.messages import SQSLambdaTaskMessage
 from lambda_tasks.outcomes import Ignored, Outcome, Retry, Skipped, Succeeded
 from lambda_tasks.strategies import get_lock
-from lambda_tasks.testing.contracts import LockContract, together
+from lambda_tasks.testing.contracts import LockContract
 
 # Newer versions of fakeredis have another name for it, and deprecate the old one.
 FakeConnection = getattr(fakeredis, "FakeRedisConnection", None) or fakeredis.FakeConnection
@@ -341,29 +339,6 @@ class TestCacheLockWithADatabaseCache(LockContract):
             patch.setattr(time, "time", lambda: now)
             assert lock.acquire(key, token="a", timeout=60)
         assert now + 60 <= self.expires(key).timestamp() < now + 65
-
-    @pytest.mark.xfail(
-        connection.vendor != "sqlite",  # where the second writer is refused
-        strict=True,
-        reason="Django's database cache overwrites an expired entry whoever else does",
-    )
-    def test_of_many_that_ask_for_a_lock_whose_time_is_over_one_gets_it(self, lock: BaseLock, key: str) -> None:
-        """As the contract has it, but with the race forced: both have looked before one of them writes."""
-        assert lock.acquire(key, token="dead", timeout=60)
-        self.expire(lock, key)
-        both_have_looked = threading.Barrier(2)
-
-        def acquire(number: int) -> bool:
-            def wait(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-                if sql.startswith("UPDATE"):
-                    with suppress(threading.BrokenBarrierError):
-                        both_have_looked.wait(0.5)
-                return execute(sql, params, many, context)
-
-            with connection.execute_wrapper(wait):
-                return self.elsewhere(lock).acquire(key, token=f"worker {number}", timeout=60)
-
-        assert sum(together(2, acquire)) == 1
 
 
 # Chosen by the settings
