@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -62,6 +62,7 @@ def execute(
     message_id: str,
     root_id: str | None = None,
     queue: str | None = None,
+    attributes: Mapping[str, str] | None = None,
     deadline: float | None = None,
     task: LambdaTaskWrapper[..., Any] | None = None,
     limited: bool = True,
@@ -69,6 +70,7 @@ def execute(
     """Run `message` and return how it ended, or `Skipped` if an earlier delivery had ended it.
 
     `queue` is the name of the queue that it came from, by default the task's; a retry goes there.
+    `attributes` are what the producer's plugins have sent beside it, for the plugins here.
     `deadline` is the moment by `time.monotonic()` at which the process will be ended from outside; the
     time limits are clamped to it. `limited=False` keeps no time limits, as in eager mode.
 
@@ -77,7 +79,7 @@ def execute(
     is recorded.
     """
     with task_logger.bound(message_id, task_name=message.task_name):
-        run = prepare(message, message_id, root_id, queue, deadline, task)
+        run = prepare(message, message_id, root_id, queue, attributes, deadline, task)
         match claim(run):
             case Skipped() as skipped:
                 return skipped
@@ -100,6 +102,7 @@ def prepare(
     message_id: str,
     root_id: str | None = None,
     queue: str | None = None,
+    attributes: Mapping[str, str] | None = None,
     deadline: float | None = None,
     task: LambdaTaskWrapper[..., Any] | None = None,
 ) -> Run:
@@ -113,6 +116,7 @@ def prepare(
         root_id=root_id or message_id,
         task=task,
         queue=queue or task.queue,
+        attributes=attributes or {},
         arguments=task.signature.decode(message.kwargs),
         soft_timeout=soft,
         hard_timeout=hard,

@@ -22,7 +22,7 @@ from django.db import InterfaceError, OperationalError, connections
 
 from lambda_tasks import identity
 from lambda_tasks.exceptions import InvalidEvent, Redeliver
-from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE, QUEUE_ATTRIBUTE, ROOT_ID_ATTRIBUTE
+from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE, OWN_ATTRIBUTES, QUEUE_ATTRIBUTE, ROOT_ID_ATTRIBUTE
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.secret_loader import resolve_secrets_into_env
 from lambda_tasks.settings import LambdaTasksSettings, app_settings
@@ -54,9 +54,9 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     boot()
     batch = Batch(deliveries(event), deadline_of(context))
     batch.run()
-    response = {"batchItemFailures": [{"itemIdentifier": raw_id} for raw_id in batch.failed]}
-    notify(hooks().lambda_task_batch_finished, event=event, response=response)
-    return response
+    # A dict of its own for the listeners: they are told, and change nothing.
+    notify(hooks().lambda_task_batch_finished, event=event, response=batch.response())
+    return batch.response()
 
 
 def boot() -> None:
@@ -97,11 +97,20 @@ class Delivery:
         known = LambdaTasksSettings.queues.is_set and queue in app_settings.queues
         return queue if known else None
 
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The text attributes that are not ours: a plugin of the producer has added them."""
+        names = self._all_attributes().keys() - OWN_ATTRIBUTES
+        return {name: value for name in sorted(names) if (value := self._attribute(name)) is not None}
+
     def _attribute(self, name: str) -> str | None:
-        attributes = self.record.get("messageAttributes")
-        attribute = attributes.get(name) if isinstance(attributes, Mapping) else None
+        attribute = self._all_attributes().get(name)
         value = attribute.get("stringValue") if isinstance(attribute, Mapping) else None
         return value if isinstance(value, str) and value else None
+
+    def _all_attributes(self) -> Mapping[str, Any]:
+        attributes = self.record.get("messageAttributes")
+        return attributes if isinstance(attributes, Mapping) else {}
 
 
 def deliveries(event: Mapping[str, Any]) -> list[Delivery]:
@@ -158,6 +167,10 @@ class Batch:
         if self._postponed:
             get_backend().postpone(self._postponed)
 
+    def response(self) -> dict[str, Any]:
+        """Return the answer to Lambda: a partial batch response."""
+        return {"batchItemFailures": [{"itemIdentifier": raw_id} for raw_id in self.failed]}
+
     def _run_one(self, delivery: Delivery) -> None:
         # Imported late: pydantic is not needed before the first message.
         from lambda_tasks import executor
@@ -177,6 +190,7 @@ class Batch:
                 message_id=delivery.message_id,
                 root_id=delivery.root_id,
                 queue=delivery.queue,
+                attributes=delivery.attributes,
                 deadline=self._deadline,
                 task=task,
             )

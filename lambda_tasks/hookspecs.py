@@ -57,7 +57,8 @@ class Hooks:
         When: at `execute_on_commit()`, before the job is checked and waits for the commit; and before
         a retry is sent.
         Inside: the caller's transaction; for a retry, outside of any.
-        Return: nothing; write to `job.attributes` (text, at most seven more: SQS takes ten).
+        Return: nothing; write to `job.attributes` (text, at most seven more: SQS takes ten). In the
+        worker they are in `run.attributes`.
         Raising: refuses the job, and reaches the caller. A retry that is refused leaves its message
         on the queue.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,8 @@ MESSAGE_ID_ATTRIBUTE: Final = "lambda_tasks.message_id"
 ROOT_ID_ATTRIBUTE: Final = "lambda_tasks.root_id"
 #: The queue by its name in LAMBDA_TASKS_QUEUES, so that a retry goes where its first invocation went.
 QUEUE_ATTRIBUTE: Final = "lambda_tasks.queue"
+
+OWN_ATTRIBUTES: Final = frozenset({MESSAGE_ID_ATTRIBUTE, ROOT_ID_ATTRIBUTE, QUEUE_ATTRIBUTE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class Run:
     lease: float
     #: The alias of the database that holds the record and the task's transaction.
     database: str
+    #: The message attributes (text) that plugins of the producer have added, for instance a trace context.
+    attributes: Mapping[str, str] = field(default_factory=dict)
     #: The proof that the claim is this run's: every write of the store compares it.
     claim: str = field(default_factory=identity.new_message_id, repr=False)
     #: How many workers died holding the invocation before this one.

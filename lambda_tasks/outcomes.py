@@ -27,6 +27,11 @@ class Retry:
     error: BaseException
     delay: int = 0
 
+    def __post_init__(self) -> None:
+        delay: object = self.delay  # a plugin's, whatever its annotations say
+        if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
+            raise ValueError(f"The delay of a retry is {self.delay!r}; give whole seconds, 0 or more.")
+
 
 @dataclass(frozen=True, slots=True)
 class Failed:

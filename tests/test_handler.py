@@ -23,6 +23,7 @@ from lambda_tasks.handler import handler
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import TaskHandle
 from lambda_tasks.models import SQSLambdaTask, TaskRecord
+from lambda_tasks.outcomes import Retry
 from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.strategies import get_backend
 from tests.app.models import Effect
@@ -125,6 +126,49 @@ class TestAcknowledged:
 
     def test_an_empty_batch_is_a_success(self) -> None:
         assert failures([]) == []
+
+
+class TestAttributes:
+    def test_what_a_plugin_sends_beside_a_message_reaches_the_plugins_of_the_worker(self) -> None:
+        seen = []
+
+        class Tracing:
+            @hookimpl
+            def lambda_task_sending(self, job: Any) -> None:
+                job.attributes["traceparent"] = "00-1"
+
+            @hookimpl
+            def lambda_task_started(self, run: Any) -> None:
+                seen.append(dict(run.attributes))
+
+        with override_settings(LAMBDA_TASKS_PLUGINS=[Tracing()]):
+            record = record_of(note, name="a")
+            record["messageAttributes"]["a number"] = {"dataType": "Binary", "binaryValue": "eA=="}
+            assert failures([record]) == []
+            with override_settings(LAMBDA_TASKS_EAGER=True):
+                note.execute_on_commit(name="b")
+        assert seen == [{"traceparent": "00-1"}] * 2
+
+    def test_a_listener_cannot_change_the_answer(self) -> None:
+        class Meddling:
+            @hookimpl
+            def lambda_task_batch_finished(self, response: Any) -> None:
+                response["batchItemFailures"].clear()
+
+        record = record_of(note, name="a") | {"body": "{"}
+        with override_settings(LAMBDA_TASKS_PLUGINS=[Meddling()]):
+            assert failures([record]) == [record["messageId"]]
+
+    @pytest.mark.parametrize("delay", [-5, 2.5, True, "5"])
+    def test_a_plugins_retry_with_a_delay_that_is_none_is_passed_over(self, delay: Any) -> None:
+        class Hasty:
+            @hookimpl
+            def lambda_task_classify(self, error: BaseException) -> Any:
+                return Retry(error, delay=delay)
+
+        with override_settings(LAMBDA_TASKS_PLUGINS=[Hasty()]):
+            assert failures([record_of(fail)]) == []
+        assert TaskRecord.objects.get().status == "FAILED"
 
 
 class TestRetries:

@@ -55,6 +55,7 @@ class EagerBackend(BaseBackend):
             message_id=job.message_id,
             root_id=job.root_id,
             queue=job.queue,
+            attributes=job.attributes,
             task=job.task,
             limited=False,
         )
