@@ -250,9 +250,23 @@ MUTATIONS: Final = (
     Mutation(
         "after the database went away the batch goes on",
         "handler.py",
-        "                self._hand_back(self._waiting[index:])\n                break\n",
-        "                self._hand_back([delivery])\n",
+        "                for waiting in self._waiting[index:]:\n",
+        "                for waiting in [delivery]:\n",
         "tests/test_handler.py",
+    ),
+    Mutation(
+        "a retry goes to the queue of the decorator",
+        "jobs.py",
+        "            queue=self.queue,\n",
+        "            queue=self.task.queue,\n",
+        "tests/test_handler.py",
+    ),
+    Mutation(
+        "misconfiguration is met after the claim",
+        "executor.py",
+        "    refuse_misconfiguration(task)\n",
+        "",
+        "tests/test_documented_examples.py",
     ),
     Mutation(
         "eager tasks run inside of each other",
