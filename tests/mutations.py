@@ -262,6 +262,20 @@ MUTATIONS: Final = (
         "tests/test_handler.py",
     ),
     Mutation(
+        "the delay of a plugin's retry is not checked",
+        "outcomes.py",
+        "        if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:\n",
+        "        if False:\n",
+        "tests/test_handler.py",
+    ),
+    Mutation(
+        "what a producer's plugins sent is dropped",
+        "handler.py",
+        "                attributes=delivery.attributes,\n",
+        "",
+        "tests/test_handler.py",
+    ),
+    Mutation(
         "misconfiguration is met after the claim",
         "executor.py",
         "    refuse_misconfiguration(task)\n",
