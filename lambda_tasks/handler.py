@@ -8,28 +8,39 @@ task raised is recorded, and its message acknowledged.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import django
 from django.apps import apps
 from django.db import InterfaceError, OperationalError, connections
 
-from lambda_tasks import identity
-from lambda_tasks.exceptions import InvalidEvent, Redeliver
-from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE, OWN_ATTRIBUTES, QUEUE_ATTRIBUTE, ROOT_ID_ATTRIBUTE
+from lambda_tasks import identity, points
+from lambda_tasks.exceptions import InvalidEvent, InvalidMessage, Redeliver, UnknownTask
+from lambda_tasks.fidelity import shown
+from lambda_tasks.jobs import (
+    FIRST_SENT_ATTRIBUTE,
+    MESSAGE_ID_ATTRIBUTE,
+    OWN_ATTRIBUTES,
+    QUEUE_ATTRIBUTE,
+    ROOT_ID_ATTRIBUTE,
+)
+from lambda_tasks.logging import SteadyLogger
+from lambda_tasks.outcomes import Outcome, Skipped, Succeeded
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.secret_loader import resolve_secrets_into_env
 from lambda_tasks.settings import LambdaTasksSettings, app_settings
-from lambda_tasks.strategies import get_backend
+from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.timeouts import KILL_GRACE
 
-logger = logging.getLogger("lambda_tasks.handler")
+logger = SteadyLogger(logging.getLogger("lambda_tasks.handler"), {})
 
 #: Deliveries after which a message is suspected to bring workers down, and runs after its neighbours.
 SUSPICIOUS_RECEIVES: Final = 3
@@ -38,6 +49,10 @@ ANSWER_RESERVE: Final = 2.0
 #: Seconds for which messages are put off when the database is away; doubled with each receive, so that
 #: an outage does not use up the receives that the queue allows.
 OUTAGE_PAUSE: Final = 10.0
+#: Seconds for which messages are put off that this worker does not understand, and the most that this
+#: grows to: a newer worker may understand them, once the deployment has come that far.
+FOREIGN_PAUSE: Final = 60.0
+MAX_FOREIGN_PAUSE: Final = 3600.0
 #: Seconds at most by which deliveries that met a running task are spread out.
 _JITTER: Final = 5.0
 
@@ -76,7 +91,7 @@ def boot() -> None:
 class Delivery:
     """One message of an event."""
 
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] = field(repr=False)
     raw_id: str
     receives: int
 
@@ -84,6 +99,11 @@ class Delivery:
     def message_id(self) -> str:
         """The producer's id, or SQS's own where another program sent the message."""
         return identity.canonical_id(self._attribute(MESSAGE_ID_ATTRIBUTE) or self.raw_id)
+
+    @property
+    def shown_id(self) -> str:
+        """SQS's id as a line of a log can have it."""
+        return shown(self.raw_id)
 
     @property
     def root_id(self) -> str:
@@ -96,6 +116,12 @@ class Delivery:
         queue = self._attribute(QUEUE_ATTRIBUTE)
         known = LambdaTasksSettings.queues.is_set and queue in app_settings.queues
         return queue if known else None
+
+    @property
+    def first_sent(self) -> float | None:
+        """Seconds since 1970 at which SQS took the first invocation of the chain; None if nobody says so."""
+        milliseconds = _number(self._attribute(FIRST_SENT_ATTRIBUTE)) or _number(_system(self.record, "SentTimestamp"))
+        return None if milliseconds is None else milliseconds / 1000
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -113,13 +139,13 @@ class Delivery:
         return attributes if isinstance(attributes, Mapping) else {}
 
 
-def deliveries(event: Mapping[str, Any]) -> list[Delivery]:
-    """Return the messages of `event`, each once, those last that were received suspiciously often."""
-    records = event.get("Records")
+def deliveries(event: object) -> list[Delivery]:
+    """Return the messages of `event`, each once, in their order."""
+    records = event.get("Records") if isinstance(event, Mapping) else None
     if not isinstance(records, list):
+        has = ", ".join(shown(name) for name in islice(event, 10)) if isinstance(event, Mapping) else "no fields"
         raise InvalidEvent(
-            "The event has no Records; the handler takes batches of an SQS event source mapping. "
-            f"It has: {', '.join(map(str, event))}."
+            f"The event has no Records; the handler takes batches of an SQS event source mapping. It has: {has}."
         )
     found: dict[str, Delivery] = {}
     for record in records:
@@ -127,19 +153,53 @@ def deliveries(event: Mapping[str, Any]) -> list[Delivery]:
         if not isinstance(raw_id, str) or not raw_id:
             raise InvalidEvent("A record of the event has no messageId; the whole batch stays on the queue.")
         found.setdefault(raw_id, Delivery(record, raw_id, _receive_count(record)))
-    return sorted(found.values(), key=lambda delivery: delivery.receives >= SUSPICIOUS_RECEIVES)
+    return list(found.values())
+
+
+def suspects_last(batch: Sequence[Delivery]) -> list[Delivery]:
+    """Return the batch with those messages at its end that may have brought a worker down.
+
+    When a worker dies its whole batch comes again. What it had begun is suspected more than what was
+    only received often, so that the neighbours of a poison pill are done with the next delivery.
+    """
+    begun: set[str] = set()
+    again = [delivery.message_id for delivery in batch if delivery.receives > 1]
+    if again and len(batch) > 1:
+        close_stale_connections()
+        try:
+            begun = get_store().begun(again)
+        except Exception:
+            # The order is worth no more trouble; what is wrong with the store is said where it matters.
+            logger.warning("Nobody can tell which messages of the batch were begun before.", exc_info=True)
+    return sorted(batch, key=lambda delivery: (delivery.message_id in begun, delivery.receives >= SUSPICIOUS_RECEIVES))
 
 
 def _receive_count(record: Mapping[str, Any]) -> int:
+    return _number(_system(record, "ApproximateReceiveCount")) or 1
+
+
+def _system(record: Mapping[str, Any], name: str) -> object:
+    """Return one of the attributes that SQS itself gives a message."""
     attributes = record.get("attributes")
-    count = attributes.get("ApproximateReceiveCount") if isinstance(attributes, Mapping) else None
-    return int(count) if isinstance(count, str) and count.isdecimal() else 1
+    return attributes.get(name) if isinstance(attributes, Mapping) else None
+
+
+def _number(text: object) -> int | None:
+    # SQS writes its numbers as text; what is longer than milliseconds are is none.
+    return int(text) if isinstance(text, str) and text.isdecimal() and len(text) <= 15 else None
 
 
 def deadline_of(context: Any) -> float | None:
     """Return the moment by `time.monotonic()` at which Lambda ends the invocation; None without a context."""
     remaining = getattr(context, "get_remaining_time_in_millis", None)
-    return None if remaining is None else time.monotonic() + remaining() / 1000
+    if remaining is None:
+        return None
+    try:
+        seconds = float(remaining()) / 1000
+    except Exception:  # a stand-in for Lambda's context; the event is worth more than its clock
+        logger.exception("The context does not tell how much time is left; limits are not clamped.")
+        return None
+    return time.monotonic() + seconds if math.isfinite(seconds) else None
 
 
 class Batch:
@@ -154,7 +214,10 @@ class Batch:
 
     def run(self) -> None:
         """Run one delivery after the other; every one ends acknowledged or in `failed`."""
+        points.reached("batch:start")
+        self._waiting = suspects_last(self._waiting)
         for index, delivery in enumerate(self._waiting):
+            points.reached("batch:next")
             close_stale_connections()
             try:
                 # A context of its own: what a task sets (language, time zone, contextvars) ends with it.
@@ -166,6 +229,7 @@ class Batch:
                 break
         if self._postponed:
             get_backend().postpone(self._postponed)
+        points.reached("batch:before_return")
 
     def response(self) -> dict[str, Any]:
         """Return the answer to Lambda: a partial batch response."""
@@ -176,16 +240,17 @@ class Batch:
         from lambda_tasks import executor
         from lambda_tasks.messages import SQSLambdaTaskMessage
 
+        outcome: Outcome | Skipped | None = None
         try:
             message = SQSLambdaTaskMessage.from_body(_body(delivery))
             task = executor.resolve(message.task_name)
             if not self._time_for(task.timeouts()[1]):
                 # For another invocation to take at once.
-                logger.info("Message %s is handed back: too little time is left to run it.", delivery.raw_id)
+                logger.info("Message %s is handed back: too little time is left to run it.", delivery.shown_id)
                 self._keep(delivery, visible_in=0)
                 return
             self._started_any = True
-            executor.execute(
+            outcome = executor.execute(
                 message,
                 message_id=delivery.message_id,
                 root_id=delivery.root_id,
@@ -193,16 +258,26 @@ class Batch:
                 attributes=delivery.attributes,
                 deadline=self._deadline,
                 task=task,
+                first_sent=delivery.first_sent,
+                redelivered=delivery.receives > 1,
             )
         except Redeliver as redeliver:
-            logger.warning("Message %s stays on the queue: %s.", delivery.raw_id, redeliver.reason)
+            logger.warning("Message %s stays on the queue: %s.", delivery.shown_id, redeliver.reason)
             seconds = redeliver.visible_in
             self._keep(delivery, visible_in=None if seconds is None else seconds + random.uniform(0, _JITTER))
         except (OperationalError, InterfaceError):
             raise
+        except (UnknownTask, InvalidMessage):
+            # The producer may be newer than this worker: its deployment must not cost all the receives.
+            logger.exception("Message %s stays on the queue: this worker cannot run it.", delivery.shown_id)
+            pause = FOREIGN_PAUSE * 4 ** min(delivery.receives - 1, 5)
+            self._keep(delivery, visible_in=min(pause, MAX_FOREIGN_PAUSE))
         except Exception:
-            logger.exception("Message %s stays on the queue: it could not be run.", delivery.raw_id)
+            logger.exception("Message %s stays on the queue: it could not be run.", delivery.shown_id)
             self._keep(delivery)
+        finally:
+            if not isinstance(outcome, Succeeded | Skipped):
+                close_connections()
 
     def _time_for(self, hard_timeout: float) -> bool:
         """Tell whether a task may start: the first one always, its limits are clamped to what is left."""
@@ -225,6 +300,17 @@ def close_stale_connections() -> None:
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
+
+
+def close_connections() -> None:
+    """End the database sessions of a run that did not succeed: ROLLBACK does not undo all that it did there.
+
+    Advisory locks, for instance, are the session's and not the transaction's. What is in a transaction
+    is left alone, as above.
+    """
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()
 
 
 def _body(delivery: Delivery) -> str:

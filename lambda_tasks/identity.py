@@ -39,6 +39,19 @@ def retry_id(root_id: str, n_retries: int) -> str:
     return str(uuid.uuid5(uuid.UUID(root_id), f"retry {n_retries}"))
 
 
+def predecessor_id(root_id: str, n_retries: int) -> str | None:
+    """Return the id of the invocation that sent this retry of a chain; None if it is the first."""
+    if n_retries < 1:
+        return None
+    return root_id if n_retries == 1 else retry_id(root_id, n_retries - 1)
+
+
+def made_at(message_id: str) -> float | None:
+    """Return when `message_id` was made, in seconds since 1970; None for an id that is no UUIDv7."""
+    parsed = uuid.UUID(message_id)
+    return (parsed.int >> 80) / 1000 if parsed.version == 7 else None
+
+
 def canonical_id(raw: str) -> str:
     """Return `raw` in the one form that records and logs use.
 
@@ -48,4 +61,6 @@ def canonical_id(raw: str) -> str:
     try:
         return str(uuid.UUID(raw))
     except ValueError:
-        return str(uuid.uuid5(_NAMESPACE, raw))
+        # No text is without an id, not even one with half of a character in it.
+        encodable = raw.encode("utf-8", "backslashreplace").decode("utf-8")
+        return str(uuid.uuid5(_NAMESPACE, encodable))

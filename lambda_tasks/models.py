@@ -55,6 +55,10 @@ class TaskRecord(models.Model):
     #: The first invocation of the chain of retries that this one belongs to.
     root_id = models.UUIDField(_("first invocation"), null=True, editable=False)
 
+    #: The queue that it came from, by its name in LAMBDA_TASKS_QUEUES. The database has the default too:
+    #: workers of the version before it are still inserting rows while a deploy is under way.
+    queue = models.CharField(_("queue"), max_length=255, blank=True, default="", db_default="", editable=False)
+
     #: Who may write the outcome: the token of the worker that runs it; None when it was given back.
     claim = models.UUIDField(null=True, editable=False)
     #: When another worker may take it over, in the database's time.

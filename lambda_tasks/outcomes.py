@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 
@@ -72,3 +72,23 @@ class Busy:
 
 
 Claim: TypeAlias = Claimed | Finished | Busy
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An invocation that stands as RUNNING, though the lease of whoever had it is long over."""
+
+    message_id: str
+    root_id: str
+    task_name: str
+    #: The arguments as the record has them.
+    kwargs: dict[str, Any] = field(repr=False)
+    n_retries: int
+    #: How often it was given up before.
+    takeovers: int
+    #: The queue that it came from; empty where that is not recorded.
+    queue: str
+    #: The claim of the holder, None where it was given back.
+    claim: str | None = field(repr=False)
+    #: When its last holder began, in seconds since 1970.
+    started_at: float | None = None

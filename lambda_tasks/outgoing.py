@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from django.db import DEFAULT_DB_ALIAS, transaction
 
-from lambda_tasks import registry
+from lambda_tasks import points, registry
 from lambda_tasks.exceptions import UnreachableTaskWarning
 from lambda_tasks.jobs import Job, TaskHandle
 from lambda_tasks.plugins import hooks, notify
@@ -22,6 +22,7 @@ def send_on_commit(job: Job, *, using: str = DEFAULT_DB_ALIAS) -> TaskHandle:
     prepare(job)
     departure = _Departure(job, _waiting_room(using))
     transaction.on_commit(departure, using=using)
+    points.reached("enqueue:before_commit")
     return TaskHandle(job.message_id)
 
 
@@ -47,7 +48,9 @@ def prepare(job: Job) -> None:
 def dispatch(jobs: Sequence[Job]) -> None:
     """Give `jobs` to the transport, and tell the plugins of each that it has taken."""
     sent_hook = hooks().lambda_task_sent
+    points.reached("send:before")
     get_backend().send(jobs, taken=lambda job: notify(sent_hook, job=job))
+    points.reached("send:after")
 
 
 class _Departure:
@@ -70,6 +73,7 @@ class _Departure:
     def __call__(self) -> None:
         if self._job is None:
             return  # it left with an earlier one
+        points.reached("enqueue:after_commit")
         jobs = []
         for departure in self._from_here_on():
             if departure._job is not None:

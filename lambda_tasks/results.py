@@ -41,7 +41,7 @@ def json_result(result: Any) -> Any:
     try:
         text = json.dumps(result, cls=ResultEncoder, allow_nan=False, ensure_ascii=False)
         size = len(text.encode())
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # whatever a property or a serializer of the result raises
         raise ResultNotSerializable(
             f"The result, of type {type(result).__name__}, cannot be stored as JSON: {error}. "
             "Return plain values, or nothing."

@@ -81,6 +81,8 @@ class TimeLimits:
         self.soft_timeout = soft_timeout
         self.hard_timeout = hard_timeout
         self.hard_reached = False
+        #: Whether a limit has interrupted the code, whatever the code made of it.
+        self.interrupted = False
         self._soft_reached = False
         self._on_overrun = on_overrun
         self._clock = clock
@@ -134,6 +136,11 @@ class TimeLimits:
         finally:
             self._deliver = None
 
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the soft timeout; negative when it is over."""
+        return self.soft_timeout - self._elapsed()
+
     def armed(self, *, spare_caller: bool = True) -> _Armed:
         """Return the context in which alarms may raise.
 
@@ -183,6 +190,7 @@ class TimeLimits:
         self._set_next_alarm()
 
     def _interrupt(self, error: BaseException, frame: FrameType | None) -> None:
+        self.interrupted = True
         # What the main thread does for a coroutine (its ORM calls) is interrupted where it is: the
         # error comes out of the coroutine's await.
         if self._deliver is None or _works_for_coroutine(frame):
@@ -301,6 +309,8 @@ class TimeoutContext:
 
 class NoLimits:
     """Stands in for `TimeLimits` where none are kept, as in eager mode."""
+
+    interrupted: Final = False
 
     def __enter__(self) -> NoLimits:
         return self

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.backends.base import BaseBackend
 from lambda_tasks.exceptions import InvalidArguments, MessageTooLarge
-from lambda_tasks.jobs import Job
+from lambda_tasks.jobs import FIRST_SENT_ATTRIBUTE, Job
 from lambda_tasks.settings import LambdaTasksSettings, app_settings
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class SQSBackend(BaseBackend):
     def validate(self, job: Job) -> None:
         """Refuse unknown queues, attributes that SQS does not take, and messages over the size limit."""
         super().validate(job)
-        attributes = job.message_attributes()
+        attributes = _attributes_of_retry(job)
         _check_attributes(job, attributes)
         size = _size(job.message.to_body(), attributes) + _RETRY_HEADROOM
         if size > self.max_message_bytes:
@@ -211,6 +211,14 @@ def _size(body: str, attributes: Mapping[str, str]) -> int:
     return len(body.encode()) + sum(
         len(name.encode()) + len("String") + len(value.encode()) for name, value in attributes.items()
     )
+
+
+def _attributes_of_retry(job: Job) -> dict[str, str]:
+    """Return the attributes of the job, and what a retry of it has besides: it must fit too."""
+    attributes = job.message_attributes()
+    if job.task is not None and job.task.expires_in is not None:
+        attributes.setdefault(FIRST_SENT_ATTRIBUTE, "0" * len("1700000000000"))
+    return attributes
 
 
 def _check_attributes(job: Job, attributes: Mapping[str, str]) -> None:

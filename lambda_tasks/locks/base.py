@@ -14,6 +14,9 @@ class BaseLock(ABC):
     thread. `lambda_tasks.testing.contracts.LockContract` checks an implementation.
     """
 
+    #: Whether a task runs without its lock, and with a warning, where `acquire()` raises; else it is retried.
+    fail_open: bool = False
+
     @abstractmethod
     def acquire(self, key: str, *, token: str, timeout: float) -> bool:
         """Take the lock for `token` without waiting; return False if another token holds it.
@@ -21,7 +24,7 @@ class BaseLock(ABC):
         It ends by itself after `timeout` seconds. Asked again by the token that holds it (the run of a
         worker that died is taken over), it succeeds, and `timeout` begins anew.
 
-        Any exception means that the lock can be neither taken nor refused now.
+        Any exception means that the lock can be neither taken nor refused now; see `fail_open`.
         """
 
     @abstractmethod
@@ -30,6 +33,15 @@ class BaseLock(ABC):
 
         An exception is logged and has no further effect: the lock ends by itself.
         """
+
+    def hold_in_transaction(self, key: str, *, database: str) -> bool:
+        """Take the lock in the open transaction on `database` too, until that ends; do not wait.
+
+        Called by the holder inside of the task's transaction, also with keys that `acquire()` never
+        saw. Returns False if another transaction holds it; in the same transaction it succeeds again.
+        The default has no such lock, and returns True.
+        """
+        return True
 
     def ensure_configured(self) -> None:
         """Raise `ImproperlyConfigured` if the settings make the lock impossible; ask no server.

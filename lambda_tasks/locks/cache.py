@@ -13,6 +13,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections, router
 from django.utils import timezone
 
+from lambda_tasks.locks.advisory import try_advisory_lock
 from lambda_tasks.locks.base import BaseLock
 from lambda_tasks.locks.redis import acquire_key, release_key
 from lambda_tasks.settings import app_settings
@@ -31,15 +32,19 @@ _ROUNDING: Final = 1
 class CacheLock(BaseLock):
     """Locks by a Django cache that all workers share: the documented default.
 
-    Option: `cache`, an alias in CACHES; by default LAMBDA_TASKS_SINGLETON_CACHE.
+    Options: `cache`, an alias in CACHES, by default LAMBDA_TASKS_SINGLETON_CACHE; `fail_open=True` to run
+    without the lock where the cache cannot be asked; `in_transaction=False` for no second lock in the
+    task's transaction (PostgreSQL only), which holds where the cache loses its own.
 
     With django-redis the cache's own `lock()` is used, with Django's RedisCache its Redis. In any
     other cache the lock is an entry made by `add()`; such caches cannot delete an entry only if it is
     still theirs, so a holder whose time is over leaves the entry alone and lets it expire.
     """
 
-    def __init__(self, *, cache: str | None = None) -> None:
+    def __init__(self, *, cache: str | None = None, fail_open: bool = False, in_transaction: bool = True) -> None:
+        self.fail_open = fail_open
         self._alias = cache
+        self._in_transaction = in_transaction
         # What release() must know of acquire(): redis-py's lock, or until when an entry is ours.
         self._held: dict[tuple[str, str], Any] = {}
 
@@ -74,6 +79,9 @@ class CacheLock(BaseLock):
             until = self._held.pop((key, token), None)
             if until is not None and time.monotonic() < until and cache.get(key) == token:
                 cache.delete(key)
+
+    def hold_in_transaction(self, key: str, *, database: str) -> bool:
+        return not self._in_transaction or try_advisory_lock(key, database=database)
 
     def _acquire_own_lock(self, cache: Any, key: str, token: str, timeout: float) -> bool:
         lock = cache.lock(key, timeout=timeout, blocking_timeout=0, thread_local=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.utils.module_loading import import_string
 
+from lambda_tasks.locks.advisory import try_advisory_lock
 from lambda_tasks.locks.base import BaseLock
 
 
@@ -16,7 +17,9 @@ class RedisLock(BaseLock):
 
     Options: `url`, as redis-py's `from_url` takes it; or `client`, a client, something callable that
     returns one, or the dotted path of that (in tests: `{"client": "fakeredis.FakeRedis"}`);
-    `socket_timeout` in seconds, for connecting and for each answer.
+    `socket_timeout` in seconds, for connecting and for each answer; `fail_open=True` to run without the
+    lock where Redis cannot be asked; `in_transaction=False` for no second lock in the task's transaction
+    (PostgreSQL only), which holds where Redis loses its own.
     """
 
     def __init__(
@@ -25,10 +28,14 @@ class RedisLock(BaseLock):
         url: str | None = None,
         client: Any | Callable[[], Any] | str | None = None,
         socket_timeout: float = 2,
+        fail_open: bool = False,
+        in_transaction: bool = True,
     ) -> None:
         if (url is None) == (client is None):
             raise TypeError("give either url or client")
+        self.fail_open = fail_open
         self._url = url
+        self._in_transaction = in_transaction
         self._given = client
         self._socket_timeout = socket_timeout
 
@@ -37,9 +44,15 @@ class RedisLock(BaseLock):
         """The redis-py client: made once, its connections pooled and safe to share between threads."""
         if self._url is not None:
             import redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
 
             return redis.Redis.from_url(
-                self._url, socket_timeout=self._socket_timeout, socket_connect_timeout=self._socket_timeout
+                self._url,
+                socket_timeout=self._socket_timeout,
+                socket_connect_timeout=self._socket_timeout,
+                # Once more, as a connection may have died over a freeze; who waits longer is the task's retry.
+                retry=Retry(NoBackoff(), 1),
             )
         given = import_string(self._given) if isinstance(self._given, str) else self._given
         # A client is callable in no version of redis-py; what makes one is.
@@ -50,6 +63,9 @@ class RedisLock(BaseLock):
 
     def release(self, key: str, *, token: str) -> None:
         release_key(self.client, key, token=token)
+
+    def hold_in_transaction(self, key: str, *, database: str) -> bool:
+        return not self._in_transaction or try_advisory_lock(key, database=database)
 
 
 def acquire_key(client: Any, key: str, *, token: str, timeout: float) -> bool:

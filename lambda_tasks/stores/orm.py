@@ -5,21 +5,27 @@ All times that decide something are the database's own: workers need no common c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from django.db import IntegrityError, connections, router, transaction
-from django.db.models import DurationField, Expression, Q, QuerySet, Value
+from django.db.models import DurationField, Expression, F, Q, QuerySet, Value
 
+from lambda_tasks import points
+from lambda_tasks.databases import LOCKED_PAUSE
 from lambda_tasks.exceptions import LeaseLost
 from lambda_tasks.jobs import Run
 from lambda_tasks.models import DatabaseNow, TaskRecord, TaskStatus
-from lambda_tasks.outcomes import Busy, Claim, Claimed, Failed, Finished, Ignored, Outcome, Retry, Succeeded
+from lambda_tasks.outcomes import Busy, Claim, Claimed, Failed, Finished, Ignored, Lost, Outcome, Retry, Succeeded
 from lambda_tasks.results import json_result
 from lambda_tasks.stores.base import BaseStore
 from lambda_tasks.tracebacks import traceback_text
+
+#: The traceback of an invocation whose worker sent a retry, and died before it could say why.
+_ENDED_BY_RETRY: Final = "Its worker sent a retry and was not heard of again; the retry has ended it."
 
 
 class ORMStore(BaseStore):
@@ -36,20 +42,28 @@ class ORMStore(BaseStore):
         return self._database or router.db_for_write(TaskRecord)
 
     def claim(self, run: Run) -> Claim:
-        try:
-            with self._savepoint_in_transaction():
-                self._insert(run)
-            return Claimed()
-        except IntegrityError:
-            met = self._read(run)
-            if met is None:
-                raise  # no duplicate, then: the row itself is refused
+        # A message that was received before has a record most of the time, and a retry may have been sent
+        # twice. To look first waits for nobody; an INSERT waits for the transaction that is writing the end
+        # of the same record, maybe for ever.
+        met = self._read(run) if run.redelivered or run.n_retries else None
+        if met is None:
+            if refused := self._end_predecessor(run):
+                return refused
+            try:
+                with self._savepoint_in_transaction():
+                    self._insert(run)
+                return Claimed()
+            except IntegrityError:
+                met = self._read(run)
+                if met is None:
+                    raise  # no duplicate, then: the row itself is refused
         if met.claim == UUID(run.claim):
             return Claimed(met.takeovers)  # made before; only the answer was lost
         if met.status != TaskStatus.RUNNING:
             return Finished(met.status)
         if met.seconds_left > 0:
             return Busy(met.seconds_left)
+        points.reached("claim:before_takeover")
         return self._take_over(run, met)
 
     def record(self, run: Run, outcome: Outcome) -> None:
@@ -57,11 +71,11 @@ class ORMStore(BaseStore):
             case Succeeded(result):
                 written = self._end(run, TaskStatus.SUCCESS, result=json_result(result), traceback=None)
             case Ignored(error):
-                written = self._end(run, TaskStatus.SUCCESS, result=None, traceback=traceback_text(error))
+                written = self._end(run, TaskStatus.SUCCESS, result=None, traceback=run.traceback_text(error))
             case Retry(error):
-                written = self._end(run, TaskStatus.RETRYING, result=None, traceback=traceback_text(error))
+                written = self._end_with_retry(run, run.traceback_text(error))
             case Failed(error):
-                written = self._end(run, TaskStatus.FAILED, result=None, traceback=traceback_text(error))
+                written = self._end(run, TaskStatus.FAILED, result=None, traceback=run.traceback_text(error))
         if not written:
             raise LeaseLost(f"The claim of {run.message_id} is not this run's any more.")
 
@@ -73,6 +87,49 @@ class ORMStore(BaseStore):
             # FOR UPDATE waits for the old session if it still commits; then the answer is definite.
             record = self._records().select_for_update().filter(pk=run.message_id, claim=run.claim).first()
             return record is not None and record.status == TaskStatus.SUCCESS
+
+    def begun(self, message_ids: Sequence[str]) -> set[str]:
+        running = self._records().filter(pk__in=message_ids, status=TaskStatus.RUNNING)
+        # A claim that was given back, and that nobody died with, is as if it had never been.
+        return {str(pk) for pk in running.exclude(claim=None, takeovers=0).values_list("pk", flat=True)}
+
+    def lost(self, *, older_than: float, limit: int, after: str = "") -> list[Lost]:
+        records = self._abandoned(older_than)
+        if after:
+            records = records.filter(pk__gt=after)
+        found = list(records.order_by("pk")[:limit])
+        if connections[self.database].features.has_select_for_update_skip_locked:
+            # A worker that was frozen before its COMMIT holds its row, maybe for hours. Asked for by
+            # their keys, since InnoDB locks what it reads on the way too.
+            free = self._records().select_for_update(skip_locked=True).filter(pk__in=[record.pk for record in found])
+            keys = set(free.values_list("pk", flat=True))
+            found = [record for record in found if record.pk in keys]
+        return [_lost(record) for record in found]
+
+    def offer(self, lost: Lost, *, older_than: float) -> bool:
+        return bool(
+            self._as_seen(lost, older_than).update(claim=None, lease_until=DatabaseNow(), takeovers=F("takeovers") + 1)
+        )
+
+    def give_up(self, lost: Lost, outcome: Failed, *, older_than: float) -> bool:
+        return bool(
+            self._as_seen(lost, older_than).update(
+                status=TaskStatus.FAILED, end_time=DatabaseNow(), traceback=traceback_text(outcome.error)
+            )
+        )
+
+    def _abandoned(self, older_than: float) -> QuerySet[TaskRecord]:
+        over = DatabaseNow() - timedelta(seconds=older_than)
+        abandoned: QuerySet[TaskRecord] = self._records().filter(status=TaskStatus.RUNNING, lease_until__lt=over)
+        return abandoned
+
+    def _as_seen(self, lost: Lost, older_than: float) -> QuerySet[TaskRecord]:
+        """Compare and swap: whoever takes it over changes the claim, and whoever reaps it the takeovers."""
+        same = Q(claim__isnull=True) if lost.claim is None else Q(claim=lost.claim)
+        unchanged: QuerySet[TaskRecord] = self._abandoned(older_than).filter(
+            same, pk=lost.message_id, takeovers=lost.takeovers
+        )
+        return unchanged
 
     def _records(self) -> QuerySet[TaskRecord]:
         records: QuerySet[TaskRecord] = TaskRecord.objects.using(self.database)
@@ -95,11 +152,12 @@ class ORMStore(BaseStore):
         self._records().create(
             id=run.message_id,
             task_name=run.task_name,
-            kwargs=run.message.kwargs,
+            kwargs=run.recorded_kwargs,
             status=TaskStatus.RUNNING,
             start_time=DatabaseNow(),
             n_retries=run.n_retries,
             root_id=run.root_id,
+            queue=run.queue,
             claim=run.claim,
             lease_until=_from_now(run.lease),
         )
@@ -119,17 +177,63 @@ class ORMStore(BaseStore):
         seen = Q(claim__isnull=True) if met.claim is None else Q(claim=met.claim)
         # A claim that was given back had no death.
         takeovers = met.takeovers + (met.claim is not None)
-        taken = (
-            self._records()
-            .filter(seen, pk=run.message_id, status=TaskStatus.RUNNING, lease_until__lte=DatabaseNow())
-            .update(
-                claim=run.claim,
-                takeovers=takeovers,
-                start_time=DatabaseNow(),
-                lease_until=_from_now(run.lease),
+        with transaction.atomic(using=self.database):
+            if self._being_written(run.message_id):
+                return Busy(LOCKED_PAUSE)
+            taken = (
+                self._records()
+                .filter(seen, pk=run.message_id, status=TaskStatus.RUNNING, lease_until__lte=DatabaseNow())
+                .update(
+                    claim=run.claim,
+                    queue=run.queue,
+                    takeovers=takeovers,
+                    start_time=DatabaseNow(),
+                    lease_until=_from_now(run.lease),
+                )
             )
-        )
         return Claimed(takeovers) if taken else Busy(run.lease)
+
+    def _end_predecessor(self, run: Run) -> Finished | Busy | None:
+        """End the invocation that has sent the retry `run`; None if it may run, else the answer to its claim.
+
+        A worker that died after it had sent a retry leaves its invocation RUNNING. Nobody may take that
+        over now, since it would be done here and there; and if somebody has ended it, this retry is not
+        wanted any more.
+        """
+        predecessor = run.predecessor_id
+        if predecessor is None:
+            return None
+        record = self._records().filter(pk=predecessor)
+        status = record.values_list("status", flat=True).first()
+        if status == TaskStatus.RUNNING:
+            with transaction.atomic(using=self.database):
+                if self._being_written(predecessor):
+                    return Busy(LOCKED_PAUSE)
+                record.filter(status=TaskStatus.RUNNING).update(
+                    status=TaskStatus.RETRYING, end_time=DatabaseNow(), traceback=_ENDED_BY_RETRY
+                )
+            status = record.values_list("status", flat=True).first()
+        return None if status in (None, TaskStatus.RETRYING) else Finished(status)
+
+    def _end_with_retry(self, run: Run, traceback: str) -> int:
+        """End the record as RETRYING; the retry itself may have done so, if it was faster."""
+        mine = self._records().filter(
+            pk=run.message_id, claim=run.claim, status__in=(TaskStatus.RUNNING, TaskStatus.RETRYING)
+        )
+        written: int = mine.update(status=TaskStatus.RETRYING, end_time=DatabaseNow(), result=None, traceback=traceback)
+        return written
+
+    def _being_written(self, message_id: str) -> bool:
+        """Tell whether the open transaction of another worker has written the record's end already.
+
+        An UPDATE would wait for its COMMIT: for ever, if that worker is frozen or its network gone.
+        """
+        features = connections[self.database].features
+        if not features.has_select_for_update_skip_locked:
+            return False
+        # No key, where there is that: a row that refers to the record holds its key, and no UPDATE waits for that.
+        record = self._records().select_for_update(skip_locked=True, no_key=features.has_select_for_no_key_update)
+        return not list(record.filter(pk=message_id).values_list("pk"))
 
     def _end(self, run: Run, status: str, **columns: Any) -> int:
         return self._mine(run).update(status=status, end_time=DatabaseNow(), **columns)
@@ -145,6 +249,20 @@ class _Met:
         self.claim = claim
         self.takeovers = takeovers
         self.seconds_left = (lease_until - now).total_seconds() if lease_until else 0.0
+
+
+def _lost(record: TaskRecord) -> Lost:
+    return Lost(
+        message_id=str(record.pk),
+        root_id=str(record.root_id or record.pk),
+        task_name=record.task_name,
+        kwargs=record.kwargs,
+        n_retries=record.n_retries,
+        takeovers=record.takeovers,
+        queue=record.queue,
+        claim=None if record.claim is None else str(record.claim),
+        started_at=None if record.start_time is None else record.start_time.timestamp(),
+    )
 
 
 def _from_now(seconds: float) -> Expression:

@@ -35,6 +35,11 @@ def example(*, number: int = 0, text: str = "") -> int:
     return number
 
 
+@lambda_task(sensitive=("token",))
+def confidential(*, token: str) -> None:
+    """Do nothing with `token`: a task whose argument no record may hold."""
+
+
 def ignore(job: Job) -> None:
     """Hear of a job that was taken, and do nothing."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
 import pytest
@@ -21,6 +21,7 @@ from lambda_tasks.stores.base import BaseStore
 from lambda_tasks.testing.contracts.crowd import (
     ROUNDS,
     InThread,
+    confidential,
     crowd,
     example,
     skew,
@@ -189,6 +190,14 @@ class StoreContract:
         claims = crowd(lambda round_, _: store.claim(self.new_run(store, of=free[round_])))
         assert [winners(answers) for answers in claims] == [[Claimed(0)]] * ROUNDS
 
+    def test_of_what_comes_again_nothing_is_suspected_that_nobody_died_with(self, store: BaseStore) -> None:
+        running, ended, given_back = (self.claimed_run(store) for _ in range(3))
+        self.record(store, ended, Failed(ValueError("ended")))
+        store.release(given_back)
+        runs = [running, ended, given_back, self.new_run(store)]
+        begun = store.begun([run.message_id for run in runs])
+        assert begun <= {running.message_id}  # a store need not know of any
+
     def test_a_run_that_was_taken_over_cannot_give_it_back(self, store: BaseStore) -> None:
         dead = self.claimed_run(store, lease=-1)
         self.claimed_run(store, of=dead)
@@ -316,6 +325,47 @@ class StoreContract:
         assert isinstance(answer, Busy | Finished), answer
         assert self.stored(store, late) == Stored("SUCCESS", 1)
 
+    # Retries
+
+    def retry_of(self, store: BaseStore, run: Run) -> Run:
+        """Return a run of the retry that `run` has sent."""
+        retry = self.new_run(store)
+        job = run.retry_job(0)
+        return replace(retry, message=job.message, message_id=job.message_id, root_id=job.root_id)
+
+    def test_a_retry_ends_the_run_that_has_sent_it_and_died(self, store: BaseStore) -> None:
+        dead = self.claimed_run(store, lease=-1)
+        assert store.claim(self.retry_of(store, dead)) == Claimed(takeovers=0)
+        assert self.status(store, dead) == "RETRYING"
+        assert store.claim(self.new_run(store, of=dead)) == Finished("RETRYING")
+
+    def test_a_retry_ends_whoever_has_taken_that_run_over(self, store: BaseStore) -> None:
+        dead = self.claimed_run(store, lease=-1)
+        taken_over = self.claimed_run(store, of=dead)
+        assert isinstance(store.claim(self.retry_of(store, dead)), Claimed)
+        with pytest.raises(LeaseLost):
+            self.record(store, taken_over, Succeeded("twice"))
+
+    @pytest.mark.parametrize("end", [Succeeded(1), Failed(ValueError())], ids=["success", "failure"])
+    def test_a_retry_of_what_has_ended_otherwise_since_is_not_run(self, store: BaseStore, end: Outcome) -> None:
+        dead = self.claimed_run(store, lease=-1)
+        self.record(store, self.claimed_run(store, of=dead), end)
+        retry = self.retry_of(store, dead)
+        assert store.claim(retry) == Finished(str(self.status(store, dead)))
+        assert self.stored(store, retry) is None
+
+    def test_a_retry_that_is_faster_than_the_record_of_it_does_not_lose_the_reason(self, store: BaseStore) -> None:
+        run = self.claimed_run(store)
+        assert isinstance(store.claim(self.retry_of(store, run)), Claimed)
+        self.record(store, run, Retry(ValueError("the reason")))
+        stored = self.stored(store, run)
+        assert stored is not None
+        assert stored.status == "RETRYING"
+        assert "the reason" in (stored.traceback or "")
+
+    def test_a_retry_runs_although_nothing_is_known_of_its_sender(self, store: BaseStore) -> None:
+        assert isinstance(store.claim(self.retry_of(store, self.new_run(store))), Claimed)
+
     # After an accident
 
     def test_only_a_committed_success_has_succeeded(self, store: BaseStore) -> None:
@@ -389,3 +439,12 @@ class StoreContract:
         assert stored.status == "FAILED"
         assert type(error).__name__ in (stored.traceback or "")
         assert len(stored.traceback or "") < 1_000_000
+
+    @pytest.mark.parametrize("kind", [Ignored, Retry, Failed])
+    def test_a_traceback_quotes_no_sensitive_argument(self, store: BaseStore, kind: type[Ignored | Failed]) -> None:
+        run = self.new_run(store, kwargs={"token": "hunter2"})
+        run.task, run.arguments = confidential, {"token": "hunter2"}
+        store.claim(run)
+        self.record(store, run, kind(ValueError("hunter2 is no token")))
+        assert "hunter2" not in repr(self.stored(store, run))
+        assert "is no token" in repr(self.stored(store, run))
