@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
+
+from lambda_tasks.storable import storable
+from lambda_tasks.tracebacks import traceback_text
 
 if TYPE_CHECKING:
     _Adapter = logging.LoggerAdapter[logging.Logger]
@@ -48,7 +52,26 @@ class TaskLoggerAdapter(_Adapter):
             _fields.reset(token)
 
 
+class SteadyLogger(TaskLoggerAdapter):
+    """A logger whose handlers' errors are nobody's: a line that cannot be written is written in other characters.
+
+    Lambda's own handler raises, out of the call that logs, for half of a character. No message may
+    stay on its queue, or take its neighbours along, because of a line about it.
+    """
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        given = kwargs.get("exc_info")
+        error = given if isinstance(given, BaseException) else sys.exc_info()[1] if given else None
+        try:
+            super().log(level, msg, *args, **kwargs)
+        except Exception:
+            with suppress(Exception):
+                text = str(msg) % args if args else str(msg)
+                lines = storable(text), *([traceback_text(error)] if error else [])
+                super().log(level, "%s", "\n".join(lines), extra=kwargs.get("extra"))
+
+
 #: For use in tasks: `task_logger.info("sending to %s", user_id)` → "[01931…] sending to 42".
 task_logger = TaskLoggerAdapter(logging.getLogger("lambda_tasks.task"), {})
 #: The library's own lines about invocations, with the same prefix.
-run_logger = TaskLoggerAdapter(logging.getLogger("lambda_tasks.executor"), {})
+run_logger = SteadyLogger(logging.getLogger("lambda_tasks.executor"), {})

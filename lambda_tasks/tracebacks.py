@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from traceback import TracebackException
 from typing import Final
 
 import pluggy
 
+from lambda_tasks.masking import MASK, scrubbed, without_pieces
 from lambda_tasks.storable import storable
 
 _OWN_FOLDERS: Final = (str(Path(__file__).parent), str(Path(pluggy.__file__).parent))
@@ -26,14 +28,30 @@ def begin_at_task(error: BaseException) -> None:
         tb = tb.tb_next
 
 
-def traceback_text(error: BaseException) -> str:
-    """Return the traceback as Python prints it, without the frames of the library around the task's."""
+def traceback_text(error: BaseException, *, hiding: Sequence[object] = ()) -> str:
+    """Return the traceback as Python prints it, without the frames of the library around the task's.
+
+    What stands in the values `hiding` is masked wherever the text quotes it. An error that cannot be
+    printed is named by its type: what ends a task must be recorded.
+    """
+    try:
+        text = _printed(error)
+        if not hiding:
+            return storable(text)
+        # Before the text is shortened, which may cut a value in two; and after, since somebody else may have.
+        return without_pieces(storable(scrubbed(text, hiding)), hiding)
+    except Exception as second:
+        name = type(error).__qualname__
+        return storable(f"{name}: {MASK}" if hiding else f"{name}: <its traceback raised {type(second).__qualname__}>")
+
+
+def _printed(error: BaseException) -> str:
     summary = TracebackException.from_exception(error)
     link: TracebackException | None = summary
     while link is not None:
         _keep_the_task(link)
         link = link.__cause__ or link.__context__
-    return storable("".join(summary.format()))
+    return "".join(summary.format())
 
 
 def _keep_the_task(summary: TracebackException) -> None:

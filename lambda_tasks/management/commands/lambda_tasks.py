@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
+from lambda_tasks.lost import OLDER_THAN, reap
 from lambda_tasks.settings import app_settings
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         subcommands = parser.add_subparsers(dest="subcommand", metavar="subcommand", required=True)
         self._add_worker(subcommands)
+        self._add_reap(subcommands)
+        self._add_doctor(subcommands)
 
     def handle(self, *args: Any, **options: Any) -> None:
         options["run"](**options)
@@ -100,6 +103,67 @@ class Command(BaseCommand):
             worker.run(until_idle=until_idle)
         except (ImproperlyConfigured, ValueError, QueueUnavailable, RuntimeStartError) as error:
             raise CommandError(str(error)) from error
+
+    # reap
+
+    def _add_reap(self, subcommands: Any) -> None:
+        parser: CommandParser = subcommands.add_parser(
+            "reap",
+            help="Settle the tasks that nobody runs any more, though their records say RUNNING.",
+        )
+        parser.set_defaults(run=self._reap)
+        parser.add_argument(
+            "--older-than",
+            type=int,
+            default=OLDER_THAN,
+            metavar="S",
+            help="seconds after the end of its lease at which a task counts as lost (default: %(default)s)",
+        )
+
+    def _reap(self, *, older_than: int, **_: Any) -> None:
+        try:
+            self._warn_of_eager_mode()
+            reaped = reap(older_than=older_than)
+        except (ImproperlyConfigured, ValueError) as error:
+            raise CommandError(str(error)) from error
+        self._print(f"{reaped.sent_again} sent again, {reaped.failed} failed.")
+        if reaped.unsent:
+            raise CommandError(f"{reaped.unsent} could not be sent and stay RUNNING for now; the log says why.")
+
+    # doctor
+
+    def _add_doctor(self, subcommands: Any) -> None:
+        parser: CommandParser = subcommands.add_parser(
+            "doctor",
+            help="Ask AWS about queues and functions, and say what would lose or repeat work.",
+        )
+        parser.set_defaults(run=self._diagnose)
+        parser.add_argument(
+            "--function",
+            metavar="NAME",
+            help="the Lambda function that takes from the queues (default: those of their event source mappings)",
+        )
+
+    def _diagnose(self, *, function: str | None, **_: Any) -> None:
+        from lambda_tasks.doctor import diagnose
+
+        try:
+            self._warn_of_eager_mode()
+            findings = diagnose(function=function)
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from error
+        styles = {"error": self.style.ERROR, "warning": self.style.WARNING, "unasked": self.style.NOTICE}
+        for finding in findings:
+            self._print(str(finding), styles[finding.level])
+        levels = [finding.level for finding in findings]
+        errors, warnings, unasked = (levels.count(level) for level in ("error", "warning", "unasked"))
+        summary = (
+            f"Looked at {', '.join(sorted(app_settings.queues))}: {errors} error{'s' * (errors != 1)}, "
+            f"{warnings} warning{'s' * (warnings != 1)}, {unasked} question{'s' * (unasked != 1)} without an answer."
+        )
+        if errors:
+            raise CommandError(summary)
+        self._print(summary)
 
     def _chosen_queues(self, names: Sequence[str] | None) -> dict[str, str]:
         queues = app_settings.queues

@@ -1,0 +1,139 @@
+"""A plugin for PostgreSQL: what a task leaves running in the server ends there, soon after its limit.
+
+    LAMBDA_TASKS_PLUGINS = ["lambda_tasks.contrib.postgres"]
+
+An alarm takes the worker out of a query, and a crash takes the worker away; the server knows of
+neither. It goes on with the statement, and keeps its locks, for as long as that takes. So each
+transaction of a task that has time limits gets, in one query at its beginning:
+
+- `statement_timeout`, the hard timeout and `MARGIN`, unless a shorter one is set already;
+- `client_connection_check_interval`, so that the server misses a worker that died.
+
+And a statement out of which an alarm has taken the worker is cancelled at once (with psycopg 3; what
+waits in psycopg2 cannot be interrupted, and is ended by the server). All of it belongs to the
+transaction and ends with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import time
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from lambda_tasks.hookspecs import hookimpl
+from lambda_tasks.jobs import Run
+from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry
+from lambda_tasks.plugins import ask, hooks
+from lambda_tasks.timeouts import HardTimeLimitExceeded
+
+logger = logging.getLogger("lambda_tasks.contrib.postgres")
+
+#: Seconds after the hard timeout at which the server ends a statement: the worker's own alarm comes first.
+MARGIN: Final = 1.0
+#: Seconds between two looks of the server at whether the worker is still there.
+CHECK_INTERVAL: Final = 1.0
+#: Seconds that cancelling a statement may take.
+CANCEL_TIMEOUT: Final = 1.0
+
+#: SQLSTATE query_canceled (PostgreSQL, appendix A): by statement_timeout, or by somebody.
+_QUERY_CANCELED: Final = "57014"
+#: libpq's PQTRANS_ACTIVE: a statement was sent, and its answer not read.
+_ACTIVE: Final = 1
+
+# current_setting() gives '0' or a number with a unit, such as '5s' or '2min', which an interval takes too.
+_SET_LOCAL: Final = """
+    SELECT set_config('client_connection_check_interval', %(check)s::int::text, true),
+           CASE WHEN longer THEN set_config('statement_timeout', %(ms)s::int::text, true) END
+      FROM (SELECT own = 0 OR own > %(ms)s::int
+              FROM (SELECT extract(epoch FROM current_setting('statement_timeout')::interval) * 1000) AS a (own)
+           ) AS b (longer)
+"""
+
+
+@hookimpl(wrapper=True)
+def lambda_task_call(run: Run) -> Generator[None, object, object]:
+    connection = connections[run.database]
+    if not run.limited or not _owns_transaction(connection):
+        return (yield)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _SET_LOCAL, {"ms": round((run.hard_timeout + MARGIN) * 1000), "check": round(CHECK_INTERVAL * 1000)}
+        )
+    with connection.execute_wrapper(_cancel_if_interrupted):
+        try:
+            return (yield)
+        finally:
+            # What was interrupted while it fetched from a cursor on the server.
+            end_statement(connection)
+
+
+@hookimpl
+def lambda_task_classify(run: Run, error: BaseException) -> Outcome | None:
+    """Say of a statement that the server ended after the hard timeout what ended it."""
+    sqlstate = getattr(error.__cause__, "sqlstate", None) or getattr(error.__cause__, "pgcode", None)
+    if sqlstate != _QUERY_CANCELED or not run.limited or run.duration < run.hard_timeout:
+        return None
+    exceeded = HardTimeLimitExceeded(
+        f"The hard timeout of {run.hard_timeout:g} s is over; PostgreSQL has ended the statement."
+    )
+    exceeded.__cause__ = error
+    outcome: Outcome = ask(hooks().lambda_task_classify, Ignored | Retry | Failed, run=run, error=exceeded)
+    return outcome
+
+
+def end_statement(connection: BaseDatabaseWrapper) -> None:
+    """Cancel what the server still runs for `connection`, and read the answer, so that it can go on.
+
+    Does nothing where nothing runs. What goes wrong is logged: `statement_timeout` ends the statement
+    in any case, and the executor closes a connection that is of no use.
+    """
+    session: Any = connection.connection
+    pgconn = getattr(session, "pgconn", None)
+    if pgconn is None or pgconn.transaction_status != _ACTIVE:
+        return
+    try:
+        _cancel(session)
+        _read_answer(pgconn, until=time.monotonic() + CANCEL_TIMEOUT)
+    except Exception:
+        logger.exception("An interrupted statement could not be cancelled; its statement_timeout will end it.")
+
+
+def _owns_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether the run's transaction is its own, on PostgreSQL.
+
+    In a savepoint of the caller's transaction, SET LOCAL would outlive the run.
+    """
+    return connection.vendor == "postgresql" and connection.in_atomic_block and not connection.savepoint_ids
+
+
+def _cancel_if_interrupted(
+    execute: Callable[[str, Any, bool, dict[str, Any]], Any], sql: str, params: Any, many: bool, context: dict[str, Any]
+) -> Any:
+    try:
+        return execute(sql, params, many, context)
+    except BaseException:
+        end_statement(context["connection"])
+        raise
+
+
+def _cancel(session: Any) -> None:
+    if hasattr(session, "cancel_safe"):  # psycopg 3.2
+        session.cancel_safe(timeout=CANCEL_TIMEOUT)
+    else:
+        session.cancel()
+
+
+def _read_answer(pgconn: Any, *, until: float) -> None:
+    """Read and drop what comes until the server is done with the statement."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pgconn.socket, selectors.EVENT_READ)
+        while (left := until - time.monotonic()) > 0:
+            if not pgconn.is_busy() and pgconn.get_result() is None:
+                return
+            if pgconn.is_busy() and selector.select(left):
+                pgconn.consume_input()
