@@ -36,7 +36,7 @@ class TaskRecordAdmin(_Admin):
     show_full_result_count = False
     fieldsets = (
         (None, {"fields": ("id", "task_name", "status", "arguments")}),
-        (_("Run"), {"fields": ("started", "ended", "seconds", "takeovers")}),
+        (_("Run"), {"fields": ("queue", "started", "ended", "seconds", "takeovers")}),
         (_("Outcome"), {"fields": ("returned", "error")}),
         (_("Retries"), {"fields": ("n_retries", "chain")}),
     )

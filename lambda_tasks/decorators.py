@@ -36,9 +36,9 @@ class LambdaTaskWrapper(Generic[P, R]):
     def __init__(self, function: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
         if isinstance(function, LambdaTaskWrapper):
             raise TypeError(f"{function.name} is a task already; task.using() changes how it is sent.")
-        self.signature = TaskSignature(function)
-        self.function = function
         self._set_options(Options.of(**options))
+        self.signature = TaskSignature(function, sensitive=self.sensitive)
+        self.function = function
         functools.update_wrapper(self, function)
         #: The dotted path under which workers look for the task.
         self.name: str = self.signature.name
@@ -54,9 +54,14 @@ class LambdaTaskWrapper(Generic[P, R]):
         self.ignore_errors = options.ignore_errors
         self.retry_on = options.retry_on
         self.retry_delay = options.retry_delay
+        self.retry_backoff = options.retry_backoff
+        self.max_retries = options.max_retries
         self.singleton = options.singleton
         self.delay = options.delay
         self.on_crash = options.on_crash
+        self.expires_in = options.expires_in
+        self.aliases = options.aliases
+        self.sensitive = options.sensitive
 
     def __repr__(self) -> str:
         return f"<lambda_task {self.name}>"
@@ -119,8 +124,11 @@ def lambda_task(function: Callable[..., Any] | None = None, /, **options: Any) -
     Options: `soft_timeout` and `hard_timeout` (seconds, 1 to 900; None for the settings' defaults),
     `queue` (a name in LAMBDA_TASKS_QUEUES), `delay` (seconds before the first run, 0 to 900),
     `ignore_errors` and `retry_on` (iterables of exception types), `retry_delay` (seconds, before
-    jitter), `singleton` (one run at a time), `on_crash` ("retry", or "fail" for work whose outside
-    effects must never repeat).
+    jitter), `retry_backoff` (double `retry_delay` with each retry), `max_retries` (None for the
+    setting), `singleton` (one run at a time), `on_crash` ("retry", or "fail" for work whose outside
+    effects must never repeat), `expires_in` (seconds after which a message is not run any more),
+    `aliases` (dotted paths that the task had before), `sensitive` (names of parameters whose values
+    are masked in records and logs).
 
     Raises TypeError for a function whose parameters are not all keyword-only and annotated and for
     options of the wrong type; ValueError for options that cannot work.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lambda_tasks import registry
 from lambda_tasks.coroutines import run_coroutine
+from lambda_tasks.databases import is_conflict
 from lambda_tasks.exceptions import LockError, LockUnavailable, ResultNotSerializable
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry
@@ -46,13 +47,21 @@ def lambda_task_classify(run: Run, error: BaseException) -> Outcome:
         return _retry(run, error)
     if _listed(error, task.retry_on) and not _is_unnamed_limit(error, task.retry_on):
         return _retry(run, error)
+    if is_conflict(error) and task.on_crash == "retry":
+        return _retry(run, error)
     return Failed(error)
 
 
 @hookimpl(trylast=True)
-def lambda_task_retry_delay(run: Run) -> int:
-    # The documented delay; the jitter spreads out what failed together.
-    return min(run.task.retry_delay + round(random.uniform(1, 5)), MAX_DELAY)
+def lambda_task_retry_delay(run: Run, error: BaseException) -> int:
+    # The jitter spreads out what failed together.
+    jitter = round(random.uniform(1, 5))
+    if isinstance(error, LockUnavailable):
+        jitter *= 2 ** min(run.n_retries, 10)  # an outage must not use up the retries
+    elif run.task.retry_backoff:
+        # Ten doublings of a second are more than SQS waits.
+        return random.randint(1, min(run.task.retry_delay * 2 ** min(run.n_retries, 10), MAX_DELAY))
+    return min(run.task.retry_delay + jitter, MAX_DELAY)
 
 
 def _retry(run: Run, error: BaseException) -> Retry:

@@ -9,6 +9,7 @@ import sys
 from functools import lru_cache
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db.transaction import TransactionManagementError
 
 
 class LambdaTasksError(Exception):
@@ -44,15 +45,27 @@ class UnknownQueue(LambdaTasksError, ImproperlyConfigured):
 
 
 class MaxRetriesExceededError(LambdaTasksError):
-    """The task asked for another retry than LAMBDA_TASKS_MAX_RETRIES allows."""
+    """The task asked for another retry than its `max_retries` or LAMBDA_TASKS_MAX_RETRIES allows."""
 
 
 class TaskCrashedError(LambdaTasksError):
     """The worker died under the task, more often than it may be started again."""
 
 
+class TaskExpiredError(LambdaTasksError):
+    """The message was older than the task's `expires_in` allows when a worker had it."""
+
+
+class TaskLostError(LambdaTasksError):
+    """Nobody runs the task any more, its message did not come back, and it is not sent again."""
+
+
 class ResultNotSerializable(LambdaTasksError):
     """What the task returned cannot be stored as JSON."""
+
+
+class TransactionBroken(LambdaTasksError, TransactionManagementError):
+    """The task has caught an error of the database, and its transaction can only be rolled back."""
 
 
 class LeaseLost(LambdaTasksError):

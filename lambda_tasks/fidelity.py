@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime, time
 from enum import Enum
 from typing import Any, Final, NamedTuple
@@ -103,6 +103,29 @@ def equal(left: object, right: object) -> bool:
         return bool(left == right)
     except Exception:
         return False
+
+
+def problems_of(error: Any, *, whole: str, hidden: Collection[str] = ()) -> str:
+    """Say what a `ValidationError` of pydantic's found, without the input itself: it may be a secret, or long.
+
+    `whole` names the input where no part of it is at fault. Of arguments that are `hidden` only the
+    name and the kind of the problem are said: whoever wrote a validator may quote what it was given.
+    """
+    problems = error.errors(include_input=False, include_url=False)
+    said = [_said(problem["loc"], problem, whole, hidden) for problem in problems[:_SAID_PROBLEMS]]
+    if len(problems) > _SAID_PROBLEMS:
+        said.append(f"and {len(problems) - _SAID_PROBLEMS} more")
+    return "; ".join(said)
+
+
+#: What a message has wrong after so many problems is no news.
+_SAID_PROBLEMS: Final = 5
+
+
+def _said(path: tuple[object, ...], problem: Any, whole: str, hidden: Collection[str]) -> str:
+    if path and path[0] in hidden:
+        return f"{shown(path[0])}: {problem['type']}"
+    return f"{'.'.join(map(shown, path)) or whole}: {storable(problem['msg'], max_length=500)}"
 
 
 def shown(part: object) -> str:

@@ -57,8 +57,8 @@ class Hooks:
         When: at `execute_on_commit()`, before the job is checked and waits for the commit; and before
         a retry is sent.
         Inside: the caller's transaction; for a retry, outside of any.
-        Return: nothing; write to `job.attributes` (text, at most seven more: SQS takes ten). In the
-        worker they are in `run.attributes`.
+        Return: nothing; write to `job.attributes` (text, at most seven more, six for tasks with
+        `expires_in`: SQS takes ten). In the worker they are in `run.attributes`.
         Raising: refuses the job, and reaches the caller. A retry that is refused leaves its message
         on the queue.
         """
@@ -138,7 +138,8 @@ class Hooks:
     def lambda_task_finished(self, run: Run, outcome: Outcome) -> None:
         """Hear how a run ended.
 
-        When: after the outcome is recorded, and a retry is sent.
+        When: after the outcome is recorded, and a retry is sent. Also for a lost task that is given up,
+        in the process that found it.
         Inside: nothing.
         Return: nothing.
         Raising: is logged.

@@ -19,9 +19,11 @@ from pydantic import (
 
 from lambda_tasks import executor, identity, outgoing, registry
 from lambda_tasks.exceptions import InvalidMessage, MaxRetriesExceededError
+from lambda_tasks.fidelity import problems_of
 from lambda_tasks.jobs import Job, TaskHandle
 from lambda_tasks.outcomes import Failed, Outcome, Skipped
 from lambda_tasks.settings import MAX_DELAY
+from lambda_tasks.storable import MAX_DEPTH, depth
 
 #: The most that the column of a record holds.
 _MAX_RETRY_NUMBER = 2**31 - 1
@@ -50,13 +52,24 @@ def _storable(value: Any) -> Any:
     return value
 
 
+def _shallow(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what is nested deeper than every database stores, as the call does."""
+    if depth(value) > MAX_DEPTH:
+        raise ValueError(f"is nested more than {MAX_DEPTH - 1} levels deep")
+    return value
+
+
+_Arguments = Annotated[dict[str, JsonValue], AfterValidator(_storable), AfterValidator(_shallow)]
+
+
 class SQSLambdaTaskMessage(BaseModel):
     """One invocation, as it stands in the body of a message: task name, arguments, number of the retry."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Neither its repr() nor pydantic's errors quote arguments: they may be secrets.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
     task_name: Annotated[str, Field(pattern=r"^[^\s.\x00]+(\.[^\s.\x00]+)+$", max_length=255)]
-    kwargs: Annotated[dict[str, JsonValue], AfterValidator(_storable)] = Field(default_factory=dict)
+    kwargs: _Arguments = Field(default_factory=dict, repr=False)
     n_retries: Annotated[int, Field(ge=0, le=_MAX_RETRY_NUMBER)] = 0
 
     @model_serializer
@@ -70,11 +83,9 @@ class SQSLambdaTaskMessage(BaseModel):
         try:
             return cls.model_validate_json(body)
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}"
-                for problem in error.errors(include_input=False, include_url=False)
-            )
-            raise InvalidMessage(f"The message is no invocation of a task: {problems}") from None
+            problems = problems_of(error, whole="body")
+        # Outside of the block, so that no error with the body in it hangs on this one.
+        raise InvalidMessage(f"The message is no invocation of a task: {problems}")
 
     def to_body(self) -> str:
         """Return the body of a message: JSON in ASCII, of which SQS takes every character."""
@@ -103,7 +114,7 @@ class SQSLambdaTaskMessage(BaseModel):
 class SQSLambdaTask(BaseModel):
     """An invocation and how to send it: what `task.serialize()` returns as a dict."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
     message: SQSLambdaTaskMessage
     delay: Annotated[int, Field(ge=0, le=MAX_DELAY)] = 0

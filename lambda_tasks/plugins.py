@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pluggy
 from django.core.signals import setting_changed
@@ -14,6 +14,9 @@ from django.utils.module_loading import import_string
 from lambda_tasks.exceptions import InvalidSetting
 from lambda_tasks.hookspecs import LISTENERS, PROJECT, QUESTIONS, Hooks
 from lambda_tasks.settings import PREFIX, app_settings
+
+if TYPE_CHECKING:
+    from lambda_tasks.jobs import Run
 
 logger = logging.getLogger("lambda_tasks.plugins")
 
@@ -107,12 +110,9 @@ def notify(listener: Any, **details: Any) -> None:
     for implementation in reversed(listener.get_hookimpls()):
         try:
             implementation.function(*(details[name] for name in implementation.argnames))
-        except Exception:
-            logger.exception(
-                "Plugin %s raised in %s; the invocation goes on as if it had not.",
-                implementation.plugin_name,
-                listener.name,
-            )
+        except Exception as error:
+            sentence = "Plugin %s raised in %s; the invocation goes on as if it had not."
+            _log_error(sentence, implementation.plugin_name, listener.name, error=error, run=details.get("run"))
 
 
 def ask(question: Any, answers: Any, **details: Any) -> Any:
@@ -124,19 +124,28 @@ def ask(question: Any, answers: Any, **details: Any) -> Any:
     for implementation in reversed(question.get_hookimpls()):
         try:
             answer = implementation.function(*(details[name] for name in implementation.argnames))
-        except Exception:
-            logger.exception("Plugin %s raised in %s; it is passed over.", implementation.plugin_name, question.name)
+        except Exception as error:
+            sentence = "Plugin %s raised in %s; it is passed over."
+            _log_error(sentence, implementation.plugin_name, question.name, error=error, run=details.get("run"))
             continue
         if isinstance(answer, answers):
             return answer
         if answer is not None:
             logger.error(
-                "Plugin %s answered %s with %r; it is passed over.",
+                "Plugin %s answered %s with %s; it is passed over.",
                 implementation.plugin_name,
                 question.name,
-                answer,
+                # What it is would be told by an error in it too, and that may quote arguments.
+                repr(answer) if isinstance(answer, int | float | str) else f"a {type(answer).__qualname__}",
             )
     raise LookupError(f"No plugin answered {question.name}; the default plugin is missing.")
+
+
+def _log_error(sentence: str, *words: object, error: Exception, run: Run | None) -> None:
+    if run is None:
+        logger.error(sentence, *words, exc_info=error)
+    else:
+        run.log_error(logger, logging.ERROR, sentence, *words, error=error)
 
 
 def forget_plugins(*, setting: str, **_: object) -> None:

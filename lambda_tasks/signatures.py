@@ -11,12 +11,12 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.exceptions import InvalidArguments, InvalidMessage
-from lambda_tasks.fidelity import Difference, equal, first_difference, shown
+from lambda_tasks.fidelity import Difference, equal, first_difference, problems_of
 from lambda_tasks.storable import MAX_DEPTH, depth
 
 if TYPE_CHECKING:
@@ -51,10 +51,13 @@ class TaskSignature:
     Evaluating late keeps pydantic out of processes that only import tasks, and lets annotations name
     what is defined further down.
 
-    Raises TypeError for a function whose parameters cannot be arguments of a task.
+    Of the parameters that are `sensitive`, errors say no more than the name.
+
+    Raises TypeError for a function whose parameters cannot be arguments of a task, ValueError for a
+    name in `sensitive` that is no parameter.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], *, sensitive: Collection[str] = ()) -> None:
         # Builtins, classes and partials have no module whose names their annotations could mean.
         if not (hasattr(inspect.unwrap(function), "__globals__") and hasattr(function, "__qualname__")):
             raise TypeError(f"@lambda_task decorates functions, not {function!r}.")
@@ -63,6 +66,13 @@ class TaskSignature:
         self.parameters = read_signature(function).parameters
         for parameter in self.parameters.values():
             self._check(parameter)
+        self.sensitive = sensitive
+        for name in sensitive:
+            if name not in self.parameters:
+                there_are = ", ".join(self.parameters) or "none"
+                raise ValueError(
+                    f"sensitive has {name!r}, which is no parameter of {self.name}; its parameters: {there_are}."
+                )
 
     def _check(self, parameter: inspect.Parameter) -> None:
         if kind := _KINDS.get(parameter.kind):
@@ -91,18 +101,22 @@ class TaskSignature:
         from pydantic import ValidationError
         from pydantic_core import from_json
 
+        # What pydantic raises quotes the values. So nothing is raised where it would hang on the error.
+        accepted = arrived = None
         try:
             accepted = self._adapter.validate_python(dict(arguments))
         except ValidationError as error:
-            raise InvalidArguments(f"{self.name} cannot be called so: {_problems(error)}") from None
+            problems = self._problems(error)
+        if accepted is None:
+            raise InvalidArguments(f"{self.name} cannot be called so: {problems}")
         text = self._written(accepted)
         try:
             arrived = self._adapter.validate_json(text)
         except ValidationError as error:
             culprit = self._culprit(accepted, lambda alone: from_json(self._json(alone)))
-            raise InvalidArguments(
-                f"The arguments of {self.name} would not arrive: {_problems(error, whole=culprit)}. {_REMEDY}"
-            ) from None
+            problems = self._problems(error, whole=culprit)
+        if arrived is None:
+            raise InvalidArguments(f"The arguments of {self.name} would not arrive: {problems}. {_REMEDY}")
         encoded = typing.cast("dict[str, Any]", from_json(text))
         self._refuse_unstorable(encoded, text)
         self._refuse_changed(arguments, accepted, arrived)
@@ -120,7 +134,8 @@ class TaskSignature:
         try:
             return self._adapter.validate_json(to_json(encoded))
         except ValidationError as error:
-            raise InvalidMessage(f"The message does not fit {self.name}: {_problems(error)}") from None
+            problems = self._problems(error)
+        raise InvalidMessage(f"The message does not fit {self.name}: {problems}")
 
     def _written(self, accepted: dict[str, Any]) -> bytes:
         from pydantic_core import PydanticSerializationError
@@ -129,9 +144,8 @@ class TaskSignature:
             return self._json(accepted)
         except PydanticSerializationError as error:
             culprit = self._culprit(accepted, self._json)
-            raise InvalidArguments(
-                f"Argument {culprit} of {self.name} cannot be written as JSON: {error}. {_REMEDY}"
-            ) from None
+            reason = "" if culprit in self.sensitive else f": {error}"
+        raise InvalidArguments(f"Argument {culprit} of {self.name} cannot be written as JSON{reason}. {_REMEDY}")
 
     def _json(self, arguments: dict[str, Any]) -> bytes:
         return self._serializer.to_json(arguments, warnings="none")  # what is odd will be seen on arrival
@@ -170,7 +184,11 @@ class TaskSignature:
             else:  # pydantic may convert what it accepts: a dict to a model, a text to lower case
                 change = Difference((name,), given, value)
             if change:
-                raise InvalidArguments(f"Argument {change.where} of {self.name} would arrive {change.how}. {_REMEDY}")
+                where = name if name in self.sensitive else change.where
+                raise InvalidArguments(f"Argument {where} of {self.name} would arrive {change.how}. {_REMEDY}")
+
+    def _problems(self, error: Any, *, whole: str = "arguments") -> str:
+        return problems_of(error, whole=whole, hidden=self.sensitive)
 
     @cached_property
     def _adapter(self) -> TypeAdapter[dict[str, Any]]:
@@ -235,11 +253,3 @@ class TaskSignature:
 
         bare.__annotations__ = {name: parameter.annotation for name, parameter in self.parameters.items()}
         return typing.get_type_hints(bare, globalns=self._globals, include_extras=True)
-
-
-def _problems(error: Any, *, whole: str = "arguments") -> str:
-    """Say what pydantic found, without the input itself: it may be a secret, and it may be long."""
-    return "; ".join(
-        f"{'.'.join(map(shown, problem['loc'])) or whole}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_url=False)
-    )
