@@ -1,0 +1,116 @@
+"""The command: `python -m tests.simulation sweep` and `chaos`; see `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.simulation.faults import FAULTS, FROZEN
+from tests.simulation.report import Report
+
+
+def main() -> int:
+    """Run what was asked for; 1 if a promise was broken."""
+    options = _parser().parse_args()
+    if options.what == "chaos" and options.first_seed is None:
+        options.first_seed = secrets.randbelow(1_000_000)
+    started = time.monotonic()
+    if options.report:
+        options.report.write_text(_run_here(options).to_json())
+        return 0
+    report = _run_in_parts(options) if options.jobs > 1 else _run_here(options)
+    print("\n".join(report.lines()))
+    if options.what == "chaos":
+        print(f"  seeds {options.first_seed} to {options.first_seed + options.seeds - 1}", end=", ")
+    print(f"  {time.monotonic() - started:.0f} s on {options.database}")
+    for sentence in report.sentences[:20]:
+        print(f"\n{sentence}")
+    if options.what == "sweep" and (missed := report.never_killed()):
+        print(f"\nNothing was killed at: {', '.join(missed)}")
+        return 1
+    return 1 if report.sentences else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation", description=sys.modules["tests.simulation"].__doc__
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("what", choices=("sweep", "chaos"))
+    parser.add_argument("--seeds", type=int, default=24, help="how many random worlds (24)")
+    parser.add_argument("--first-seed", type=int, help="the first world's seed; chosen, and printed, if left out")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side (one a core)")
+    parser.add_argument("--database", choices=("postgres", "mariadb"), default="postgres")
+    parser.add_argument("--kinds", nargs="+", default=[], help="only tasks of these kinds, as in shop/tasks.py")
+    parser.add_argument("--faults", nargs="+", default=[], choices=[*FAULTS, FROZEN], help="only these faults")
+    parser.add_argument("--verbose", action="store_true", help="show what the workers log")
+    parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def _run_here(options: argparse.Namespace) -> Report:
+    """Run one part in this process, in a database of its own."""
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.simulation.settings"
+    os.environ["SIMULATION_DATABASE"] = options.database
+    import django
+
+    django.setup()
+    logging.disable(logging.NOTSET if options.verbose else logging.CRITICAL)
+    from django.db import connection
+
+    from tests.simulation.chaos import chaos
+    from tests.simulation.sweep import sweep
+    from tests.simulation.world import warm_up
+
+    warm_up()
+    connection.creation.create_test_db(verbosity=0, autoclobber=True)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if options.what == "sweep":
+                return sweep(Path(folder), part=options.part, parts=options.parts)
+            seeds = range(options.first_seed, options.first_seed + options.seeds)
+            return chaos(Path(folder), seeds[options.part :: options.parts], options.kinds, options.faults)
+    finally:
+        connection.creation.destroy_test_db(connection.settings_dict["NAME"], verbosity=0)
+
+
+def _run_in_parts(options: argparse.Namespace) -> Report:
+    """Run the parts in processes side by side, and add up what they report."""
+    from tests import services
+
+    services.find_all(start=True)  # once, for all of them: the addresses go into the environment
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.simulation.settings"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tests.simulation", options.what, "--database", options.database]
+        if options.what == "chaos":
+            command += ["--seeds", str(options.seeds), "--first-seed", str(options.first_seed)]
+            command += ["--kinds", *options.kinds] if options.kinds else []
+            command += ["--faults", *options.faults] if options.faults else []
+        if options.verbose:
+            command += ["--verbose"]
+        files = [Path(folder) / f"{part}.json" for part in range(options.jobs)]
+        parts = [
+            subprocess.Popen([*command, "--part", str(part), "--parts", str(options.jobs), "--report", str(file)])
+            for part, file in enumerate(files)
+        ]
+        statuses = [part.wait() for part in parts]
+        if any(statuses):
+            raise SystemExit("A part of the run broke off; its error stands above.")
+
+        report = Report()
+        for file in files:
+            report.merge(Report.from_json(file.read_text()))
+        return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Random worlds: orders, duplicates, redrives, and faults at random points, all from one seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from lambda_tasks.points import POINTS
+from tests.simulation.faults import FAULTS, FROZEN
+from tests.simulation.invariants import EXPECTED, check
+from tests.simulation.invocations import Strike
+from tests.simulation.queue import Message
+from tests.simulation.report import Report
+from tests.simulation.world import PAST_ANY_LEASE, Placement, World, kind_of, order_of, points_of
+
+ORDERS: Final = 16
+STEPS: Final = 60
+#: Workers that may be frozen at once: each holds a connection to the database.
+MAX_FROZEN: Final = 5
+
+#: Death and sleep come more often than the rest: they are what the protocol is for.
+_FAULTS: Final = [*FAULTS, "killed", FROZEN, FROZEN, FROZEN]
+_AT_ENQUEUE: Final = [point for point in POINTS if point.startswith(("enqueue:", "send:"))]
+
+
+def chaos(folder: Path, seeds: Iterable[int], kinds: Sequence[str] = (), faults: Sequence[str] = ()) -> Report:
+    """Run one world for each seed, with some kinds of tasks and faults or all, and return what came of them."""
+    report = Report()
+    points = {kind: points_of(folder, kind) for kind in kinds or EXPECTED}
+    for seed in seeds:
+        world = _World(folder, seed, points, faults or _FAULTS)
+        try:
+            world.live()
+            world.come_to_rest()
+            report.add(check(world), world.figures, seed=seed)
+        finally:
+            world.close()
+    return report
+
+
+class _World(World):
+    """A world in which chance decides; the same seed decides the same."""
+
+    def __init__(self, folder: Path, seed: int, points: dict[str, list[str]], faults: Sequence[str]) -> None:
+        self._random = random.Random(seed)
+        self._faults = faults
+        self._points_of = points
+        super().__init__(folder, visibility_timeout=self._random.choice((30, 200, 900)))
+
+    def live(self) -> None:
+        kinds = list(self._points_of)
+        placements = [
+            Placement(number, self._random.choice(kinds), self._random.choices(HOWS, HOW_OFTEN)[0])
+            for number in range(1, ORDERS + 1)
+        ]
+        steps = [self._deliver, self._deliver_again, self._thaw, self._pass_time, self._redrive]
+        for step in self._random.choices(steps, (50, 12, 14, 22, 2), k=STEPS):
+            if placements and self._random.random() < 0.5:
+                count = self._random.randint(1, 5)
+                self.place(placements[:count], self._strikes(_AT_ENQUEUE, 0.3))
+                del placements[:count]
+            step()
+        if placements:
+            self.place(placements)
+
+    def _deliver(self) -> None:
+        if visible := self.queue.visible():
+            self._random.shuffle(visible)
+            self._invoke(visible[: self._random.choice((1, 1, 1, 2, 4))])
+
+    def _deliver_again(self) -> None:
+        """Deliver what is in flight, or was deleted: a standard queue delivers at least once."""
+        messages = [*self.queue.messages.values(), *self.queue.deleted.values()]
+        if messages:
+            message = self._random.choice(messages)
+            self.queue.messages.setdefault(message.raw_id, message)
+            self.figures.duplicates += 1
+            self.repeated.add(order_of(message))
+            self._invoke([message])
+
+    def _invoke(self, messages: list[Message]) -> None:
+        points = ["claim:before_takeover", "release:before"]
+        for message in messages:
+            points += self._points_of[kind_of(message)]
+        strikes = self._strikes(points, 0.9)
+        if len(self.frozen) >= MAX_FROZEN:
+            strikes = [strike for strike in strikes if strike.fault != FROZEN]
+        self.deliver(messages, strikes, answer_arrives=self._random.random() < 0.9)
+
+    def _thaw(self) -> None:
+        if self.frozen:
+            self.thaw(self._random.choice(self.frozen), answer_arrives=self._random.random() < 0.5)
+
+    def _pass_time(self) -> None:
+        self.pass_time(self._random.choice((2, 30, 200, PAST_ANY_LEASE)))
+
+    def _redrive(self) -> None:
+        self.figures.redrives += len(self.queue.dead)
+        self.queue.redrive()
+
+    def _strikes(self, points: list[str], probability: float) -> list[Strike]:
+        strikes = []
+        while self._random.random() < probability:
+            strikes.append(Strike(self._random.choice(points), self._random.choice(self._faults)))
+            probability /= 2
+        return strikes
+
+
+HOWS: Final = ("commit", "roll back", "savepoint")
+HOW_OFTEN: Final = (10, 1, 1)

@@ -1,0 +1,93 @@
+"""What came of a run: figures that can be added up, and the table that is printed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter as Tally
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from lambda_tasks.points import POINTS
+from tests.simulation.faults import FAULTS, FROZEN
+
+if TYPE_CHECKING:
+    from tests.simulation.invariants import Books
+    from tests.simulation.world import Figures
+
+#: The names of broken promises, in the order of the report.
+NAMES: Final = ("lost", "doubled", "stuck", "ghost", "gap", "disagreeing", "overlapped", "needless", "accident")
+
+
+@dataclass(slots=True)
+class Report:
+    """Sums over worlds."""
+
+    worlds: int = 0
+    sums: Tally[str] = field(default_factory=Tally)
+    #: How often each fault struck at each point, as "point|fault".
+    struck: Tally[str] = field(default_factory=Tally)
+    violations: Tally[str] = field(default_factory=Tally)
+    sentences: list[str] = field(default_factory=list)
+
+    def add(self, books: Books, figures: Figures, *, seed: int | None = None) -> None:
+        """Add what a world at rest had in its books, and what happened in it."""
+        self.worlds += 1
+        self.sums.update(
+            {
+                "orders committed": books.orders,
+                "orders rolled back": books.rolled_back,
+                "not sent (no outbox)": books.unsent,
+                "deliveries": figures.deliveries,
+                "duplicates": figures.duplicates,
+                "redrives": figures.redrives,
+                "takeovers": books.takeovers,
+                "faults": figures.struck.total(),
+            }
+        )
+        self.struck.update({f"{strike.point}|{strike.fault}": times for strike, times in figures.struck.items()})
+        for violation in books.violations:
+            self.violations[violation.name] += 1
+            where = "" if seed is None else f"seed {seed}: "
+            self.sentences.append(f"{where}{violation.name}: {violation.sentence}")
+
+    def merge(self, other: Report) -> None:
+        self.worlds += other.worlds
+        self.sums += other.sums
+        self.struck += other.struck
+        self.violations += other.violations
+        self.sentences += other.sentences
+
+    def to_json(self) -> str:
+        return json.dumps({name: getattr(self, name) for name in self.__slots__})
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        given: dict[str, Any] = json.loads(text)
+        return cls(
+            worlds=given["worlds"],
+            sums=Tally(given["sums"]),
+            struck=Tally(given["struck"]),
+            violations=Tally(given["violations"]),
+            sentences=given["sentences"],
+        )
+
+    def never_killed(self) -> list[str]:
+        """Return the points at which no process was killed."""
+        return [point for point in POINTS if not self.struck[f"{point}|killed"]]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report as it is printed."""
+        faults = [*FAULTS, FROZEN]
+        found = {point: [self.struck[f"{point}|{fault}"] for fault in faults] for point in [*POINTS, "shop:inside"]}
+        yield "Faults by point:"
+        for number, fault in enumerate(faults, 1):
+            yield f"  [{number}] {fault}"
+        yield f"  {'':24}" + "".join(f"{f'[{number}]':>7}" for number in range(1, len(faults) + 1))
+        for point, times in found.items():
+            yield f"  {point:24}" + "".join(f"{time or '·':>7}" for time in times)
+        yield ""
+        for name, value in {"worlds": self.worlds, **self.sums}.items():
+            yield f"  {name:24}{value:7,}"
+        for name in NAMES:
+            yield f"  {name:24}{self.violations[name]:7,}"

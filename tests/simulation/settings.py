@@ -1,0 +1,60 @@
+"""Django settings of the simulated shop: real servers, found or started as the tests do."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from tests import services
+from tests.services import Missing, Server
+
+SERVERS: Final = services.find_all(start=True)
+#: `postgres` or `mariadb`.
+KIND: Final = os.environ.get("SIMULATION_DATABASE", "postgres")
+#: What this run names on servers that other runs may use at the same time.
+NAME: Final = f"simulation_{os.getpid()}"
+
+
+def _server(name: str) -> Server:
+    server = SERVERS[name]
+    if isinstance(server, Missing):
+        raise SystemExit(f"The simulation needs it: {server}")
+    return server
+
+
+if KIND == "mariadb":
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
+
+REDIS_URL: Final = _server("Redis").url
+
+SECRET_KEY = "only for the simulation"
+USE_TZ = True
+INSTALLED_APPS = ["lambda_tasks", "tests.simulation.shop"]
+DATABASES = {
+    "default": services.django_database(
+        _server({"postgres": "PostgreSQL", "mariadb": "MariaDB"}[KIND]),
+        name=NAME,
+    )
+}
+# A worker that sleeps between its first delivery and its claim may find another one asleep before its COMMIT. It
+# then waits for as long as these allow.
+DATABASES["default"]["OPTIONS"] |= (
+    {"init_command": "SET SESSION innodb_lock_wait_timeout = 2"}
+    if KIND == "mariadb"
+    else {"options": "-c synchronous_commit=off -c lock_timeout=2000"}
+)
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+LAMBDA_TASKS_QUEUES = {"default": "https://sqs.eu-west-1.amazonaws.com/123456789012/simulation"}
+LAMBDA_TASKS_BACKEND = "tests.simulation.transport.FileBackend"
+LAMBDA_TASKS_LOCK = {
+    "BACKEND": "tests.simulation.transport.PrefixedRedisLock",
+    "OPTIONS": {"url": REDIS_URL, "prefix": NAME},
+}
+# Long, because no process may meet its limits while it is frozen: only the faults let time pass.
+LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT = 500
+LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT = 600
+# Workers die more often here than any task deserves; that the cap works is tested elsewhere.
+LAMBDA_TASKS_MAX_TAKEOVERS = 1_000

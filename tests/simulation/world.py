@@ -1,0 +1,307 @@
+"""The world of one run: customers who place orders, a queue, workers that die, and a clock that nobody waits for."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from django.db import connections, transaction
+from django.db.models import F
+
+from lambda_tasks import registry
+from lambda_tasks.handler import boot, handler
+from lambda_tasks.messages import SQSLambdaTaskMessage
+from lambda_tasks.models import TaskRecord, TaskStatus
+from lambda_tasks.strategies import get_backend
+from tests.simulation.faults import FROZEN
+from tests.simulation.invocations import Process, Strike
+from tests.simulation.queue import Message, Queue
+from tests.simulation.shop import tasks
+from tests.simulation.shop.models import Counter, Effect, Order
+from tests.simulation.transport import FileBackend, SendFailed, locks
+
+#: Seconds that a lease may last in this world, and then some.
+PAST_ANY_LEASE: Final = 700.0
+#: Deliveries after which a world that does not come to rest is given up.
+MAX_ROUNDS: Final = 400
+#: Deliveries after which time passes in longer steps, in seconds, than from one message to the next.
+PATIENT_ROUNDS: Final = 60
+LONG_STEP: Final = 120.0
+#: Milliseconds that an invocation has.
+_TIME_LEFT: Final = 900_000
+
+
+class Abandoned(Exception):
+    """The customer's transaction is rolled back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """An order as a customer places it: `how` is "commit", "roll back" or "savepoint"."""
+
+    number: int
+    kind: str
+    how: str = "commit"
+
+
+class Context:
+    """The part of Lambda's context that the handler asks for."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        return _TIME_LEFT
+
+
+@dataclass(slots=True)
+class Invocation:
+    """A process that runs the handler, and the messages that it was given."""
+
+    process: Process
+    batch: list[Message]
+
+
+@dataclass(slots=True)
+class Figures:
+    """What happened in a world, for the report."""
+
+    deliveries: int = 0
+    duplicates: int = 0
+    redrives: int = 0
+    struck: Tally[Strike] = field(default_factory=Tally)
+    #: Sentences about messages that were handed back although nothing had gone wrong.
+    needless: list[str] = field(default_factory=list)
+    #: Sentences about processes that hung or let an exception out.
+    accidents: list[str] = field(default_factory=list)
+
+
+class World:
+    """Everything between a call of `execute_on_commit()` and rest."""
+
+    def __init__(self, folder: Path, *, visibility_timeout: float = 120) -> None:
+        self.queue = Queue(visibility_timeout)
+        self.figures = Figures()
+        self.placements: dict[int, Placement] = {}
+        #: The faults that an order met on its way.
+        self.strikes_of: dict[int, list[Strike]] = {}
+        self.sent: set[int] = set()
+        #: Orders whose messages came again for other reasons than a fault in their worker.
+        self.repeated: set[int] = set()
+        self.frozen: list[Invocation] = []
+        self._outbox = folder / "outbox.jsonl"
+        for file in folder.iterdir():
+            file.unlink()
+        self._outbox.touch()
+        self._read = 0
+        FileBackend.file = self._outbox
+        locks().forget_everything()
+        for model in (Order, Effect, Counter, TaskRecord):
+            model._base_manager.all()._raw_delete(model._base_manager.db)
+        Counter._default_manager.create(name="singleton")
+
+    # Customers
+
+    def place(self, placements: Sequence[Placement], strikes: Sequence[Strike] = ()) -> Process:
+        """Place orders in a process of their own, each in a transaction of its own."""
+        self.placements |= {placement.number: placement for placement in placements}
+        process = Process(lambda: place_orders(placements), strikes)
+        process.run()
+        while process.state == "frozen":  # maybe at more than one point
+            process.thaw()
+        self.figures.struck.update(process.struck)
+        for placement in placements:
+            self._note(process, placement.number)
+        self.collect()
+        return process
+
+    # Workers
+
+    def deliver(
+        self, messages: Iterable[Message], strikes: Sequence[Strike] = (), *, answer_arrives: bool = True
+    ) -> Process:
+        """Invoke the handler with `messages`, and act on its answer if that arrives."""
+        batch = self.queue.receive(messages)
+        event = {"Records": [message.as_record() for message in batch]}
+        process = Process(lambda: handler(event, Context()), strikes)
+        self.figures.deliveries += len(batch)
+        process.run()
+        invocation = Invocation(process, batch)
+        if process.state == "frozen":
+            self.frozen.append(invocation)
+            for message in batch:
+                self._note(process, order_of(message))
+        else:
+            self._ended(invocation, answer_arrives=answer_arrives)
+        return process
+
+    def thaw(self, invocation: Invocation, *, answer_arrives: bool = True) -> None:
+        """Let a frozen worker go on: it does not know that time has passed."""
+        self.frozen.remove(invocation)
+        invocation.process.thaw()
+        if invocation.process.state == "frozen":
+            self.frozen.append(invocation)
+        else:
+            self._ended(invocation, answer_arrives=answer_arrives)
+
+    def _ended(self, invocation: Invocation, *, answer_arrives: bool) -> None:
+        process = invocation.process
+        for message in invocation.batch:
+            self._note(process, order_of(message))
+        if process.state in ("hung", "raised"):
+            self.figures.accidents.append(
+                f"a worker {process.state} after {process.reached[-1:]} ({_strikes(process)}): {process.error}; frozen "
+                f"beside it: {[_strikes(invocation.process) for invocation in self.frozen]}"
+            )
+        self.figures.struck.update(process.struck)
+        self.collect()
+        if process.state == "answered" and not process.struck:
+            self._look_for_needless_returns(invocation)
+        if not answer_arrives:
+            self.repeated.update(map(order_of, invocation.batch))
+        self.queue.settle(invocation.batch, process.answer if answer_arrives else None)
+
+    def _look_for_needless_returns(self, invocation: Invocation) -> None:
+        """Notice what was handed back of orders that no fault has met so far, and of which there is no copy."""
+        returned = {failure["itemIdentifier"] for failure in invocation.process.answer["batchItemFailures"]}
+        for message in invocation.batch:
+            order = order_of(message)
+            if message.raw_id in returned and order not in self.repeated and not self.strikes_of.get(order):
+                self.figures.needless.append(f"order {order} was handed back, and nothing had gone wrong")
+
+    def _note(self, process: Process, order: int) -> None:
+        self.strikes_of.setdefault(order, []).extend(process.struck)
+
+    def messages_of(self, order: int) -> list[Message]:
+        """Return the messages about an order that can be received now."""
+        return [message for message in self.queue.visible() if order_of(message) == order]
+
+    # Time, and what moves in it
+
+    def collect(self) -> None:
+        """Put on the queue what was sent since."""
+        with self._outbox.open() as lines:
+            lines.seek(self._read)
+            for line in lines:
+                sent = json.loads(line)
+                message = self.queue.add(sent["body"], sent["attributes"], sent["delay"])
+                self.sent.add(order_of(message))
+            self._read = lines.tell()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass: for the queue, and for leases, which end so much earlier by the database's clock.
+
+        A record that an open transaction is writing cannot be taken over whatever its lease says.
+        """
+        self.queue.now += seconds
+        locks().pass_time(seconds)
+        with transaction.atomic():
+            running = (
+                TaskRecord.objects.select_for_update(skip_locked=True)
+                .filter(status=TaskStatus.RUNNING, lease_until__isnull=False)
+                .values_list("pk", flat=True)
+            )
+            TaskRecord.objects.filter(pk__in=list(running)).update(
+                lease_until=F("lease_until") - timedelta(seconds=seconds)
+            )
+
+    def come_to_rest(self) -> None:
+        """Deliver without further faults until nothing moves any more."""
+        for round_ in range(MAX_ROUNDS):
+            if visible := self.queue.visible():
+                self.deliver(visible[:10])
+            elif self.frozen:
+                self.thaw(self.frozen[0])
+            elif (next_change := self.queue.next_change()) is not None:
+                # Those that wait for a lock come again every few seconds, until its holder's message is back.
+                self.pass_time(max(next_change - self.queue.now, 0 if round_ < PATIENT_ROUNDS else LONG_STEP))
+            elif self.queue.dead:
+                self.figures.redrives += len(self.queue.dead)
+                self.queue.redrive()
+                self.pass_time(PAST_ANY_LEASE)
+            else:
+                return
+        self.figures.accidents.append(f"{len(self.queue.messages)} messages do not come to rest")
+
+    def close(self) -> None:
+        """End what is still frozen."""
+        for invocation in self.frozen:
+            invocation.process.kill()
+        connections.close_all()
+
+
+def points_of(folder: Path, kind: str) -> list[str]:
+    """Return the points that the first invocation of a task of this kind comes to, each once, in their order."""
+    world = World(folder)
+    world.place([Placement(1, kind)])
+    process = world.deliver(world.queue.visible())
+    world.come_to_rest()
+    return list(dict.fromkeys(process.reached))
+
+
+def kind_of(message: Message) -> str:
+    """Return the kind of the order that a message is about: the name of its task's function."""
+    name: str = json.loads(message.body)["task_name"]
+    return name.rpartition(".")[2]
+
+
+def warm_up() -> None:
+    """Do once what every forked process would do again: imports, plugins, the models of arguments."""
+    boot()
+    for task in registry.registered_tasks():
+        if task.name.startswith(tasks.__name__):
+            SQSLambdaTaskMessage.from_body(json.dumps(task.serialize(order=1)["message"]))
+            task.signature.decode({"order": 1})
+    get_backend()
+    gc.collect()
+    gc.freeze()
+
+
+def order_of(message: Message) -> int:
+    """Return the number of the order that a message is about."""
+    order: Any = json.loads(message.body)["kwargs"]["order"]
+    return int(order)
+
+
+def place_orders(placements: Iterable[Placement]) -> None:
+    for placement in placements:
+        place_order(placement)
+
+
+def place_order(placement: Placement) -> None:
+    """Do what a view does: write the order and send its task, in one transaction."""
+    send: Callable[..., object] = getattr(tasks, placement.kind).execute_on_commit
+    try:
+        with transaction.atomic():
+            if placement.how == "savepoint":
+                _place_in_savepoint(placement, send)
+                return
+            Order._default_manager.create(number=placement.number, kind=placement.kind)
+            send(order=placement.number)
+            if placement.how == "roll back":
+                raise Abandoned
+    except Abandoned:
+        pass
+    except SendFailed:
+        pass  # documented: after the commit the caller hears that it could not be sent
+
+
+def _place_in_savepoint(placement: Placement, send: Callable[..., object]) -> None:
+    """The savepoint is rolled back, and with it the order and its message; the transaction commits."""
+    try:
+        with transaction.atomic():
+            Order._default_manager.create(number=placement.number, kind=placement.kind)
+            send(order=placement.number)
+            raise Abandoned
+    except Abandoned:
+        return
+
+
+def _strikes(process: Process) -> str:
+    return ", ".join(map(str, process.struck)) or f"not struck; told to: {', '.join(map(str, process.strikes))}"
+
+
+__all__ = ["FROZEN", "Context", "Figures", "Invocation", "Placement", "World", "order_of"]
