@@ -1,0 +1,696 @@
+"""Whatever happens to a batch: what is deleted from the queue is settled, and what is not settled returns.
+
+`Queue` plays SQS and the event source mapping under AWS's rules for partial batch responses, without
+their waiting: what returns can be received again at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+from uuid import UUID
+
+import pytest
+from django.db import connections
+from django.test import override_settings
+
+from lambda_tasks import executor, points
+from lambda_tasks import handler as handler_module
+from lambda_tasks.backends.memory import MemoryBackend, event_record
+from lambda_tasks.decorators import lambda_task
+from lambda_tasks.exceptions import InvalidEvent
+from lambda_tasks.handler import handler
+from lambda_tasks.hookspecs import hookimpl
+from lambda_tasks.jobs import Job
+from lambda_tasks.local.event_source import interpret_answer
+from lambda_tasks.models import DatabaseNow, TaskRecord, TaskStatus
+from lambda_tasks.strategies import get_backend
+from tests.app.models import Effect
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    # PyMySQL leaves a socket open that it could not connect.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
+
+#: Seconds for a process of a test to do what takes a moment.
+PATIENCE: Final = 60.0
+#: Seconds: the longest that Lambda lets a function run.
+FUNCTION_TIMEOUT: Final = 900.0
+
+
+# The tasks
+
+
+class Busy(Exception):
+    pass
+
+
+class Clock:
+    """What the handler, the executor and Lambda's context take for the time."""
+
+    now = 10_000.0
+    invocation_ends = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return time.time()
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int((self.invocation_ends - self.now) * 1000)
+
+
+clock = Clock()
+
+
+@lambda_task
+def note(*, name: str) -> None:
+    Effect.objects.create(name=name)
+
+
+@lambda_task(hard_timeout=300, soft_timeout=270)
+def take(*, name: str, seconds: int) -> None:
+    Effect.objects.create(name=name)
+    clock.now += seconds
+
+
+@lambda_task
+def fail(*, name: str) -> None:
+    Effect.objects.create(name=name)
+    raise ValueError(name)
+
+
+@lambda_task(retry_on=[Busy])
+def stumble(*, name: str) -> None:
+    Effect.objects.create(name=name)
+    raise Busy(name)
+
+
+@lambda_task(retry_on=[Busy])
+def stumble_until_there_is(*, name: str) -> None:
+    if not Effect.objects.filter(name=name).exists():
+        raise Busy(name)
+    Effect.objects.create(name="there it is")
+
+
+@lambda_task
+def poison(*, name: str) -> None:
+    Effect.objects.create(name=name)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@lambda_task
+def meet(*, began: int, go_on: int) -> None:
+    """Run for as long as the test wants, which holds the other ends of the pipes."""
+    os.write(began, b".")
+    select.select([go_on], [], [], PATIENCE)
+    Effect.objects.create(name="met")
+
+
+# The platform
+
+
+class Killed(Exception):
+    """The process ended without an answer: out of memory, a signal, or the function's timeout."""
+
+
+def returned_by(answer: str, message_ids: Sequence[str]) -> set[str]:
+    """Return the messages that return to the queue after `answer`, under `ReportBatchItemFailures`."""
+    everything = set(message_ids)
+    try:
+        told = json.loads(answer)
+    except ValueError:
+        return everything
+    if told is None or told == {}:
+        return set()
+    if not isinstance(told, dict) or "batchItemFailures" not in told:
+        return everything
+    failures = told["batchItemFailures"]
+    if failures is None:
+        return set()
+    if not isinstance(failures, list):
+        return everything
+    failed = [failure.get("itemIdentifier") if isinstance(failure, dict) else None for failure in failures]
+    if not all(isinstance(raw_id, str) and raw_id in everything for raw_id in failed):
+        return everything
+    return set(failed)
+
+
+def in_this_process(event: Mapping[str, Any], context: Any) -> str:
+    return json.dumps(handler(event, context))
+
+
+def in_another_process(event: Mapping[str, Any], context: Any) -> str:
+    """Run the handler in a fork of this process; raises `Killed` if that ends without an answer."""
+    with forked(lambda: in_this_process(event, context)) as answer:
+        return answer()
+
+
+class Queue:
+    """A queue with an event source mapping, and the messages that were ever in it."""
+
+    def __init__(self, *records: dict[str, Any]) -> None:
+        self.waiting = list(records)
+        self.deleted: list[dict[str, Any]] = []
+        self.receives: Counter[str] = Counter()
+
+    def deliver(
+        self,
+        run: Callable[[Mapping[str, Any], Any], str] = in_this_process,
+        *,
+        context: Any = None,
+        answer_is_lost: bool = False,
+    ) -> list[str]:
+        """Give what waits to the handler as one batch; return the ids of the messages that return."""
+        batch = self.waiting
+        self.receives.update({record["messageId"] for record in batch})
+        for record in batch:
+            count = str(self.receives[record["messageId"]])
+            record["attributes"] = record["attributes"] | {"ApproximateReceiveCount": count}
+        ids = [record["messageId"] for record in batch]
+        try:
+            # The runtime hands the event over as JSON, and so is the answer.
+            answer = run(json.loads(json.dumps({"Records": batch})), context)
+            returned = set(ids) if answer_is_lost else returned_by(answer, ids)
+        except (Killed, InvalidEvent):
+            returned = set(ids)
+        self.deleted += [record for record in batch if record["messageId"] not in returned]
+        self.waiting = [record for record in batch if record["messageId"] in returned]
+        assert len(settled(self.deleted)) == len(self.deleted), "a message was deleted that nobody has settled"
+        return list(dict.fromkeys(record["messageId"] for record in self.waiting))
+
+    def deliver_until_empty(self, **options: Any) -> int:
+        """Deliver, and let leases end in between; return how many deliveries it took."""
+        for deliveries in range(1, 20):
+            if not self.deliver(**options):
+                return deliveries
+            end_leases()
+        raise AssertionError(f"{len(self.waiting)} messages do not get done")
+
+
+def settled(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return those of which the database says how they ended: they alone may be deleted."""
+    ended = set(TaskRecord.objects.exclude(status=TaskStatus.RUNNING).values_list("pk", flat=True))
+    return [record for record in records if UUID(task_id(record)) in ended]
+
+
+def task_id(record: Mapping[str, Any]) -> str:
+    attribute = record["messageAttributes"].get("lambda_tasks.message_id", {})
+    found: str = attribute.get("stringValue", record["messageId"])
+    return found
+
+
+def exactly_the_settled_are_deleted(queue: Queue) -> bool:
+    return settled(queue.deleted) == queue.deleted and settled(queue.waiting) == []
+
+
+def end_leases() -> None:
+    """Let the time pass that it takes until leases are over."""
+    TaskRecord.objects.filter(status=TaskStatus.RUNNING).update(lease_until=DatabaseNow())
+
+
+@contextmanager
+def forked(work: Callable[[], str]) -> Iterator[Callable[[], str]]:
+    """Do `work` in a fork; give a function that waits for the text which it returns."""
+    connections.close_all()  # a socket that two processes use is of use to none
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other tests may have left a thread
+        child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.close(reading)
+            os.write(writing, work().encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+
+    def answer() -> str:
+        text = b""
+        until = time.monotonic() + PATIENCE
+        while select.select([reading], [], [], max(until - time.monotonic(), 0))[0]:
+            if not (chunk := os.read(reading, 65_536)):
+                break
+            text += chunk
+        else:
+            raise AssertionError("the process hangs")
+        if not text:
+            raise Killed
+        return text.decode()
+
+    try:
+        yield answer
+    finally:
+        os.kill(child, signal.SIGKILL)  # where it has not ended by itself
+        os.waitpid(child, 0)
+        os.close(reading)
+
+
+class PostponingBackend(MemoryBackend):
+    postponed: list[Any] = []  # noqa: RUF012, emptied by the test
+    is_away = False
+
+    def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
+        if self.is_away:
+            raise ConnectionError("the queue is away")
+        super().send(jobs, taken=taken)
+
+    def postpone(self, records: Any) -> None:
+        self.postponed.extend((record["messageId"], seconds) for record, seconds in records)
+
+
+@pytest.fixture(autouse=True)
+def _clean(settings: Any) -> None:
+    settings.LAMBDA_TASKS_BACKEND = f"{__name__}.PostponingBackend"
+    backend().jobs.clear()
+    backend().postponed.clear()
+    backend().is_away = False
+
+
+def backend() -> PostponingBackend:
+    chosen = get_backend()
+    assert isinstance(chosen, PostponingBackend)
+    return chosen
+
+
+def message(task: Any, /, **kwargs: Any) -> dict[str, Any]:
+    task.execute_on_commit(**kwargs)
+    return event_record(backend().take()[-1])
+
+
+def notes(*names: object) -> list[dict[str, Any]]:
+    return [message(note, name=str(name)) for name in names]
+
+
+def effects() -> list[str]:
+    return [effect.name for effect in Effect.objects.order_by("pk")]
+
+
+def each_once(names: Sequence[object]) -> bool:
+    return sorted(effects()) == sorted(map(str, names))
+
+
+# The model itself
+
+
+@pytest.mark.parametrize(
+    ("answer", "returned"),
+    [
+        ('{"batchItemFailures": []}', ""),
+        ('{"batchItemFailures": null}', ""),
+        ("{}", ""),
+        ("null", ""),
+        ('{"batchItemFailures": [{"itemIdentifier": "b"}]}', "b"),
+        ('{"batchItemFailures": [{"itemIdentifier": "b"}, {"itemIdentifier": "b"}]}', "b"),
+        ('{"batchItemFailures": [{"itemIdentifier": "b"}, {"itemIdentifier": "unknown"}]}', "abc"),
+        ('{"batchItemFailures": [{"itemIdentifier": ""}]}', "abc"),
+        ('{"batchItemFailures": [{"itemIdentifier": null}]}', "abc"),
+        ('{"batchItemFailures": [{"itemIdentifer": "b"}]}', "abc"),
+        ('{"batchItemFailure": []}', "abc"),
+        ('{"batchItemFailures": "b"}', "abc"),
+        ("not JSON", "abc"),
+        ("[]", "abc"),
+    ],
+)
+def test_the_rules_are_those_of_aws_and_of_the_local_worker(answer: str, returned: str) -> None:
+    assert returned_by(answer, "abc") == set(returned)
+    assert interpret_answer(answer.encode(), "abc").failed_ids == set(returned)
+
+
+# Time
+
+
+class TestTime:
+    @pytest.fixture(autouse=True)
+    def _time_by_the_clock_of_the_test(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(handler_module, "time", clock)
+        monkeypatch.setattr(executor, "time", clock)
+
+    @staticmethod
+    def invocation(event: Mapping[str, Any], context: Any) -> str:
+        """Run the handler for a function that Lambda ends without a word when its time is over."""
+        clock.invocation_ends = clock.now + FUNCTION_TIMEOUT
+        answer = in_this_process(event, clock)
+        if clock.now > clock.invocation_ends:
+            raise Killed
+        return answer
+
+    def test_ten_hard_timeouts_are_longer_than_the_function_and_everything_is_done_once(self) -> None:
+        queue = Queue(*(message(take, name=str(number), seconds=250) for number in range(10)))
+        left = []
+        while queue.waiting:
+            returned = queue.deliver(self.invocation)
+            # They come back at once: nothing is wrong with them.
+            assert sorted(backend().postponed) == sorted((raw_id, 0) for raw_id in returned)
+            backend().postponed.clear()
+            assert exactly_the_settled_are_deleted(queue)
+            left.append(len(queue.waiting))
+        # After 0, 250 and 500 s there is time for another 300 s, after 750 s there is not.
+        assert left == [7, 4, 1, 0]
+        assert each_once(range(10))
+
+    def test_what_is_quick_is_done_in_one_go_though_its_limits_together_are_longer(self) -> None:
+        queue = Queue(*(message(take, name=str(number), seconds=1) for number in range(10)))
+        assert queue.deliver(self.invocation) == []
+        assert each_once(range(10))
+
+    def test_time_that_runs_out_in_the_middle_hands_back_what_does_not_fit_any_more(self) -> None:
+        tasks = [("a", 590), ("b", 9), ("c", 1)]  # 310 s are left, and then 301
+        queue = Queue(*(message(take, name=name, seconds=seconds) for name, seconds in tasks))
+        last = queue.waiting[-1]["messageId"]
+        assert queue.deliver(self.invocation) == [last]
+        assert effects() == ["a", "b"]
+        assert exactly_the_settled_are_deleted(queue)
+        assert queue.deliver(self.invocation) == []
+        assert effects() == ["a", "b", "c"]
+
+    def test_the_first_is_started_however_little_time_is_left_and_has_so_much_less(self) -> None:
+        limits = []
+
+        class Listening:
+            @hookimpl
+            def lambda_task_started(self, run: Any) -> None:
+                limits.append((run.soft_timeout, run.hard_timeout))
+
+        def invocation(event: Mapping[str, Any], context: Any) -> str:
+            clock.invocation_ends = clock.now + 60
+            return in_this_process(event, clock)
+
+        queue = Queue(*(message(take, name=name, seconds=1) for name in "ab"))
+        with override_settings(LAMBDA_TASKS_PLUGINS=[Listening()]):
+            assert len(queue.deliver(invocation)) == 1
+            assert queue.deliver(invocation) == []
+        assert effects() == ["a", "b"]
+        assert all(soft < hard < 60 for soft, hard in limits)
+        assert len(limits) == 2
+
+    def test_the_first_that_can_be_run_at_all_counts_as_the_first(self) -> None:
+        def invocation(event: Mapping[str, Any], context: Any) -> str:
+            clock.invocation_ends = clock.now + 60
+            return in_this_process(event, clock)
+
+        broken = message(take, name="broken", seconds=1) | {"body": "{", "messageAttributes": {}}
+        queue = Queue(broken, message(take, name="a", seconds=1))
+        assert queue.deliver(invocation) == [broken["messageId"]]
+        assert effects() == ["a"]
+
+    @pytest.mark.parametrize("context", [None, object(), {}], ids=["none", "an object", "a dict"])
+    def test_a_context_that_does_not_tell_the_time_limits_nothing(self, context: Any) -> None:
+        queue = Queue(*(message(take, name=str(number), seconds=250) for number in range(10)))
+        assert queue.deliver(context=context) == []
+        assert each_once(range(10))
+
+
+# Workers that die
+
+
+class TestPoison:
+    def test_a_pill_among_nine_good_ones_fails_alone(self) -> None:
+        good = [str(number) for number in range(9)]
+        records = notes(*good)
+        pill = message(poison, name="poison")
+        queue = Queue(*records[:3], pill, *records[3:])
+
+        # The first worker dies in the fourth, and all ten return.
+        assert len(queue.deliver(in_another_process)) == 10
+        assert effects() == good[:3]
+        assert not queue.deleted
+
+        # Those that are done are acknowledged without a run; the pill comes last, and takes nobody along.
+        end_leases()
+        assert len(queue.deliver(in_another_process)) == 10
+        assert effects() == good
+
+        # Until it has brought as many workers down as it may.
+        deliveries = 2
+        while queue.waiting:
+            end_leases()
+            queue.deliver(in_another_process)
+            deliveries += 1
+        assert deliveries == 5
+        assert effects() == good
+        record = TaskRecord.objects.get(pk=pill["messageId"])
+        assert record.status == "FAILED"
+        assert "TaskCrashedError: crashed: 4 workers died" in record.traceback
+        assert exactly_the_settled_are_deleted(queue)
+
+    def test_what_was_received_often_runs_after_what_is_new(self) -> None:
+        """Where the store cannot tell what was begun, since the worker died before."""
+        queue = Queue(*notes("suspicious"))
+        queue.receives[queue.waiting[0]["messageId"]] = 2
+        queue.waiting += notes("a", "b")
+        queue.deliver()
+        assert effects() == ["a", "b", "suspicious"]
+
+    def test_a_message_that_was_only_given_back_is_under_no_suspicion(self) -> None:
+        first = message(stumble_until_there_is, name="neighbour")
+        queue = Queue(first, *notes("neighbour"))
+        backend().is_away = True  # the retry cannot be sent
+        assert queue.deliver() == [first["messageId"]]
+        assert TaskRecord.objects.get(pk=first["messageId"]).status == "RUNNING"
+        backend().is_away = False
+        queue.waiting += notes("new")
+        assert queue.deliver() == []
+        assert effects() == ["neighbour", "there it is", "new"]
+
+    def test_a_worker_that_dies_before_its_answer_has_done_its_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def die(point: str) -> None:
+            if point == "batch:before_return":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        queue = Queue(*notes(*range(5)), message(fail, name="rolled back"))
+        with monkeypatch.context() as patch:
+            patch.setattr(points, "reached", die)
+            assert len(queue.deliver(in_another_process)) == 6
+        assert each_once(range(5))
+        assert queue.deliver() == []
+        assert each_once(range(5))
+        assert exactly_the_settled_are_deleted(queue)
+
+
+# Copies, and answers that are lost
+
+
+class TestCopies:
+    def test_an_answer_that_is_lost_costs_nothing(self) -> None:
+        skipped = []
+
+        class Counting:
+            @hookimpl
+            def lambda_task_skipped(self, message_id: str, reason: str) -> None:
+                skipped.append((message_id, reason))
+
+        queue = Queue(*notes(*range(8)), message(fail, name="x"), message(stumble, name="x"))
+        ids = [record["messageId"] for record in queue.waiting]
+        with override_settings(LAMBDA_TASKS_PLUGINS=[Counting()]):
+            assert queue.deliver(answer_is_lost=True) == ids
+            assert skipped == []
+            assert queue.deliver() == []
+        assert skipped == [(raw_id, "finished") for raw_id in ids]
+        assert each_once(range(8))
+        assert len(backend().jobs) == 1  # the retry was sent once
+        assert exactly_the_settled_are_deleted(queue)
+
+    def test_one_message_twice_and_a_copy_of_it_in_one_batch_are_one_invocation(self) -> None:
+        for task, ended in ((note, "SUCCESS"), (fail, "FAILED"), (stumble, "RETRYING")):
+            TaskRecord.objects.all().delete()
+            record = message(task, name="once")
+            copy = record | {"messageId": f"copy of {record['messageId']}", "receiptHandle": "another"}
+            queue = Queue(record, copy, dict(record), *notes("neighbour"), dict(copy))
+            assert queue.deliver() == []
+            assert len(queue.deleted) == 5
+            assert sorted(TaskRecord.objects.values_list("status", flat=True)) == sorted([ended, "SUCCESS"])
+        assert effects() == ["once", "neighbour", "neighbour", "neighbour"]
+        assert len(backend().jobs) == 1
+
+    def test_a_broken_message_twice_in_a_batch_is_named_once(self) -> None:
+        broken = {**message(note, name="a"), "body": "{", "messageAttributes": {}}
+        queue = Queue(broken, dict(broken), *notes("b"))
+        answer = handler({"Records": queue.waiting}, None)
+        assert answer == {"batchItemFailures": [{"itemIdentifier": broken["messageId"]}]}
+        assert queue.deliver() == [broken["messageId"]]
+        assert exactly_the_settled_are_deleted(queue)
+
+    def test_a_copy_that_comes_while_the_first_one_runs_stays_until_that_has_ended(self) -> None:
+        began, started = os.pipe()
+        waiting, go_on = os.pipe()
+        record = message(meet, began=started, go_on=waiting)
+        event = {"Records": [record]}
+        try:
+            with forked(lambda: in_this_process(event, None)) as answer:
+                assert select.select([began], [], [], PATIENCE)[0], "the other worker does not start"
+                queue = Queue(dict(record), *notes("neighbour"))
+                assert queue.deliver() == [record["messageId"]]
+                assert effects() == ["neighbour"]
+                # It is not offered again before the lease is over, and not to all at one moment.
+                [(postponed, seconds)] = backend().postponed
+                assert postponed == record["messageId"]
+                assert 200 < seconds < 330
+                os.write(go_on, b".")
+                assert json.loads(answer()) == {"batchItemFailures": []}
+        finally:
+            for end in (began, started, waiting, go_on):
+                os.close(end)
+        assert queue.deliver() == []
+        assert effects() == ["neighbour", "met"]
+        assert exactly_the_settled_are_deleted(queue)
+
+
+# The database goes away
+
+
+class TestDatabaseGoesAway:
+    @contextmanager
+    def absent(self, monkeypatch: pytest.MonkeyPatch, *, at: str, number: int) -> Iterator[list[str]]:
+        """Let the database be out of reach from the `number`-th time on that the point `at` is reached.
+
+        Gives the list that grows each time it is.
+        """
+        connection = connections["default"]
+        before = {name: connection.settings_dict[name] for name in ("HOST", "NAME", "OPTIONS")}
+        nowhere = "/nonexistent/database"
+        seen: list[str] = []
+
+        def strike(point: str) -> None:
+            if point == at:
+                seen.append(point)
+                if len(seen) == number:
+                    if (session := connection.connection) is not None:
+                        # PyMySQL refuses to close twice; this is what it does when the server is gone.
+                        getattr(session, "_force_close", session.close)()
+                    connection.settings_dict.update(HOST=nowhere, NAME=nowhere, OPTIONS={})
+
+        with monkeypatch.context() as patch:
+            patch.setattr(points, "reached", strike)
+            try:
+                yield seen
+            finally:
+                connection.close()
+                connection.settings_dict.update(before)
+
+    def test_between_two_messages(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        queue = Queue(*notes(*range(10)))
+        ids = [record["messageId"] for record in queue.waiting]
+        with self.absent(monkeypatch, at="batch:next", number=5) as begun:
+            answer = in_this_process({"Records": queue.waiting}, None)
+        assert returned_by(answer, ids) == set(ids[4:])
+        assert len(begun) == 5  # the others do not wait for it one after the other
+        # They are put off, so that an outage does not use up the receives.
+        assert backend().postponed == [(raw_id, 10) for raw_id in ids[4:]]
+        assert effects() == ["0", "1", "2", "3"]
+        assert queue.deliver_until_empty() == 1
+        assert each_once(range(10))
+
+    @pytest.mark.parametrize("at", ["task:enter", "task:leave", "finish:before_commit"])
+    def test_in_the_middle_of_a_task(self, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+        queue = Queue(*notes(*range(10)))
+        ids = [record["messageId"] for record in queue.waiting]
+        with self.absent(monkeypatch, at=at, number=5):
+            answer = in_this_process({"Records": queue.waiting}, None)
+        assert returned_by(answer, ids) == set(ids[4:])
+        assert effects() == ["0", "1", "2", "3"]
+        end_leases()
+        queue.deliver_until_empty()
+        assert each_once(range(10))
+        assert exactly_the_settled_are_deleted(queue)
+
+    def test_after_the_work_is_committed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        queue = Queue(*notes(*range(10)))
+        ids = [record["messageId"] for record in queue.waiting]
+        with self.absent(monkeypatch, at="finish:after_commit", number=5):
+            answer = in_this_process({"Records": queue.waiting}, None)
+        assert returned_by(answer, ids) == set(ids[5:])
+        queue.deliver_until_empty()
+        assert each_once(range(10))
+
+    def test_while_it_stays_away_everything_returns_each_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        queue = Queue(*notes(*range(3)))
+        records = queue.waiting
+        for receives in (1, 2, 3):
+            for record in records:
+                record["attributes"]["ApproximateReceiveCount"] = str(receives)
+            with self.absent(monkeypatch, at="batch:start", number=1):
+                answer = in_this_process({"Records": records}, None)
+            assert returned_by(answer, [r["messageId"] for r in records]) == {r["messageId"] for r in records}
+        assert [seconds for _, seconds in backend().postponed] == [10] * 3 + [20] * 3 + [40] * 3
+        queue.deliver_until_empty()
+        assert each_once(range(3))
+
+
+# Events of every size, and events that are none
+
+
+class TestEvents:
+    @pytest.mark.parametrize(("size", "kinds"), [(100, "ggggfggbgg"), (1_000, "gbbbfbbbbb")])
+    def test_a_batch_of_a_window_is_answered_message_by_message(self, size: int, kinds: str) -> None:
+        """With a batch window an event has up to 10,000 messages: good ones, some that fail, broken ones."""
+        by_kind: dict[str, list[dict[str, Any]]] = {"g": [], "f": [], "b": []}
+        records = []
+        for number in range(size):
+            kind = kinds[number % len(kinds)]
+            record = message(fail if kind == "f" else note, name=str(number))
+            if kind == "b":
+                record |= {"body": "[]", "messageAttributes": {}}
+            by_kind[kind].append(record)
+            records.append(record)
+        queue = Queue(*records)
+        assert queue.deliver() == [record["messageId"] for record in by_kind["b"]]
+        assert exactly_the_settled_are_deleted(queue)
+        assert effects() == [str(number) for number in range(size) if kinds[number % len(kinds)] == "g"]
+        statuses = Counter(TaskRecord.objects.values_list("status", flat=True))
+        assert statuses == {"SUCCESS": len(by_kind["g"]), "FAILED": len(by_kind["f"])}
+
+    @pytest.mark.parametrize("raw_id", [None, "", 7, ...], ids=["null", "empty", "a number", "absent"])
+    @pytest.mark.parametrize("place", [0, 5, 9])
+    def test_one_message_without_an_id_makes_all_of_them_return_before_any_is_run(
+        self, raw_id: Any, place: int
+    ) -> None:
+        records = notes(*range(10))
+        nameless = dict(records[place])
+        if raw_id is ...:
+            del nameless["messageId"]
+        else:
+            nameless["messageId"] = raw_id
+        with pytest.raises(InvalidEvent, match="no messageId"):
+            handler({"Records": [*records[:place], nameless, *records[place + 1 :]]}, None)
+        assert effects() == []
+        assert not TaskRecord.objects.exists()
+        assert Queue(*records).deliver() == []  # SQS has an id for each, after all
+        assert each_once(range(10))
+
+    @pytest.mark.parametrize(
+        "event",
+        [
+            {
+                "Records": [
+                    {"EventSource": "aws:sns", "EventVersion": "1.0", "Sns": {"MessageId": "a", "Message": "{}"}}
+                ]
+            },
+            {"Records": [{"eventSource": "aws:s3", "s3": {"object": {"key": "a"}}}]},
+            {"Records": [{"eventSource": "aws:kinesis", "eventID": "shard:1", "kinesis": {"data": "e30="}}]},
+            {"version": "0", "id": "1", "detail-type": "Scheduled Event", "source": "aws.events", "detail": {}},
+            {"Records": {}},
+            {},
+        ],
+        ids=["SNS", "S3", "Kinesis", "EventBridge", "an object", "empty"],
+    )
+    def test_events_of_other_sources_raise_and_are_not_taken_for_done(self, event: Any) -> None:
+        with pytest.raises(InvalidEvent):
+            handler(event, None)
+
+    def test_a_batch_without_messages_is_done(self) -> None:
+        answer = in_this_process({"Records": []}, None)
+        assert returned_by(answer, []) == set()
+        assert json.loads(answer) == {"batchItemFailures": []}

@@ -1,0 +1,882 @@
+"""The database goes away, falls silent, ends sessions or prefers another transaction: the task takes effect once."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from django.conf import settings as django_settings
+from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
+from django.db.transaction import TransactionManagementError
+
+from lambda_tasks import executor, identity, points
+from lambda_tasks.backends.memory import MemoryBackend, event_record
+from lambda_tasks.databases import LOCKED_PAUSE, is_conflict
+from lambda_tasks.decorators import lambda_task
+from lambda_tasks.handler import handler
+from lambda_tasks.hookspecs import hookimpl
+from lambda_tasks.jobs import Run
+from lambda_tasks.messages import SQSLambdaTaskMessage
+from lambda_tasks.models import DatabaseNow, TaskRecord
+from lambda_tasks.outcomes import Outcome, Retry, Succeeded
+from lambda_tasks.stores.orm import ORMStore
+from lambda_tasks.strategies import get_backend, get_store
+from lambda_tasks.testing.contracts import InThread, crowd, together
+from lambda_tasks.timeouts import SoftTimeLimitExceeded
+from tests.app.models import Effect
+from tests.conftest import NAME_OF_VENDOR
+from tests.faults.proxy import PATIENCE, Proxy, Strike, database_behind_proxy
+
+on_servers = pytest.mark.databases("postgres", "mariadb", transaction=True)
+on_postgres = pytest.mark.databases("postgres", transaction=True)
+
+#: The names that tasks were called with, in order, also where nothing of it was committed.
+ran: list[str] = []
+#: What a task does beside its work, by the name that it is called with; once.
+meanwhile: dict[str, Callable[[], object]] = {}
+
+
+def nothing() -> None: ...
+
+
+@lambda_task
+def leave(*, name: str) -> None:
+    """Leave an effect; what happens meanwhile is up to the test."""
+    ran.append(name)
+    effects().create(name=name)
+    meanwhile.pop(name, nothing)()
+
+
+@lambda_task
+def leave_and_tell(*, name: str) -> str:
+    leave(name=name)
+    return name
+
+
+@lambda_task(on_crash="fail")
+def leave_but_once(*, name: str) -> None:
+    leave(name=name)
+
+
+@lambda_task
+def leave_all(*, names: list[str], options: dict[str, Any]) -> None:
+    """Use up what it is given."""
+    while names:
+        leave(name=names.pop())
+    options["inner"].clear()
+    meanwhile.pop("in the end", nothing)()
+
+
+@lambda_task
+def leave_and_fail(*, name: str) -> None:
+    ran.append(name)
+    effects().create(name=name)
+    raise ValueError(name)
+
+
+@lambda_task(soft_timeout=1, hard_timeout=2)
+def ask_for_ever(*, name: str) -> None:
+    """Ask a server that never answers, at the soft limit once more, on a new connection."""
+    effects().create(name=name)
+    meanwhile.pop(name, nothing)()
+    try:
+        effects().count()
+    except SoftTimeLimitExceeded:
+        with another_connection(connect_timeout=60) as another, another.cursor():
+            pytest.fail("nobody answers")
+    finally:
+        meanwhile.pop("in the end", nothing)()
+
+
+@lambda_task(soft_timeout=1, hard_timeout=60)
+def ask_once(*, name: str) -> None:
+    meanwhile.pop(name, nothing)()
+    effects().count()
+
+
+@lambda_task
+def read_then_write(*, name: str) -> None:
+    """Read a row, let the test do something, and write the row."""
+    ran.append(name)
+    assert effects().filter(name="row").exists()
+    meanwhile.get(name, nothing)()
+    effects().filter(name="row").update(name="row")
+    effects().create(name=name)
+
+
+@lambda_task(on_crash="fail")
+def read_then_write_but_once(*, name: str) -> None:
+    read_then_write(name=name)
+
+
+@lambda_task(soft_timeout=1, hard_timeout=60)
+def read_then_write_in_a_second(*, name: str) -> None:
+    read_then_write(name=name)
+
+
+@lambda_task(max_retries=0)
+def read_then_write_without_retries(*, name: str) -> None:
+    read_then_write(name=name)
+
+
+@lambda_task
+def close_everything(*, name: str) -> None:
+    """Do as before a fork, and close what one stands on."""
+    leave(name=name)
+    connections.close_all()
+    meanwhile.pop(name, nothing)()
+
+
+@lambda_task
+def write_both(*, name: str, first: str, second: str) -> None:
+    """Write two rows, on the first try not before another task has written the second."""
+    ran.append(name)
+    if ran.count(name) > 1:
+        meanwhile["again"]()
+    effects().filter(name=first).update(created=DatabaseNow())
+    meanwhile.pop(name, nothing)()
+    effects().filter(name=second).update(created=DatabaseNow())
+    effects().create(name=name)
+
+
+class WatchedBackend(MemoryBackend):
+    def __init__(self) -> None:
+        super().__init__()
+        self.postponed: list[float] = []
+
+    def postpone(self, records: Any) -> None:
+        self.postponed.extend(seconds for _, seconds in records)
+
+
+@pytest.fixture(autouse=True)
+def _tasks_work_here(database: str, settings: Any) -> Iterator[None]:
+    """Keep records and effects in `database`, and messages here."""
+    settings.LAMBDA_TASKS_STORE = {"BACKEND": "lambda_tasks.stores.orm.ORMStore", "OPTIONS": {"database": database}}
+    settings.LAMBDA_TASKS_BACKEND = f"{__name__}.WatchedBackend"
+    ran.clear()
+    meanwhile.clear()
+    yield
+    connections[database].close()  # the next test's are not to be what this one made of them
+
+
+@pytest.fixture
+def proxy(database: str) -> Iterator[Proxy]:
+    server = django_settings.SERVERS[NAME_OF_VENDOR[connections[database].vendor]]
+    with database_behind_proxy(database, server) as proxy:
+        yield proxy
+        proxy.pass_through()
+
+
+def backend() -> WatchedBackend:
+    chosen = get_backend()
+    assert isinstance(chosen, WatchedBackend)
+    return chosen
+
+
+def effects() -> Any:
+    return Effect.objects.using(get_store().database)
+
+
+def records() -> Any:
+    return TaskRecord.objects.using(get_store().database)
+
+
+def names() -> list[str]:
+    return sorted(effects().values_list("name", flat=True))
+
+
+def statuses() -> list[str]:
+    return sorted(records().values_list("status", flat=True))
+
+
+def message_of(task: Any, /, *, receives: int = 1, **kwargs: Any) -> dict[str, Any]:
+    """Return the message of an invocation as it comes in an event."""
+    task.execute_on_commit(**kwargs)
+    [job] = backend().take()
+    return event_record(job, receive_count=receives)
+
+
+def deliver(*messages: dict[str, Any]) -> list[str]:
+    """Give the messages to the handler; return the ids of those that stay on the queue."""
+    response = handler({"Records": list(messages)}, None)
+    return [failure["itemIdentifier"] for failure in response["batchItemFailures"]]
+
+
+def ids(messages: Any) -> list[str]:
+    return [message["messageId"] for message in messages]
+
+
+def let_leases_end() -> None:
+    records().filter(status="RUNNING").update(lease_until=DatabaseNow() - timedelta(seconds=1))
+
+
+def at(monkeypatch: pytest.MonkeyPatch, point: str, action: Callable[[], object], *, time: int = 1) -> None:
+    """Do `action` when the named point is reached for the `time`th time."""
+    met = []
+
+    def reached(name: str) -> None:
+        if name == point:
+            met.append(name)
+            if len(met) == time:
+                action()
+
+    monkeypatch.setattr(points, "reached", reached)
+
+
+@contextmanager
+def another_connection(**options: Any) -> Iterator[Any]:
+    with closing(connections.create_connection(get_store().database)) as another:
+        another.settings_dict = another.settings_dict | {"OPTIONS": {**another.settings_dict["OPTIONS"], **options}}
+        yield another
+
+
+def execute(sql: str, parameters: Any = None) -> Any:
+    """Execute `sql` on another connection; return the first column of the first row, if there is one."""
+    with another_connection() as another, another.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
+
+
+def end_own_session() -> None:
+    """Let the server end the session of this thread's connection, without the client's knowing."""
+    connection = connections[get_store().database]
+    number, end = {
+        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(%s, 5000)"),
+        "mysql": ("SELECT CONNECTION_ID()", "KILL CONNECTION %s"),
+    }[connection.vendor]
+    with connection.cursor() as cursor:
+        cursor.execute(number)
+        [session] = cursor.fetchone()
+    execute(end, [session])
+
+
+def wait_until(sql: str) -> None:
+    """Wait until `sql` gives something true."""
+    deadline = threading.Event()
+    timer = threading.Timer(PATIENCE, deadline.set)
+    timer.start()
+    try:
+        with another_connection() as another, another.cursor() as cursor:
+            while not deadline.is_set():
+                cursor.execute(sql)
+                if cursor.fetchone()[0]:
+                    return
+            pytest.fail(f"never true: {sql}")
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+@on_servers
+class TestCommit:
+    def test_a_commit_whose_answer_is_lost_has_taken_effect_once(self, proxy: Proxy) -> None:
+        message = message_of(leave, name="a")
+        meanwhile["a"] = lambda: proxy.strike(Strike.LOSE_ANSWER_TO_COMMIT)
+        assert deliver(message) == []
+        assert (ran, names(), statuses()) == (["a"], ["a"], ["SUCCESS"])
+
+        assert deliver(message) == []
+        assert ran == ["a"]
+
+    def test_listeners_are_told_the_result_although_the_answer_is_lost(self, proxy: Proxy, settings: Any) -> None:
+        told: list[Outcome] = []
+
+        class Listener:
+            @hookimpl
+            def lambda_task_finished(self, outcome: Outcome) -> None:
+                told.append(outcome)
+
+        settings.LAMBDA_TASKS_PLUGINS = [Listener]
+        meanwhile["a"] = lambda: proxy.strike(Strike.LOSE_ANSWER_TO_COMMIT)
+        assert deliver(message_of(leave_and_tell, name="a")) == []
+        assert told == [Succeeded("a")]
+
+    def test_a_commit_that_never_arrives_is_rolled_back_and_the_next_delivery_runs_it(self, proxy: Proxy) -> None:
+        message = message_of(leave, name="a")
+        meanwhile["a"] = lambda: proxy.strike(Strike.CUT_BEFORE_COMMIT)
+        assert deliver(message) == ids([message])
+        record = records().get()
+        assert (names(), record.status, record.claim) == ([], "RUNNING", None)
+
+        assert deliver(message) == []
+        record = records().get()
+        assert (ran, names(), record.status, record.takeovers) == (["a", "a"], ["a"], "SUCCESS", 0)
+
+    def test_if_the_database_stays_away_after_commit_the_next_delivery_finds_the_success(
+        self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        message = message_of(leave, name="a")
+
+        def strike() -> None:
+            proxy.refuse()  # new connections; this one gets as far as COMMIT
+            proxy.strike(Strike.LOSE_ANSWER_TO_COMMIT)
+
+        meanwhile["a"] = strike
+        assert deliver(message) == ids([message])
+        proxy.pass_through()
+        assert deliver(message) == []
+        assert (ran, names(), statuses()) == (["a"], ["a"], ["SUCCESS"])
+
+
+@contextmanager
+def slow_commit(*, fails: bool) -> Iterator[None]:
+    """Keep every COMMIT of an effect waiting as long as the advisory lock 4711 is held; then let it fail or not."""
+    end = "RAISE EXCEPTION 'refused at commit'" if fails else "RETURN NULL"
+    execute(
+        f"""
+        CREATE FUNCTION wait_in_commit() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_advisory_xact_lock_shared(4711); {end}; END $$;
+        CREATE CONSTRAINT TRIGGER wait_in_commit AFTER INSERT ON app_effect
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_in_commit()
+        """
+    )
+    try:
+        yield
+    finally:
+        execute("DROP TRIGGER wait_in_commit ON app_effect; DROP FUNCTION wait_in_commit()")
+
+
+@on_postgres
+@pytest.mark.parametrize("level", [None, "REPEATABLE_READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("fails", [False, True], ids=["that succeeds", "that fails"])
+def test_a_commit_that_the_old_session_is_still_at_is_waited_for(
+    proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch, fails: bool, level: str | None
+) -> None:
+    if level:
+        isolate(monkeypatch, database, level)
+    message = message_of(leave, name="a")
+    meanwhile["a"] = lambda: proxy.strike(Strike.CUT_AFTER_COMMIT)
+    with slow_commit(fails=fails), another_connection() as other, other.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(4711)")
+
+        def let_go() -> None:
+            proxy.wait_until_struck()
+            wait_until(
+                "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() "
+                "AND wait_event_type = 'Lock' AND query LIKE '%FOR UPDATE%' AND pid <> pg_backend_pid()"
+            )
+            cursor.execute("SELECT pg_advisory_unlock(4711)")
+
+        watcher = InThread(let_go).start()
+        kept = deliver(message)
+        watcher.answer()
+        if fails:
+            assert (kept, names(), statuses()) == (ids([message]), [], ["RUNNING"])
+            assert records().get().claim is None
+        else:
+            assert (kept, names(), statuses()) == ([], ["a"], ["SUCCESS"])
+    assert deliver(message) == []
+    assert (names(), statuses()) == (["a"], ["SUCCESS"])
+    assert ran == (["a", "a"] if fails else ["a"])
+
+
+@on_servers
+class TestEndedSessions:
+    @pytest.mark.parametrize("checked", [True, False], ids=["health checks", "no health checks"])
+    def test_one_between_two_messages_is_replaced_unnoticed(self, proxy: Proxy, database: str, checked: bool) -> None:
+        messages = [message_of(leave, name=name) for name in "ab"]
+        connections[database].settings_dict["CONN_HEALTH_CHECKS"] = checked
+        assert deliver(messages[0]) == []
+        end_own_session()
+        assert deliver(messages[1]) == []
+        assert (ran, names()) == (["a", "b"], ["a", "b"])
+
+    def test_one_whose_server_may_only_read_since_a_failover_is_replaced(self, proxy: Proxy, database: str) -> None:
+        if database == "mariadb":
+            pytest.skip("nothing that a session can set gives the error of a server that may only read")
+        messages = [message_of(leave, name=name) for name in "ab"]
+        assert deliver(messages[0]) == []
+        with connections[database].cursor() as cursor:
+            cursor.execute("SET default_transaction_read_only = on")
+        assert deliver(messages[1]) == []
+        assert (ran, names()) == (["a", "b"], ["a", "b"])
+
+    @pytest.mark.parametrize("point", ["claim:after", "task:before_begin", "task:enter", "finish:before_commit"])
+    def test_one_under_a_task_gives_the_message_back(
+        self, database: str, point: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        message = message_of(leave, name="a")
+        at(monkeypatch, point, end_own_session)
+        assert deliver(message) == ids([message])
+        record = records().get()
+        assert (names(), record.status, record.claim) == ([], "RUNNING", None)
+
+        assert deliver(message) == []
+        assert (names(), statuses(), records().get().takeovers) == (["a"], ["SUCCESS"], 0)
+
+    def test_one_in_the_task_itself_is_not_the_tasks_failure(self, database: str) -> None:
+        message = message_of(leave, name="a")
+        meanwhile["a"] = end_own_session
+        assert deliver(message) == ids([message])
+        assert deliver(message) == []
+        assert (ran, names(), statuses()) == (["a", "a"], ["a"], ["SUCCESS"])
+
+    def test_a_task_whose_effects_must_not_repeat_fails_when_it_was_called_before(self, database: str) -> None:
+        message = message_of(leave_but_once, name="a")
+        meanwhile["a"] = end_own_session
+        assert deliver(message) == []
+        assert deliver(message) == []
+        assert (ran, names(), statuses()) == (["a"], [], ["FAILED"])
+        assert "crashed: it lost its database" in records().get().traceback
+
+    def test_one_whose_effects_must_not_repeat_is_run_if_it_was_not_called(
+        self, database: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse() -> None:
+            raise OperationalError("nobody is there")
+
+        message = message_of(leave_but_once, name="a")
+        at(monkeypatch, "task:before_begin", refuse)
+        assert deliver(message) == ids([message])
+        assert deliver(message) == []
+        assert (ran, names(), statuses()) == (["a"], ["a"], ["SUCCESS"])
+
+    def test_one_before_a_failure_is_recorded_is_replaced(self, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        message = message_of(leave_and_fail, name="a")
+        at(monkeypatch, "settle:before_write", end_own_session)
+        assert deliver(message) == []
+        assert (ran, names(), statuses()) == (["a"], [], ["FAILED"])
+
+    def test_one_after_the_commit_changes_nothing(self, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        messages = [message_of(leave, name=name) for name in "ab"]
+        at(monkeypatch, "finish:after_commit", end_own_session)
+        assert deliver(*messages) == []
+        assert (ran, names(), statuses()) == (["a", "b"], ["a", "b"], ["SUCCESS", "SUCCESS"])
+
+
+@on_postgres
+def test_a_row_that_refers_to_the_record_keeps_nobody_from_taking_it_over(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = message_of(leave, name="a")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(points, "reached", interrupt_at("claim:after"))
+        deliver(message)
+    let_leases_end()
+    execute("CREATE TABLE audit (record uuid REFERENCES lambda_tasks_taskrecord ON DELETE CASCADE)")
+    try:
+        with another_connection() as another:
+            another.set_autocommit(False)
+            with another.cursor() as cursor:
+                cursor.execute("INSERT INTO audit VALUES (%s)", [records().get().pk])
+                assert deliver(message) == []
+            another.rollback()
+    finally:
+        execute("DROP TABLE audit")
+    assert (names(), statuses()) == (["a"], ["SUCCESS"])
+
+
+def interrupt_at(point: str) -> Callable[[str], None]:
+    def reached(name: str) -> None:
+        if name == point:
+            raise KeyboardInterrupt
+
+    return reached
+
+
+@on_servers
+class TestOwnDoing:
+    """What a task does to its connection is no outage: run again, it would do so again."""
+
+    def test_a_task_that_closes_its_connection_has_failed_and_reads_why(self, database: str) -> None:
+        assert deliver(message_of(close_everything, name="a")) == []
+        assert (names(), statuses()) == ([], ["FAILED"])
+        assert "has closed the database connection" in records().get().traceback
+
+    def test_so_has_one_that_goes_on_without_it(self, database: str) -> None:
+        meanwhile["a"] = lambda: leave(name="b")
+        assert deliver(message_of(close_everything, name="a")) == []
+        assert (names(), statuses()) == ([], ["FAILED"])
+
+
+@on_servers
+def test_a_copy_that_waits_too_long_for_a_worker_before_its_commit_keeps_its_neighbours_running(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Received for the first time, it does not look before it inserts; the server ends its waiting."""
+    patience = {"options": "-c lock_timeout=200ms"}
+    if database == "mariadb":
+        patience = {"init_command": "SET SESSION innodb_lock_wait_timeout = 1"}
+    message = message_of(leave, name="a")
+    with another_connection() as frozen:
+        frozen.set_autocommit(False)
+        assert deliver(message) == []
+        with frozen.cursor() as cursor:
+            cursor.execute("UPDATE lambda_tasks_taskrecord SET result = NULL")
+        change_options(monkeypatch, database, patience)
+        connections[database].close()
+        copy = {**message, "messageId": "a copy under another id of SQS's"}
+        assert deliver(copy, message_of(leave, name="b")) == [copy["messageId"]]
+        assert backend().postponed[0] >= LOCKED_PAUSE
+        frozen.rollback()
+    assert names() == ["a", "b"]
+
+
+@on_servers
+class TestOutages:
+    def test_a_batch_that_meets_no_database_goes_back_at_once_for_longer_each_time(
+        self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        messages = [message_of(leave, name=str(receives), receives=receives) for receives in (1, 2, 3, 9)]
+        claims: list[str] = []
+        monkeypatch.setattr(points, "reached", lambda point: claims.extend([point] * (point == "claim:before")))
+        proxy.go_away()
+        assert deliver(*messages) == ids(messages)
+        assert backend().postponed == [10, 20, 40, 320]
+        assert (ran, len(claims)) == ([], 1)
+
+        proxy.pass_through()
+        assert deliver(*messages) == []
+        assert (ran, names(), statuses()) == (["1", "2", "3", "9"], ["1", "2", "3", "9"], ["SUCCESS"] * 4)
+
+    def test_what_was_done_before_an_outage_is_acknowledged_and_the_rest_of_the_batch_goes_back(
+        self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        messages = [message_of(leave, name=str(number)) for number in range(10)]
+        at(monkeypatch, "batch:next", proxy.go_away, time=5)
+        assert deliver(*messages) == ids(messages[4:])
+        proxy.pass_through()
+        assert ran == names() == ["0", "1", "2", "3"]
+
+        assert deliver(*messages[4:]) == []
+        assert ran == names() == [str(number) for number in range(10)]
+        assert statuses() == ["SUCCESS"] * 10
+
+    def test_a_task_that_loses_its_database_for_long_is_taken_over_later(self, proxy: Proxy) -> None:
+        messages = [message_of(leave, name=name) for name in "abc"]
+        meanwhile["b"] = proxy.go_away
+        assert deliver(*messages) == ids(messages[1:])
+        proxy.pass_through()
+        assert names() == ["a"]
+
+        # Nobody could give the claim back: until its lease is over, it stands.
+        assert deliver(*messages[1:]) == ids([messages[1]])
+        let_leases_end()
+        assert deliver(messages[1]) == []
+        assert (ran, names(), statuses()) == (["a", "b", "c", "b"], ["a", "b", "c"], ["SUCCESS"] * 3)
+
+    def test_a_failure_that_cannot_be_recorded_is_not_acknowledged_and_ends_with_one_record(
+        self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        message = message_of(leave_and_fail, name="a")
+        at(monkeypatch, "settle:before_write", proxy.go_away)
+        assert deliver(message) == ids([message])
+        proxy.pass_through()
+        assert (names(), statuses()) == ([], ["RUNNING"])
+
+        let_leases_end()
+        assert deliver(message) == []
+        assert deliver(message) == []
+        assert (ran, names(), statuses()) == (["a", "a"], [], ["FAILED"])
+
+
+#: What docs/howto/deploying.md recommends, with shorter times.
+IMPATIENT: dict[str, dict[str, Any]] = {
+    "postgres": {
+        "connect_timeout": 2,
+        "keepalives_idle": 1,
+        "keepalives_interval": 1,
+        "keepalives_count": 1,
+        "tcp_user_timeout": 500,
+    },
+    "mariadb": {"connect_timeout": 1, "read_timeout": 1, "write_timeout": 1},
+}
+
+
+@on_servers
+class TestSilence:
+    """A half-open connection: nobody says that the server is gone."""
+
+    @pytest.fixture(autouse=True)
+    def _impatient(self, proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        change_options(monkeypatch, database, IMPATIENT[database])
+
+    def test_the_handler_answers_although_nobody_answers_it(self, proxy: Proxy) -> None:
+        messages = [message_of(leave, name=name) for name in "ab"]
+        proxy.fall_silent()
+        assert deliver(*messages) == ids(messages)
+        proxy.pass_through()
+        assert deliver(*messages) == []
+        assert names() == ["a", "b"]
+
+    def test_a_connection_that_stood_before_the_silence_is_given_up(self, proxy: Proxy, database: str) -> None:
+        # More than the buffers on the way take, so that it stays without an acknowledgement.
+        long = "x" * 2_000_000
+        messages = [message_of(leave, name="a"), message_of(leave, name=long)]
+        connections[database].settings_dict["CONN_HEALTH_CHECKS"] = False
+        assert deliver(messages[0]) == []
+        proxy.fall_silent()
+        assert deliver(messages[1]) == ids(messages[1:])
+
+    def test_the_hard_limit_strikes_a_task_whose_query_is_never_answered(
+        self, proxy: Proxy, patient_reader: None
+    ) -> None:
+        message = message_of(ask_for_ever, name="a")
+        meanwhile["a"] = proxy.fall_silent
+        meanwhile["in the end"] = proxy.pass_through
+        assert deliver(message) == []
+        record = records().get()
+        assert (names(), record.status) == ([], "FAILED")
+        assert "HardTimeLimitExceeded" in record.traceback
+
+    def test_a_limit_that_strikes_in_a_silence_which_lasts_gives_the_message_back(
+        self, proxy: Proxy, database: str
+    ) -> None:
+        if database == "mariadb":
+            pytest.skip("its driver knows one time for all answers, to a query and to a new connection")
+        message = message_of(ask_once, name="a")
+        meanwhile["a"] = proxy.fall_silent
+        assert deliver(message) == ids([message])
+        proxy.pass_through()
+        let_leases_end()
+        assert deliver(message) == []
+        assert statuses() == ["SUCCESS"]
+
+    @pytest.fixture
+    def patient_reader(self, _impatient: None, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Leave it to the limits of the task how long an answer is waited for."""
+        if database == "mariadb":
+            change_options(monkeypatch, database, {"read_timeout": 60})
+
+
+def change_options(monkeypatch: pytest.MonkeyPatch, database: str, options: dict[str, Any]) -> None:
+    connection = connections[database]
+    connection.close()
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", {**connection.settings_dict["OPTIONS"], **options})
+
+
+def isolate(monkeypatch: pytest.MonkeyPatch, database: str, level: str) -> None:
+    """Let new connections to `database` have a strict isolation level."""
+    vendor = connections[database].vendor
+    value = psycopg.IsolationLevel[level] if vendor == "postgresql" else level.replace("_", " ").lower()
+    change_options(monkeypatch, database, {"isolation_level": value})
+
+
+@on_servers
+@pytest.mark.parametrize("level", ["REPEATABLE_READ", "SERIALIZABLE"])
+class TestIsolation:
+    @pytest.fixture(autouse=True)
+    def _isolated(self, database: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        isolate(monkeypatch, database, level)
+
+    @pytest.mark.parametrize("dead", [False, True], ids=["claim", "takeover"])
+    def test_of_many_deliveries_at_once_one_runs_and_the_others_stay(self, database: str, dead: bool) -> None:
+        messages = [message_of(leave, name=str(round_)) for round_ in range(4)]
+        for message in messages if dead else []:
+            records().create(
+                id=message["messageId"],
+                task_name=leave.name,
+                claim=identity.new_message_id(),
+                lease_until=DatabaseNow() - timedelta(seconds=1),
+            )
+        kept = crowd(lambda round_, _: deliver(messages[round_]), size=4, rounds=len(messages))
+        for message, answers in zip(messages, kept, strict=True):
+            assert [] in answers
+            assert all(answer in ([], ids([message])) for answer in answers)
+        assert (sorted(ran), names()) == (["0", "1", "2", "3"], ["0", "1", "2", "3"])
+        assert statuses() == ["SUCCESS"] * 4
+
+    def test_who_lost_the_lease_commits_nothing(self, database: str) -> None:
+        message = message_of(leave, name="a")
+        successor = identity.new_message_id()
+
+        def take_over() -> None:
+            with another_connection() as another, another.cursor() as cursor:
+                table = connections[database].ops.quote_name(TaskRecord._meta.db_table)
+                cursor.execute(f"UPDATE {table} SET claim = %s", [uuid_of(database, successor)])
+
+        meanwhile["a"] = take_over
+        assert deliver(message) == ids([message])
+        record = records().get()
+        assert (names(), record.status, str(record.claim)) == ([], "RUNNING", successor)
+
+
+def uuid_of(database: str, value: str) -> Any:
+    return TaskRecord._meta.get_field("claim").get_db_prep_value(value, connections[database])
+
+
+class ContestedStore(ORMStore):
+    """Others are always faster to claim what is named "contested"."""
+
+    def claim(self, run: Any) -> Any:
+        if run.arguments["name"] == "contested":
+            with connections[self.database].cursor() as cursor:
+                cursor.execute("DO $$ BEGIN RAISE serialization_failure; END $$")
+        return super().claim(run)
+
+
+@on_postgres
+def test_a_claim_that_others_are_faster_at_keeps_its_own_message_alone(database: str, settings: Any) -> None:
+    settings.LAMBDA_TASKS_STORE = {"BACKEND": f"{__name__}.ContestedStore", "OPTIONS": {"database": database}}
+    messages = [message_of(leave, name=name) for name in ("a", "contested", "b")]
+    assert deliver(*messages) == ids(messages[1:2])
+    assert names() == ["a", "b"]
+    [seconds] = backend().postponed
+    assert seconds <= 10
+
+
+# Two transactions meet
+
+
+@pytest.mark.databases("postgres", "mariadb", transaction=True)
+def test_two_tasks_that_cross_are_both_done_and_each_once(database: str) -> None:
+    for row in ("left", "right"):
+        effects().create(name=row)
+    both_have_one = threading.Barrier(2, timeout=PATIENCE)
+    one_is_done = threading.Event()
+    meanwhile.update(a=both_have_one.wait, b=both_have_one.wait)
+    # At once it could get its first row before the other one gets its second, and cross it again.
+    meanwhile["again"] = lambda: one_is_done.wait(PATIENCE)
+    messages = [
+        message_of(write_both, name="a", first="left", second="right"),
+        message_of(write_both, name="b", first="right", second="left"),
+    ]
+
+    def work(number: int) -> list[str]:
+        kept = deliver(messages[number])
+        one_is_done.set()
+        return kept
+
+    assert together(2, work) == [[], []]
+    assert names() == ["a", "b", "left", "right"]
+    assert len(ran) == 3
+    assert statuses() == ["SUCCESS", "SUCCESS"]
+    assert set(records().values_list("n_retries", flat=True)) == {0}
+    assert backend().take() == []
+
+
+@pytest.mark.databases("sqlite", "postgres", "mariadb", transaction=True)
+class TestConflicts:
+    """A task reads a row, another connection writes it, and then the task wants to write it too."""
+
+    @pytest.fixture(autouse=True)
+    def _row(self, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        effects().create(name="row")
+        if database == "postgres":
+            isolate(monkeypatch, database, "SERIALIZABLE")
+        if database == "mariadb":
+            isolate(monkeypatch, database, "REPEATABLE_READ")
+            # The default from MariaDB 11.6 on.
+            change_options(monkeypatch, database, {"init_command": "SET SESSION innodb_snapshot_isolation=ON"})
+
+    def rival(self) -> None:
+        # SQLite takes no notice of an UPDATE that changes nothing.
+        self.writes = getattr(self, "writes", 0) + 1
+        execute("UPDATE app_effect SET created = %s WHERE name = 'row'", [f"2001-01-01 00:00:{self.writes:02}"])
+
+    def conflict(self) -> OperationalError:
+        with pytest.raises(OperationalError) as caught, transaction.atomic(using=get_store().database):
+            assert effects().filter(name="row").exists()
+            self.rival()
+            effects().filter(name="row").update(name="row")
+        return caught.value
+
+    def test_it_is_run_again_at_once(self, database: str) -> None:
+        rivals = [self.rival] * executor.MAX_RERUNS
+        meanwhile["a"] = lambda: rivals and rivals.pop()()
+        assert deliver(message_of(read_then_write, name="a")) == []
+        assert ran == ["a"] * (executor.MAX_RERUNS + 1)
+        assert (names(), statuses()) == (["a", "row"], ["SUCCESS"])
+        assert backend().take() == []
+
+    def test_it_has_its_arguments_again_whatever_it_did_to_them(self, database: str) -> None:
+        conflict = self.conflict()
+
+        def give_up() -> None:
+            raise conflict
+
+        meanwhile["in the end"] = give_up
+        assert deliver(message_of(leave_all, names=["a", "b"], options={"inner": [1]})) == []
+        assert ran == ["b", "a", "b", "a"]
+        assert (names(), statuses()) == (["a", "b", "row"], ["SUCCESS"])
+
+    def test_one_that_meets_others_again_and_again_is_retried_later(self, database: str) -> None:
+        meanwhile["a"] = self.rival
+        assert deliver(message_of(read_then_write, name="a")) == []
+        assert ran == ["a"] * (executor.MAX_RERUNS + 1)
+        assert (names(), statuses()) == (["row"], ["RETRYING"])
+
+        del meanwhile["a"]
+        [retry] = backend().take()
+        assert deliver(event_record(retry)) == []
+        assert (names(), statuses()) == (["a", "row"], ["RETRYING", "SUCCESS"])
+
+    def test_one_that_would_not_end_in_time_is_retried_and_not_failed_by_its_limit(
+        self, database: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The tries share the limits: as one try has taken 0.6 s of 1 s, another one would not fit."""
+        monkeypatch.setattr(Run, "duration", 0.6)
+        meanwhile["a"] = self.rival
+        hurried = read_then_write_in_a_second
+        assert deliver(message_of(hurried, name="a")) == []
+        assert ran == ["a"]
+        assert (names(), statuses()) == (["row"], ["RETRYING"])
+
+    def test_one_that_may_not_be_retried_for_its_own_errors_is_retried_for_a_conflict(self, database: str) -> None:
+        meanwhile["a"] = self.rival
+        assert deliver(message_of(read_then_write_without_retries, name="a")) == []
+        assert statuses() == ["RETRYING"]
+
+    def test_one_whose_effects_must_not_repeat_is_not_run_again(self, database: str) -> None:
+        meanwhile["a"] = self.rival
+        assert deliver(message_of(read_then_write_but_once, name="a")) == []
+        assert ran == ["a"]
+        assert (names(), statuses()) == (["row"], ["FAILED"])
+        assert backend().take() == []
+
+    def test_inside_of_a_callers_transaction_it_is_not_run_again(self, database: str) -> None:
+        if database == "sqlite":
+            pytest.skip("the caller's transaction lets nobody else write")
+        meanwhile["a"] = self.rival
+        message = SQSLambdaTaskMessage(task_name=read_then_write.name, kwargs={"name": "a"})
+        with transaction.atomic(using=database):
+            # MariaDB has given up the caller's transaction, and no other can stand in for it.
+            with pytest.raises(TransactionManagementError) if database == "mariadb" else nullcontext():
+                outcome = executor.execute(message, message_id=identity.new_message_id(), limited=False)
+                assert isinstance(outcome, Retry)
+            transaction.set_rollback(True, using=database)
+        assert ran == ["a"]
+
+    def test_the_error_is_known_as_a_conflict(self, database: str) -> None:
+        assert is_conflict(self.conflict())
+
+
+@pytest.mark.databases("sqlite", "postgres", "mariadb", transaction=True)
+class TestIsConflict:
+    def test_errors_of_other_kinds_are_none(self, database: str) -> None:
+        for sql in ("SELECT nothing FROM nowhere", "SELECT (", "INSERT INTO app_effect (id) VALUES (NULL)"):
+            with pytest.raises(DatabaseError) as caught:
+                execute(sql)
+            assert not is_conflict(caught.value)
+
+    def test_a_unique_row_that_is_there_twice_is_none(self, database: str) -> None:
+        effect = effects().create(name="a")
+        with pytest.raises(IntegrityError) as caught:
+            effects().create(pk=effect.pk, name="b")
+        assert not is_conflict(caught.value)
+
+    def test_a_session_that_was_ended_is_none(self, database: str) -> None:
+        if database == "sqlite":
+            pytest.skip("there is no server that could end it")
+        end_own_session()
+        with pytest.raises(DatabaseError) as caught:
+            effects().count()
+        assert not is_conflict(caught.value)
+
+    def test_a_number_is_enough_where_the_driver_gives_no_sqlstate(self, database: str) -> None:
+        """So does mysqlclient, and PyMySQL before 1.2."""
+        assert is_conflict(OperationalError(1213, "Deadlock found when trying to get lock; try restarting transaction"))
+        assert is_conflict(OperationalError(1020, "Record has changed since last read in table 'app_effect'"))
+        assert not is_conflict(OperationalError(1205, "Lock wait timeout exceeded; try restarting transaction"))
+        assert not is_conflict(OperationalError())
+
+    def test_an_error_of_the_driver_that_no_django_has_translated_is_none(self, database: str) -> None:
+        assert not is_conflict(sqlite3.OperationalError("database is locked"))
+        assert not is_conflict(ValueError("database is locked"))
