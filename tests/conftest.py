@@ -113,17 +113,25 @@ def redis_url(redis_server: Server) -> str:
 # Tests on several databases
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--only-database",
+        choices=("sqlite", "postgres", "mariadb"),
+        help="of the tests that run once on each database, run those on this one",
+    )
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what asks for `database` once on each alias, with access to it and to `default`."""
     if "database" not in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("databases") or pytest.mark.databases().mark
+    aliases = marker.args or ("sqlite", *django_settings.SERVER_OF_ALIAS)
+    if metafunc.config.getoption("only_database"):
+        aliases = tuple(alias for alias in aliases if alias == metafunc.config.getoption("only_database"))
     metafunc.parametrize(
         "database",
-        [
-            pytest.param(alias, marks=_marks(alias, **marker.kwargs))
-            for alias in marker.args or ("sqlite", *django_settings.SERVER_OF_ALIAS)
-        ],
+        [pytest.param(alias, marks=_marks(alias, **marker.kwargs)) for alias in aliases],
         indirect=True,
     )
 

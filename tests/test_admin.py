@@ -160,10 +160,12 @@ class TestDetail:
             n_retries=3,
             root_id=root,
             takeovers=2,
+            queue="mail-for-giants",
         )
         text = visible_text(staff, detail(shown))
         for wanted in (str(shown.pk), str(root), "order_id", "läuft", "parcel", "PrinterOnFire: tray 2", "1.500"):
             assert wanted in text
+        assert "Queue: mail-for-giants" in text
         for label in (
             *("Message id", "Task", "Status", "Arguments", "Started", "Ended", "Seconds", "Crashes", "Result"),
             *("Traceback", "Retry", "All invocations of the chain"),

@@ -99,9 +99,14 @@ class TestDecoration:
             ignore_errors=(),
             retry_on=(),
             retry_delay=0,
+            retry_backoff=False,
+            max_retries=None,
             singleton=False,
             delay=0,
             on_crash="retry",
+            expires_in=None,
+            aliases=(),
+            sensitive=(),
         )
 
     def test_every_option_stands_on_the_task(self) -> None:
@@ -112,16 +117,23 @@ class TestDecoration:
             "ignore_errors": (KeyError,),
             "retry_on": (Refused,),
             "retry_delay": 7,
+            "retry_backoff": True,
+            "max_retries": 3,
             "singleton": True,
             "delay": 30,
             "on_crash": "fail",
+            "expires_in": 600,
+            "aliases": ("shop.old.task",),
+            "sensitive": ("token",),
         }
         assert set(given) == {field.name for field in fields(Options)} == TaskOptions.__optional_keys__
 
         @lambda_task(**given)
-        def task() -> None: ...
+        def task(*, token: str) -> None: ...
 
         assert {name: getattr(task, name) for name in given} == given
+        other = task.using(delay=31)
+        assert {name: getattr(other, name) for name in given} == given | {"delay": 31}
 
     @pytest.mark.parametrize("collection", [tuple, list, set, frozenset, iter, dict.fromkeys])
     def test_exception_types_may_come_in_any_iterable_and_are_kept_as_a_tuple(
@@ -257,6 +269,38 @@ class TestRefusedOptions:
                 {"retry_on": (LockError,)},
                 TypeError,
                 "retry_on has LockError; leave it out",
+            ),
+            ({"retry_backoff": True}, ValueError, "retry_backoff doubles retry_delay .* 0; give retry_on, and a"),
+            (
+                {"retry_backoff": True, "retry_on": (OSError,)},
+                ValueError,
+                "retry_backoff doubles retry_delay with each retry, and that is 0",
+            ),
+            ({"retry_backoff": 2}, TypeError, "retry_backoff is 2; give True or False"),
+            ({"max_retries": -1}, ValueError, "max_retries is -1; give a whole number of 0 or more"),
+            ({"max_retries": 1.5}, TypeError, "max_retries is 1.5; give a whole number"),
+            ({"max_retries": True}, TypeError, "max_retries is True; give a whole number"),
+            ({"expires_in": 0}, ValueError, "expires_in is 0; give a whole number of 1 or more"),
+            ({"expires_in": 0.5}, TypeError, "expires_in is 0.5; give a whole number"),
+            ({"expires_in": 60, "delay": 60}, ValueError, "delay is 60 and expires_in 60; what waits that long"),
+            (
+                {"expires_in": 60, "retry_delay": 90, "retry_on": (OSError,)},
+                ValueError,
+                "retry_delay is 90 and expires_in 60; what waits that long on the queue is expired",
+            ),
+            ({"aliases": "shop.old.task"}, TypeError, "aliases is 'shop.old.task'; give a tuple of dotted paths"),
+            ({"aliases": None}, TypeError, "aliases is None; give a tuple"),
+            ({"aliases": (greet,)}, TypeError, "aliases has <lambda_task .*greet>; give dotted paths as texts"),
+            ({"aliases": ("task",)}, ValueError, "aliases has 'task', which is no name of a task"),
+            ({"aliases": ("shop..task",)}, ValueError, "aliases has 'shop..task', which is no name"),
+            ({"aliases": ("shop." + "a" * 251,)}, ValueError, "which is no name of a task"),
+            ({"sensitive": "name"}, TypeError, "sensitive is 'name'; give a tuple of names"),
+            ({"sensitive": None}, TypeError, "sensitive is None; give a tuple"),
+            ({"sensitive": (5,)}, TypeError, "sensitive has 5; give a tuple of names"),
+            (
+                {"sensitive": ("name", "token")},
+                ValueError,
+                "sensitive has 'token', which is no parameter of .*greet; its parameters: name",
             ),
             ({"singleton": 1}, TypeError, "singleton is 1; give True or False"),
             ({"on_crash": "ignore"}, ValueError, "on_crash is 'ignore'; give one of 'retry', 'fail'"),
@@ -471,6 +515,14 @@ class TestUsing:
     def test_it_refuses_what_the_decorator_refuses(self, routing: Any, error: type[Exception]) -> None:
         with pytest.raises(error):
             greet.using(**routing)
+
+    def test_it_refuses_a_delay_after_which_the_message_is_expired(self) -> None:
+        @lambda_task(expires_in=60)
+        def task() -> None: ...
+
+        assert task.using(delay=59).expires_in == 60
+        with pytest.raises(ValueError, match="delay is 60 and expires_in 60"):
+            task.using(delay=60)
 
 
 NAMES = ["self", "cls", "schema", "model_config", "model_fields", "json", "copy", "args", "kwargs", "function", "task"]

@@ -48,7 +48,7 @@ from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
 from lambda_tasks.models import TaskRecord, TaskStatus
 from lambda_tasks.options import Options
 from lambda_tasks.settings import LambdaTasksSettings, Setting, app_settings
-from lambda_tasks.tasks import cleanup_task_records
+from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
 
 ROOT: Final = Path(__file__).parent.parent
 DOCS: Final = ROOT / "docs"
@@ -539,7 +539,9 @@ def test_dotted_paths_on_pages_exist() -> None:
 
 
 #: Quoted names that are no modules: loggers, message attributes, keys, checks.
-NO_MODULES: Final = re.compile(r"lambda_tasks\.(task|message_id|root_id|queue|local|singleton_lock.*|[EW]\d{3})$")
+NO_MODULES: Final = re.compile(
+    r"lambda_tasks\.(task|message_id|root_id|queue|first_sent|local|singleton_lock.*|[EW]\d{3})$"
+)
 
 
 def _exists(path: str) -> bool:
@@ -651,6 +653,15 @@ def test_the_schedule_sends_an_invocation_of_the_cleanup() -> None:
     assert cleanup_task_records.signature.decode(message.kwargs) == {"retention_days": 30}
     days = properties(templates()[0], "SQS::Queue")[0]["MessageRetentionPeriod"] / 86_400
     assert message.kwargs["retention_days"] > days
+
+
+def test_the_schedule_for_lost_tasks_gives_messages_time_to_come_back() -> None:
+    [schedule] = [call.parameters for call in aws_commands(DOCS / "howto/lost-tasks.md")]
+    message = SQSLambdaTaskMessage.from_body(schedule["Target"]["Input"])
+    assert message.task_name == reap_lost_tasks.name
+    arguments = reap_lost_tasks.signature.decode(message.kwargs)
+    assert arguments == reap_lost_tasks.function.__kwdefaults__
+    assert arguments["older_than"] >= properties(templates()[0], "SQS::Queue")[0]["VisibilityTimeout"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,7 @@ def test_the_documented_address_triggers_a_task_whose_record_the_admin_shows(bro
         ("retry", ["RETRYING", "RETRYING", "SUCCESS"], '"Reserved at attempt 3."'),
         ("async", ["SUCCESS"], '"DOGE": 2.0'),
         ("delay", ["SUCCESS"], '"Reminded'),
+        ("reap", ["SUCCESS"], '"sent_again": 0'),
         ("rollback", [], ""),
     ],
 )
@@ -213,6 +214,15 @@ def test_a_button_sends_tasks_whose_records_the_page_shows(
     new.sort(key=lambda record: record["retry"])
     assert [record["status"] for record in new] == statuses
     assert all(outcome in record["outcome"] for record in new[-1:])
+
+
+def test_the_number_of_a_card_is_nowhere_to_be_seen(browser: Browser) -> None:
+    browser.get("/")
+    (message_id,) = json.loads(browser.post("/trigger/", kind="failure", name="Bob"))["sent"]
+    record = browser.get(f"/admin/lambda_tasks/taskrecord/{message_id}/change/")
+    assert "CardRefused" in record
+    assert "card_number" in record
+    assert "4242" not in record + browser.get("/records/")
 
 
 def test_the_plugin_counts_and_measures(browser: Browser) -> None:

@@ -21,6 +21,7 @@ from lambda_tasks.exceptions import (
     InvalidMessage,
     LockError,
     MaxRetriesExceededError,
+    MessageTooLarge,
     Redeliver,
     TaskCrashedError,
     UnknownTask,
@@ -95,7 +96,7 @@ def run(task: Any, n_retries: int = 0, /, *, message_id: str | None = None, **kw
 
 
 def effects() -> list[str]:
-    return list(Effect.objects.values_list("name", flat=True))
+    return list(Effect.objects.order_by("pk").values_list("name", flat=True))
 
 
 def sent() -> list[Any]:
@@ -493,6 +494,18 @@ class TestRetries:
         assert isinstance(run(leave_effect_and_retry, message_id=message_id, name="a"), Retry)
         assert TaskRecord.objects.get().takeovers == 0
 
+    def test_a_retry_that_no_queue_will_ever_take_is_a_failure(self) -> None:
+        class NarrowBackend(MemoryBackend):
+            def validate(self, job: Any) -> None:
+                raise MessageTooLarge("one byte too many")
+
+        with swapped_backend(NarrowBackend()):
+            outcome = run(leave_effect_and_retry, name="a")
+        assert isinstance(outcome, Failed)
+        record = TaskRecord.objects.get()
+        assert (record.status, effects()) == ("FAILED", [])
+        assert "one byte too many" in (record.traceback or "")
+
     def test_the_delay_has_jitter_and_is_capped(self) -> None:
         @lambda_task(retry_on=[Refused], retry_delay=899)
         def late() -> None:
@@ -594,6 +607,21 @@ class TestSingleton:
             # It is no contention: who ignores that must not lose work because Redis is away.
             assert isinstance(run(alone_or_not_at_all), Retry)
         assert effects() == []
+
+    def test_how_long_its_server_is_away_does_not_count_against_the_tasks_own_retries(self) -> None:
+        @lambda_task(singleton=True, retry_on=[Refused], retry_delay=1, retry_backoff=True, max_retries=1)
+        def alone_and_once_more() -> None:
+            raise Refused
+
+        class AbsentLock(MemoryLock):
+            def acquire(self, key: str, *, token: str, timeout: float) -> bool:
+                raise ConnectionError("no Redis")
+
+        with swapped_lock(AbsentLock()):
+            waiting = run(alone_and_once_more, 5)
+        assert isinstance(waiting, Retry)
+        assert waiting.delay > 32  # and the pauses grow as with any task
+        assert isinstance(run(alone_and_once_more, 5), Failed)
 
     def test_the_lock_is_free_after_every_ending(self) -> None:
         @lambda_task(singleton=True)

@@ -36,13 +36,13 @@ from lambda_tasks.exceptions import (
     UnknownQueue,
     UnknownTask,
 )
-from lambda_tasks.executor import LOCK_KEY
 from lambda_tasks.handler import handler
 from lambda_tasks.hookspecs import LISTENERS, QUESTIONS, Hooks, hookimpl
 from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE, Job, Run
 from lambda_tasks.models import SQSLambdaTaskMessage, TaskRecord
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry, Succeeded
 from lambda_tasks.plugins import hooks
+from lambda_tasks.singletons import LOCK_KEY
 from lambda_tasks.strategies import get_lock
 from tests.app.models import Effect
 
@@ -140,7 +140,7 @@ def run(task: LambdaTaskWrapper[..., Any], /, **arguments: Any) -> TaskRecord:
 
 
 def effects() -> list[str]:
-    return list(Effect.objects.values_list("name", flat=True))
+    return list(Effect.objects.order_by("pk").values_list("name", flat=True))
 
 
 def claimed_elsewhere(record: Mapping[str, Any], *, lease: float) -> None:

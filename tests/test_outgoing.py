@@ -254,6 +254,17 @@ def test_each_database_has_transactions_of_its_own(recorder: Recorder) -> None:
     assert recorder.calls == [[2], [1, 3, 5]]
 
 
+@pytest.mark.django_db(databases=["default", "sqlite"], transaction=True)
+def test_a_call_waits_for_the_transactions_of_default_alone(recorder: Recorder) -> None:
+    with transaction.atomic(using="sqlite"):
+        note.execute_on_commit(number=1)
+        assert recorder.calls == [[1]]
+        with transaction.atomic(using="default"):
+            note.execute_on_commit(number=2)
+            assert recorder.calls == [[1]]
+        assert recorder.calls == [[1], [2]]
+
+
 @committing
 def test_threads_do_not_send_each_others_tasks(recorder: Recorder) -> None:
     other_waits, one_is_gone = threading.Event(), threading.Event()

@@ -21,6 +21,8 @@ from tests.app.models import Effect
 from tests.conftest import Sqs
 from tests.services import Binaries, Kind, Missing, Server
 
+pytestmark = pytest.mark.once
+
 POSTGRES, REDIS, MARIADB = services.KINDS
 
 

@@ -16,11 +16,11 @@ from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.backends.sqs import SQSBackend
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import InvalidSetting
-from lambda_tasks.executor import LOCK_KEY
 from lambda_tasks.locks.cache import CacheLock
 from lambda_tasks.locks.memory import MemoryLock
 from lambda_tasks.models import TaskRecord
 from lambda_tasks.settings import LambdaTasksSettings, Setting, app_settings
+from lambda_tasks.singletons import LOCK_KEY
 from lambda_tasks.stores.null import NullStore
 from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.strategies import get_backend, get_lock, get_store

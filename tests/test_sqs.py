@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from lambda_tasks.backends import sqs as sqs_backend
 from lambda_tasks.backends.memory import event_record
 from lambda_tasks.backends.sqs import SQSBackend
+from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import InvalidArguments, MessageTooLarge, UnknownQueue
 from lambda_tasks.identity import new_message_id
 from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE, Job
@@ -40,6 +41,10 @@ from tests.conftest import Sqs
 Answer = tuple[int, dict[str, Any]] | None
 Forward = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 Fault = Callable[[dict[str, Any], Forward], Answer]
+
+
+@lambda_task(expires_in=60)
+def perishable() -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +308,18 @@ def test_plugins_may_add_seven_attributes(backend: SQSBackend) -> None:
     backend.validate(new_job(attributes=seven))
     with pytest.raises(InvalidArguments, match="SQS takes 10"):
         backend.validate(new_job(attributes={**seven, "one.more": "x"}))
+
+
+def test_a_task_that_expires_leaves_room_for_the_moment_that_its_retries_carry(backend: SQSBackend) -> None:
+    first = replace(new_job(attributes={f"a{number}": "x" for number in range(6)}), task=perishable)
+    message = first.message.model_copy(update={"n_retries": 2**31 - 1})
+    longest_retry = replace(first, message=message, first_sent=1_700_000_000)
+    size = size_in_sqs(message.to_body(), longest_retry.message_attributes())
+    SQSBackend(max_message_bytes=size).validate(first)
+    with pytest.raises(MessageTooLarge):
+        SQSBackend(max_message_bytes=size - 1).validate(first)
+    with pytest.raises(InvalidArguments, match="SQS takes 10"):
+        backend.validate(replace(first, attributes={**first.attributes, "one.more": "x"}))
 
 
 @pytest.mark.parametrize("name", ["a", "a-b_c.d", "9", "x" * 256, "aws_x"])

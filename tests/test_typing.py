@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 ACCEPTED = sorted(Path(__file__).parent.glob("typing/accepted/[a-z]*.py"))
 REFUSED = sorted(Path(__file__).parent.glob("typing/refused/[a-z]*.py"))

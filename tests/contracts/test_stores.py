@@ -76,6 +76,11 @@ def record_of(run: Run) -> TaskRecord:
     return TaskRecord.objects.using(run.database).get(pk=run.message_id)
 
 
+def is_takeover(sql: str, database: str) -> bool:
+    """Tell whether a statement is the first of a takeover, after the dead lease was seen."""
+    return ("UPDATE" if database == "sqlite" else "SKIP LOCKED") in sql
+
+
 @on_each_database
 def test_runs_that_have_all_seen_the_dead_lease_before_one_takes_it_share_nothing(database: str) -> None:
     store = ORMStore(database=database)
@@ -84,7 +89,7 @@ def test_runs_that_have_all_seen_the_dead_lease_before_one_takes_it_share_nothin
 
     def claim(_: int) -> object:
         def wait(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-            if sql.startswith("UPDATE"):
+            if is_takeover(sql, database):
                 all_have_looked.wait()
             return execute(sql, params, many, context)
 
@@ -102,7 +107,7 @@ def test_a_run_that_ends_after_its_dead_lease_was_seen_is_not_taken_over(databas
 
     def claim() -> object:
         def wait(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-            if sql.startswith("UPDATE"):
+            if is_takeover(sql, database):
                 has_looked.set()
                 assert may_go_on.wait(30)
             return execute(sql, params, many, context)
@@ -111,11 +116,41 @@ def test_a_run_that_ends_after_its_dead_lease_was_seen_is_not_taken_over(databas
             return store.claim(new_run(store, of=late))
 
     other = InThread(claim).start()
-    assert has_looked.wait(30)
+    assert has_looked.wait(30), other.error
     store.record(late, Failed(ValueError("late")))
     may_go_on.set()
     assert isinstance(other.answer(), Busy)
     assert record_of(late).status == "FAILED"
+
+
+@on_each_database
+def test_what_was_begun_and_not_ended_is_known_by_its_ids(database: str) -> None:
+    store = ORMStore(database=database)
+    running, dead, given_back, taken_over = claimed(store), claimed(store, lease=-1), claimed(store), claimed(store)
+    store.release(given_back)
+    again = claimed(store, of=(died := claimed(store, lease=-1)))
+    store.release(again)  # somebody died with it before
+    ids = [run.message_id for run in (running, dead, given_back, died, new_run(store))]
+    assert store.begun(ids) == {running.message_id, dead.message_id, died.message_id}
+    assert taken_over.message_id not in store.begun(ids)
+    assert store.begun([]) == set()
+
+
+@pytest.mark.databases("postgres", "mariadb", transaction=True)
+@pytest.mark.parametrize("n_retries", [0, 1], ids=["received again", "a retry that was sent twice"])
+def test_a_message_that_comes_again_waits_for_no_worker_that_stands_before_its_commit(
+    database: str, n_retries: int
+) -> None:
+    """That one may be frozen, or out of reach: its transaction stays open for as long as that lasts."""
+    store = ORMStore(database=database)
+    frozen = claimed(store, lease=-1)
+    again = new_run(store, of=frozen)
+    again.redelivered = not n_retries
+    again.message = again.message.model_copy(update={"n_retries": n_retries})
+    with transaction.atomic(using=database):
+        store.record(frozen, Succeeded(1))
+        assert isinstance(InThread(lambda: store.claim(again)).start().answer(), Busy)
+    assert record_of(frozen).status == "SUCCESS"
 
 
 @on_each_database

@@ -46,12 +46,17 @@ def with_brackets(*, key: UUID | None) -> None: ...
     singleton=True,
     delay=900,
     on_crash="fail",
+    retry_backoff=True,
+    max_retries=10,
+    expires_in=3600,
+    aliases=["shop.tasks.with_many_options"],
+    sensitive=("price",),
 )
 def with_options(*, since: datetime, price: Decimal) -> list[int]:
     return []
 
 
-@lambda_task(retry_on=(error for error in (RateLimited,)))
+@lambda_task(retry_on=(error for error in (RateLimited,)), max_retries=None, expires_in=None)
 def without_parameters() -> None: ...
 
 
@@ -88,6 +93,10 @@ assert_type(plain.using(queue="other")(user_id=1), str)
 assert_type(plain.timeouts(), tuple[int, int])
 assert_type(plain.retry_on, tuple[type[BaseException], ...])
 assert_type(plain.name, str)
+assert_type(plain.aliases, tuple[str, ...])
+assert_type(plain.max_retries, int | None)
+assert_type(plain.expires_in, int | None)
+assert_type(plain.retry_backoff, bool)
 
 assert_type(SQSLambdaTask.model_validate(plain.serialize(user_id=1)).execute_on_commit(), TaskHandle)
 assert_type(SQSLambdaTaskMessage(task_name="shop.tasks.plain", kwargs={"user_id": 1}).n_retries, int)

@@ -15,6 +15,11 @@ lambda_task(retry_on=(int,))  # error: arg-type
 lambda_task(ignore_errors=KeyError)  # error: call-overload
 lambda_task(singleton="yes")  # error: call-overload
 lambda_task(on_crash="ignore")  # error: call-overload
+lambda_task(retry_backoff=2)  # error: call-overload
+lambda_task(max_retries="5")  # error: call-overload
+lambda_task(expires_in=0.5)  # error: call-overload
+lambda_task(aliases=function)  # error: call-overload
+lambda_task(sensitive="name")  # error: call-overload
 lambda_task("other")  # error: call-overload
 
 LambdaTaskWrapper(function, que="other")  # error: call-arg
@@ -24,4 +29,5 @@ LambdaTaskWrapper(function, retry_on=OSError)  # error: arg-type
 task = LambdaTaskWrapper(function)
 task.using(delay="5")  # error: arg-type
 task.using(retry_delay=5)  # error: call-arg
+task.using(expires_in=5)  # error: call-arg
 task.using(60)  # error: call-arg
