@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+SEEDS ?= 24
+TASKS ?= 10000
 
 # uv trusts the certificates that the system trusts, as pip does.
 UV_NATIVE_TLS ?= 1
@@ -17,10 +19,10 @@ CREATE_VENV = $(PYTHON) -m venv $(VENV)
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: help test demo serve lint clean
+.PHONY: help test demo serve lint chaos sweep protocols soak clean
 
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
 
 test: $(VENV)/.installed-test ## Run the tests; ARGS="-k retry -x" go to pytest
 	$(VENV)/bin/python -m pytest $(ARGS)
@@ -37,6 +39,18 @@ lint: $(VENV)/.installed-dev ## Check style, types, the direction of imports, an
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m django makemigrations --check --dry-run --settings tests.settings
+
+chaos: $(VENV)/.installed-test ## Random worlds in which workers die; SEEDS=1000 for a long run
+	$(VENV)/bin/python -m tests.simulation chaos --seeds $(SEEDS) $(ARGS)
+
+sweep: $(VENV)/.installed-test ## Every kind of task, struck at every point by every fault
+	$(VENV)/bin/python -m tests.simulation sweep $(ARGS)
+
+protocols: $(VENV)/.installed-test ## The protocol without one of its protections at a time: each must be found out
+	$(VENV)/bin/python -m tests.simulation.protocols $(ARGS)
+
+soak: $(VENV)/.installed-test ## Ten thousand tasks through real workers that are killed at random
+	$(VENV)/bin/python -m tests.faults.soak --tasks $(TASKS) $(ARGS)
 
 clean: ## Remove the environments and everything that was built
 	rm -rf $(VENV) .nox build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

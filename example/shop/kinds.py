@@ -9,7 +9,7 @@ from typing import Final
 from django.db import transaction
 
 from lambda_tasks.jobs import TaskHandle
-from lambda_tasks.tasks import cleanup_task_records
+from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
 from shop import tasks
 from shop.models import Order
 
@@ -24,6 +24,10 @@ class Kind:
     send: Callable[[Order], list[TaskHandle]]
     #: Whether kind=everything sends it too.
     in_everything: bool = True
+
+
+#: Goes to the task as it is, and into no record.
+CARD: Final = "4242 4242 4242 4242"
 
 
 def count_stock_twice(order: Order) -> list[TaskHandle]:
@@ -46,8 +50,8 @@ KINDS: Final = (
     Kind(
         "failure",
         "Failure",
-        "The card is refused: the traceback stays, what was written is rolled back.",
-        lambda order: [tasks.charge_card.execute_on_commit(order_id=order.pk)],
+        "The card is refused: the traceback stays, but for the card's number. What was written is rolled back.",
+        lambda order: [tasks.charge_card.execute_on_commit(order_id=order.pk, card_number=CARD)],
     ),
     Kind(
         "ignored",
@@ -109,6 +113,13 @@ KINDS: Final = (
         "Clean up",
         "The library's own task deletes all earlier records.",
         lambda order: [cleanup_task_records.execute_on_commit(retention_days=0)],
+        in_everything=False,
+    ),
+    Kind(
+        "reap",
+        "Lost tasks",
+        "Another one of the library's: it looks for tasks whose worker and message are both gone.",
+        lambda order: [reap_lost_tasks.execute_on_commit()],
         in_everything=False,
     ),
 )

@@ -33,11 +33,11 @@ def send_receipt(*, order_id: int, name: str) -> str:
     return f"Receipt for order {order_id} sent to {name}."
 
 
-@lambda_task
-def charge_card(*, order_id: int) -> None:
-    """Failure: the traceback is recorded, and the event is rolled back with everything else."""
+@lambda_task(sensitive=("card_number",))
+def charge_card(*, order_id: int, card_number: str) -> None:
+    """Failure: the traceback is recorded, without the card number, and the event is rolled back."""
     OrderEvent.objects.create(order_id=order_id, text="card charged")
-    raise CardRefused(f"The bank refused to pay order {order_id}.")
+    raise CardRefused(f"The bank refused the card {card_number} for order {order_id}.")
 
 
 @lambda_task(ignore_errors=(Unsubscribed,))
@@ -47,9 +47,9 @@ def send_newsletter(*, order_id: int) -> None:
     raise Unsubscribed(f"Order {order_id} wants no newsletter.")
 
 
-@lambda_task(retry_on=(WarehouseBusy,))
+@lambda_task(retry_on=(WarehouseBusy,), retry_delay=2, retry_backoff=True, max_retries=8)
 def reserve_stock(*, order_id: int) -> str:
-    """Retry: twice the warehouse is busy, each time the task is sent again."""
+    """Retry: twice the warehouse is busy, each time the task is sent again, and later if it goes on."""
     OrderEvent.objects.create(order_id=order_id, text="stock reserved")
     attempt = TaskRecord.objects.get(pk=current_message_id()).n_retries + 1
     if attempt < 3:

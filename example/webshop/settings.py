@@ -16,6 +16,7 @@ STATE = Path(os.environ.get("EXAMPLE_STATE", BASE_DIR))
 
 # The library
 
+# On PostgreSQL, "lambda_tasks.contrib.postgres" before it: time limits then end queries in the server too.
 LAMBDA_TASKS_PLUGINS = ["shop.lambda_plugins"]
 LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT = 20
 LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT = 25
