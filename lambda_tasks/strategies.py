@@ -22,7 +22,8 @@ EAGER_BACKEND: Final = "lambda_tasks.backends.eager.EagerBackend"
 _RESTS_ON: Final = {
     "backend": {f"{PREFIX}BACKEND", f"{PREFIX}EAGER"},
     "lock": {f"{PREFIX}LOCK", f"{PREFIX}SINGLETON_CACHE", "CACHES"},
-    "store": {f"{PREFIX}STORE", "DATABASES"},
+    # Its statements have the time zone of the connection in them.
+    "store": {f"{PREFIX}STORE", "DATABASES", "USE_TZ", "TIME_ZONE"},
 }
 
 _instances: dict[str, Any] = {}

@@ -166,6 +166,17 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
             "uses the cache 'default', which workers do not share: .*LocMemCache",
         )
     ],
+    "W003": [
+        (
+            lambda: messages(
+                LAMBDA_TASKS_STORE={
+                    "BACKEND": "lambda_tasks.stores.orm.ORMStore",
+                    "OPTIONS": {"database": "sqlite", "durable_claims": False},
+                }
+            ),
+            "durable_claims=False, which database 'sqlite' cannot keep",
+        )
+    ],
     "W002": [(lambda: messages(LAMBDA_TASKS_EAGER=True, deploy=True), "LAMBDA_TASKS_EAGER is True: tasks run inside")],
 }
 

@@ -6,12 +6,15 @@ All times that decide something are the database's own: workers need no common c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from django.core.checks import CheckMessage, Warning
 from django.db import IntegrityError, connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DurationField, Expression, F, Q, QuerySet, Value
 
 from lambda_tasks import points
@@ -22,20 +25,36 @@ from lambda_tasks.models import DatabaseNow, TaskRecord, TaskStatus
 from lambda_tasks.outcomes import Busy, Claim, Claimed, Failed, Finished, Ignored, Lost, Outcome, Retry, Succeeded
 from lambda_tasks.results import json_result
 from lambda_tasks.stores.base import BaseStore
+from lambda_tasks.stores.statements import Slot, Statement, Statements, insertion, update
 from lambda_tasks.tracebacks import traceback_text
 
 #: The traceback of an invocation whose worker sent a retry, and died before it could say why.
 _ENDED_BY_RETRY: Final = "Its worker sent a retry and was not heard of again; the retry has ended it."
+#: The same where there is no record: most likely the server has crashed and forgotten the claim.
+_FORGOTTEN: Final = "Its worker sent a retry, and then there was no record of it; the retry has ended it."
+
+_FIELDS: Final = {field.name: field for field in TaskRecord._meta.concrete_fields}
 
 
 class ORMStore(BaseStore):
     """Keeps records in the database that Django's routers choose for `TaskRecord`.
 
-    Option: `database`, an alias in DATABASES, to name it regardless of the routers.
+    Options: `database`, an alias in DATABASES, to name it regardless of the routers.
+    `durable_claims=False` for claims that PostgreSQL commits without waiting for its disk
+    (`synchronous_commit`): one that a crash of the server forgets is made again by the next delivery, as
+    if the task had not begun; no transaction of its worker has survived that crash either. The end of a
+    task is always waited for, and so is the claim of one that must not repeat (`on_crash="fail"`).
+
+    The two statements of every task, the INSERT of its claim and the UPDATE of its end, are written once
+    for each connection. They send no signals of Django's models, as an `update()` sends none.
     """
 
-    def __init__(self, *, database: str | None = None) -> None:
+    def __init__(self, *, database: str | None = None, durable_claims: bool = True) -> None:
+        if not isinstance(durable_claims, bool):
+            raise TypeError(f"durable_claims is {durable_claims!r}; give True or False")
         self._database = database
+        self._durable_claims = durable_claims
+        self._statements = Statements()
 
     @property
     def database(self) -> str:
@@ -80,7 +99,7 @@ class ORMStore(BaseStore):
             raise LeaseLost(f"The claim of {run.message_id} is not this run's any more.")
 
     def release(self, run: Run) -> None:
-        self._mine(run).update(claim=None, lease_until=DatabaseNow())
+        self._mine(run.message_id, run.claim).update(claim=None, lease_until=DatabaseNow())
 
     def has_succeeded(self, run: Run) -> bool:
         with transaction.atomic(using=self.database):
@@ -92,6 +111,18 @@ class ORMStore(BaseStore):
         running = self._records().filter(pk__in=message_ids, status=TaskStatus.RUNNING)
         # A claim that was given back, and that nobody died with, is as if it had never been.
         return {str(pk) for pk in running.exclude(claim=None, takeovers=0).values_list("pk", flat=True)}
+
+    def check(self) -> list[CheckMessage]:
+        if self._durable_claims or _commits_at_once(connections[self.database]):
+            return []
+        return [
+            Warning(
+                f"LAMBDA_TASKS_STORE has durable_claims=False, which database {self.database!r} cannot keep: "
+                "its claims wait for the disk.",
+                hint="It is for PostgreSQL without server_side_binding; leave the option out elsewhere.",
+                id="lambda_tasks.W003",
+            )
+        ]
 
     def lost(self, *, older_than: float, limit: int, after: str = "") -> list[Lost]:
         records = self._abandoned(older_than)
@@ -135,11 +166,9 @@ class ORMStore(BaseStore):
         records: QuerySet[TaskRecord] = TaskRecord.objects.using(self.database)
         return records
 
-    def _mine(self, run: Run) -> QuerySet[TaskRecord]:
+    def _mine(self, message_id: str | Slot, claim: str | Slot) -> QuerySet[TaskRecord]:
         """The fence: the record, but only while the claim is the run's."""
-        mine: QuerySet[TaskRecord] = self._records().filter(
-            pk=run.message_id, claim=run.claim, status=TaskStatus.RUNNING
-        )
+        mine: QuerySet[TaskRecord] = self._records().filter(pk=message_id, claim=claim, status=TaskStatus.RUNNING)
         return mine
 
     def _savepoint_in_transaction(self) -> AbstractContextManager[Any]:
@@ -149,18 +178,28 @@ class ORMStore(BaseStore):
         return nullcontext()
 
     def _insert(self, run: Run) -> None:
-        self._records().create(
-            id=run.message_id,
-            task_name=run.task_name,
-            kwargs=run.recorded_kwargs,
-            status=TaskStatus.RUNNING,
-            start_time=DatabaseNow(),
-            n_retries=run.n_retries,
-            root_id=run.root_id,
-            queue=run.queue,
-            claim=run.claim,
-            lease_until=_from_now(run.lease),
+        self._statements.run(
+            _claiming if self._must_last(run) else _claiming_at_once,
+            {
+                "id": run.message_id,
+                "task_name": run.task_name,
+                "kwargs": run.recorded_kwargs,
+                "n_retries": run.n_retries,
+                "root_id": run.root_id,
+                "queue": run.queue,
+                "claim": run.claim,
+                "lease": timedelta(seconds=run.lease),
+            },
+            using=self.database,
         )
+
+    def _must_last(self, run: Run) -> bool:
+        """Tell whether the claim must survive a crash of the database's server."""
+        if self._durable_claims or run.task.on_crash == "fail":
+            return True
+        connection = connections[self.database]
+        # In a transaction of somebody else's, as in eager mode, it would be that one's COMMIT.
+        return connection.in_atomic_block or not connection.get_autocommit() or not _commits_at_once(connection)
 
     def _read(self, run: Run) -> _Met | None:
         row = (
@@ -205,6 +244,9 @@ class ORMStore(BaseStore):
             return None
         record = self._records().filter(pk=predecessor)
         status = record.values_list("status", flat=True).first()
+        if status is None and not self._durable_claims:
+            self._remember(run, predecessor)
+            status = record.values_list("status", flat=True).first()
         if status == TaskStatus.RUNNING:
             with transaction.atomic(using=self.database):
                 if self._being_written(predecessor):
@@ -214,6 +256,22 @@ class ORMStore(BaseStore):
                 )
             status = record.values_list("status", flat=True).first()
         return None if status in (None, TaskStatus.RETRYING) else Finished(status)
+
+    def _remember(self, run: Run, predecessor: str) -> None:
+        """Write the record of the forgotten invocation that has sent `run`: its message may still come again."""
+        with suppress(IntegrityError), transaction.atomic(using=self.database):  # it may have come in between
+            self._records().create(
+                id=predecessor,
+                task_name=run.task_name,
+                kwargs=run.recorded_kwargs,
+                status=TaskStatus.RETRYING,
+                start_time=DatabaseNow(),
+                end_time=DatabaseNow(),
+                traceback=_FORGOTTEN,
+                n_retries=run.n_retries - 1,
+                root_id=run.root_id,
+                queue=run.queue,
+            )
 
     def _end_with_retry(self, run: Run, traceback: str) -> int:
         """End the record as RETRYING; the retry itself may have done so, if it was faster."""
@@ -236,7 +294,40 @@ class ORMStore(BaseStore):
         return not list(record.filter(pk=message_id).values_list("pk"))
 
     def _end(self, run: Run, status: str, **columns: Any) -> int:
-        return self._mine(run).update(status=status, end_time=DatabaseNow(), **columns)
+        values = {"id": run.message_id, "claim": run.claim, "status": status, **columns}
+        return self._statements.run(self._ending, values, using=self.database)
+
+    def _ending(self, connection: BaseDatabaseWrapper) -> Statement:
+        """Write the UPDATE of an end."""
+        columns = {name: _slot(name) for name in ("status", "result", "traceback")}
+        return update(self._mine(_slot("id"), _slot("claim")), connection, end_time=DatabaseNow(), **columns)
+
+
+def _claiming(connection: BaseDatabaseWrapper) -> Statement:
+    """Write the INSERT of a claim."""
+    columns = {name: _slot(name) for name in ("id", "task_name", "kwargs", "n_retries", "root_id", "queue", "claim")}
+    times = {"start_time": DatabaseNow(), "lease_until": DatabaseNow() + Slot("lease", DurationField())}
+    return insertion(TaskRecord(status=TaskStatus.RUNNING, **columns, **times), connection)
+
+
+def _claiming_at_once(connection: BaseDatabaseWrapper) -> Statement:
+    """Write the INSERT of a claim whose COMMIT does not wait for the disk.
+
+    Both statements are one message to the server, and with it one transaction, in which LOCAL holds.
+    """
+    claiming = _claiming(connection)
+    return replace(claiming, sql=f"SET LOCAL synchronous_commit TO OFF; {claiming.sql}")
+
+
+def _commits_at_once(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether statements can be told not to wait for the disk."""
+    # Parameters that are bound by the server come with one statement in a message.
+    bound_by_server = connection.settings_dict["OPTIONS"].get("server_side_binding", False)
+    return connection.vendor == "postgresql" and not bound_by_server
+
+
+def _slot(column: str) -> Slot:
+    return Slot(column, _FIELDS[column])
 
 
 class _Met:

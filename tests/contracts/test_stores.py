@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -10,12 +12,14 @@ import pytest
 from django.db import IntegrityError, OperationalError, connections, transaction
 from django.utils import timezone
 
+from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import LeaseLost, ResultNotSerializable
+from lambda_tasks.executor import execute
 from lambda_tasks.identity import new_message_id
 from lambda_tasks.jobs import Run
 from lambda_tasks.messages import SQSLambdaTaskMessage
 from lambda_tasks.models import TaskRecord
-from lambda_tasks.outcomes import Busy, Claimed, Failed, Succeeded
+from lambda_tasks.outcomes import Busy, Claimed, Failed, Finished, Succeeded
 from lambda_tasks.stores.null import NullStore
 from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.testing.contracts import InThread, StoreContract, Stored, crowd, example, nested, together, winners
@@ -43,6 +47,13 @@ class TestORMStore(ORMStoreContract):
 @pytest.mark.databases("sqlite", transaction=True)
 class TestORMStoreOnSQLite(ORMStoreContract):
     waits_for_commit = False  # there is no server that could be lost, and no FOR UPDATE
+
+
+@pytest.mark.databases("postgres", transaction=True)
+class TestORMStoreWhoseClaimsDoNotWait(ORMStoreContract):
+    @pytest.fixture
+    def store(self, database: str) -> ORMStore:
+        return ORMStore(database=database, durable_claims=False)
 
 
 # What is particular to the ORM store
@@ -253,9 +264,10 @@ def test_records_are_kept_where_the_routers_want_them(settings: Any) -> None:
     assert ORMStore(database="default").database == "default"
 
 
-@pytest.mark.django_db
-def test_a_record_that_the_database_refuses_is_not_taken_for_a_claim_of_another() -> None:
-    store = ORMStore(database="default")
+@pytest.mark.parametrize("durable_claims", [True, False])
+@pytest.mark.django_db(transaction=True)
+def test_a_record_that_the_database_refuses_is_not_taken_for_a_claim_of_another(durable_claims: bool) -> None:
+    store = ORMStore(database="default", durable_claims=durable_claims)
     run = new_run(store)
     run.message = run.message.model_copy(update={"task_name": None})
     with pytest.raises(IntegrityError):
@@ -271,6 +283,217 @@ def test_a_result_that_is_larger_than_the_database_takes_is_refused(database: st
             store.record(run, Succeeded("x" * 17 * 1024 * 1024))
     finally:
         connections[database].close()  # it may be lost, which the next test is not to notice
+
+
+# Claims that do not wait for the disk
+
+on_postgres = pytest.mark.databases("postgres", transaction=True)
+
+
+@lambda_task(on_crash="fail")
+def never_twice() -> None: ...
+
+
+@lambda_task
+def look() -> str:
+    """Return what the COMMIT of its own transaction is to wait for."""
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        return str(cursor.fetchone()[0])
+
+
+@dataclass
+class Session:
+    """A session that waits for the disk where nobody says otherwise, and hears how records are committed."""
+
+    alias: str
+    #: "INSERT off" is a record that was committed without waiting, "UPDATE on" an end that was waited for.
+    commits: list[str] = field(default_factory=list)
+
+    def begin(self) -> None:
+        connections[self.alias].ensure_connection()
+        connections[self.alias].connection.add_notice_handler(self._hear)
+        self.run("SET synchronous_commit TO on")
+
+    def run(self, sql: str) -> None:
+        with connections[self.alias].cursor() as cursor:
+            cursor.execute(sql)
+
+    def waits(self) -> str:
+        with connections[self.alias].cursor() as cursor:
+            cursor.execute("SHOW synchronous_commit")
+            return str(cursor.fetchone()[0])
+
+    def _hear(self, notice: Any) -> None:
+        self.commits.append(notice.message_primary)
+
+
+@pytest.fixture
+def session(database: str) -> Iterator[Session]:
+    session = Session(database)
+    session.begin()
+    session.run(
+        "CREATE FUNCTION say_how_it_commits() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "RAISE NOTICE '% %', TG_OP, current_setting('synchronous_commit'); RETURN NULL; END $$"
+    )
+    # Deferred: it speaks in COMMIT.
+    session.run(
+        "CREATE CONSTRAINT TRIGGER says_how_it_commits AFTER INSERT OR UPDATE ON lambda_tasks_taskrecord "
+        "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION say_how_it_commits()"
+    )
+    try:
+        yield session
+    finally:
+        connections[database].close()
+        session.run("DROP FUNCTION say_how_it_commits CASCADE")
+        connections[database].close()
+
+
+@on_postgres
+def test_claims_do_not_wait_for_the_disk_where_they_need_not_and_all_else_does(session: Session) -> None:
+    store = ORMStore(database=session.alias, durable_claims=False)
+    run, failing, given_back = claimed(store), claimed(store), claimed(store, lease=-1)
+    assert session.commits == ["INSERT off"] * 3
+    assert session.waits() == "on"
+    with transaction.atomic(using=session.alias):
+        store.record(run, Succeeded(1))
+    store.record(failing, Failed(ValueError("no")))
+    store.release(given_back)
+    claimed(store, of=given_back)
+    assert session.commits[3:] == ["UPDATE on"] * 4
+
+
+@on_postgres
+def test_durable_claims_wait_for_the_disk(session: Session) -> None:
+    claimed(ORMStore(database=session.alias))
+    assert session.commits == ["INSERT on"]
+
+
+@on_postgres
+def test_the_transaction_of_the_task_and_what_follows_it_wait_for_the_disk(session: Session, settings: Any) -> None:
+    options = {"database": session.alias, "durable_claims": False}
+    settings.LAMBDA_TASKS_STORE = {"BACKEND": "lambda_tasks.stores.orm.ORMStore", "OPTIONS": options}
+    message = SQSLambdaTaskMessage(task_name=look.name, kwargs={})
+    assert execute(message, message_id=new_message_id(), task=look) == Succeeded("on")
+    assert session.commits == ["INSERT off", "UPDATE on"]
+    assert session.waits() == "on"
+
+
+@on_postgres
+def test_the_claim_of_a_task_that_must_not_repeat_waits_for_the_disk(session: Session) -> None:
+    store = ORMStore(database=session.alias, durable_claims=False)
+    run = new_run(store)
+    run.task = never_twice
+    store.claim(run)
+    assert session.commits == ["INSERT on"]
+
+
+@on_postgres
+def test_a_claim_in_somebody_elses_transaction_leaves_it_as_it_is(session: Session) -> None:
+    """As in eager mode: what that transaction commits is more than a claim."""
+    store = ORMStore(database=session.alias, durable_claims=False)
+    with transaction.atomic(using=session.alias):
+        run = claimed(store)
+        assert isinstance(store.claim(new_run(store, of=run)), Busy)  # and it is not spoiled by that
+        assert session.waits() == "on"
+    transaction.set_autocommit(False, using=session.alias)
+    try:
+        claimed(store)
+        assert session.waits() == "on"
+        transaction.commit(using=session.alias)
+    finally:
+        transaction.set_autocommit(True, using=session.alias)
+    assert session.commits == ["INSERT on"] * 2
+
+
+@on_postgres
+def test_a_claim_whose_parameters_the_server_binds_waits_for_the_disk(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = connections[session.alias]
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "server_side_binding", True)
+    connection.close()
+    session.begin()
+    store = ORMStore(database=session.alias, durable_claims=False)
+    claimed(store)
+    assert session.commits == ["INSERT on"]
+    [warning] = store.check()
+    assert warning.id == "lambda_tasks.W003"
+
+
+@on_postgres
+def test_of_claims_that_refuse_each_other_none_leaves_anything_behind_in_its_session(session: Session) -> None:
+    store = ORMStore(database=session.alias, durable_claims=False)
+    run = claimed(store)
+    assert isinstance(store.claim(new_run(store, of=run)), Busy)
+    assert session.waits() == "on"
+    assert not connections[session.alias].in_atomic_block
+    assert claimed(store).message_id != run.message_id
+    assert session.commits == ["INSERT off"] * 2
+
+
+@pytest.mark.databases("sqlite", "mariadb", transaction=True)
+def test_other_databases_make_claims_as_ever_and_the_check_says_so(database: str) -> None:
+    store = ORMStore(database=database, durable_claims=False)
+    run = claimed(store)
+    assert isinstance(store.claim(new_run(store, of=run)), Busy)
+    with transaction.atomic(using=database):
+        store.record(run, Succeeded(1))
+    assert record_of(run).status == "SUCCESS"
+    assert [message.id for message in store.check()] == ["lambda_tasks.W003"]
+
+
+@on_postgres
+def test_the_check_has_nothing_to_say_on_postgresql(database: str) -> None:
+    assert ORMStore(database=database, durable_claims=False).check() == []
+
+
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_the_option_is_true_or_false(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"durable_claims is .*; give True or False"):
+        ORMStore(durable_claims=value)
+
+
+def retry_of(store: ORMStore, run: Run) -> Run:
+    job = run.retry_job(0)
+    retry = new_run(store)
+    return replace(retry, message=job.message, message_id=job.message_id, root_id=job.root_id)
+
+
+@on_each_database
+def test_a_sender_that_a_crash_has_made_the_server_forget_is_not_run_beside_its_retry(database: str) -> None:
+    """Its worker has sent the retry, and the crash has taken the claim: both messages are on the queue."""
+    store = ORMStore(database=database, durable_claims=False)
+    sender = new_run(store)
+    retry = retry_of(store, sender)
+    assert store.claim(retry) == Claimed()
+    assert store.claim(new_run(store, of=sender)) == Finished("RETRYING")
+    record = record_of(sender)
+    assert (record.n_retries, str(record.root_id), record.task_name) == (0, sender.root_id, example.name)
+    assert record.start_time is not None
+    assert record.end_time is not None
+    assert "retry has ended it" in str(record.traceback)
+
+
+@on_each_database
+def test_a_forgotten_sender_that_comes_again_at_the_same_moment_is_ended_by_its_retry(database: str) -> None:
+    store = ORMStore(database=database, durable_claims=False)
+    sender = new_run(store)
+    retry = retry_of(store, sender)
+    comes_again = [lambda: claimed(store, of=sender)]
+
+    def let_it_come(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        # SQLite has one writer: it cannot come after BEGIN.
+        if comes_again and sql.startswith("SELECT") and not connections[database].in_atomic_block:
+            rows = execute(sql, params, many, context)
+            InThread(comes_again.pop()).start().answer()
+            return rows
+        return execute(sql, params, many, context)
+
+    with connections[database].execute_wrapper(let_it_come):
+        assert store.claim(retry) == Claimed()
+    assert not comes_again
+    assert record_of(sender).status == "RETRYING"
 
 
 # Nothing is recorded
