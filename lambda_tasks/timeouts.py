@@ -10,7 +10,6 @@ between (in COMMIT, say) raises nothing, because what it would interrupt could n
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import signal
 import sys
@@ -22,6 +21,8 @@ from types import FrameType, TracebackType
 from typing import Final
 
 from asgiref.current_thread_executor import _WorkItem
+
+from lambda_tasks import watchdog
 
 logger = logging.getLogger("lambda_tasks.timeouts")
 
@@ -54,9 +55,9 @@ class TimeLimits:
     hard limit raises `HardTimeLimitExceeded`, whatever the code made of the interrupt.
 
     `on_overrun` is called, in the main thread, when the hard limit was over for `KILL_GRACE` seconds
-    and the code still runs; it is expected to end the process. `WATCHDOG_DELAY` later, `faulthandler`
-    prints all stacks and ends it, even where the code never gives up the interpreter. Without
-    `on_overrun` neither happens.
+    and the code still runs; it is expected to end the process. `WATCHDOG_DELAY` later, or up to
+    `watchdog.SLACK` after that, `faulthandler` prints all stacks and ends it, even where the code never
+    gives up the interpreter. Without `on_overrun` neither happens.
 
     Entered in another thread than the main one it limits nothing, and says so in the log: Python
     delivers signals to the main thread alone.
@@ -104,23 +105,21 @@ class TimeLimits:
         self._outer = _OuterAlarm.put_aside(self._clock)
         signal.signal(signal.SIGALRM, self._on_alarm)
         self._set_next_alarm()
-        if self._on_overrun is not None and sys.__stderr__ is not None:
-            # Not stopped by armed(): a COMMIT that hangs must not keep the process for ever.
-            faulthandler.dump_traceback_later(
-                self.hard_timeout + KILL_GRACE + WATCHDOG_DELAY, exit=True, file=sys.__stderr__
-            )
+        self._set_watchdog()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         if not self._active:
             return
         if self._on_overrun is not None:
-            faulthandler.cancel_dump_traceback_later()
+            watchdog.rest()
         # An alarm left armed would go on counting while the container is frozen, and strike the next task.
         signal.setitimer(signal.ITIMER_REAL, 0)
         global _in_force
         _in_force = self._outer_limits
         self._outer.give_back()
+        if self._outer_limits is not None and self._on_overrun is not None:
+            self._outer_limits._set_watchdog()  # ours has taken its place
 
     @classmethod
     def current(cls) -> TimeLimits | None:
@@ -151,6 +150,11 @@ class TimeLimits:
 
     def _elapsed(self) -> float:
         return self._clock() - self._started
+
+    def _set_watchdog(self) -> None:
+        if self._on_overrun is not None:
+            # Not stopped by armed(): a COMMIT that hangs must not keep the process for ever.
+            watchdog.end_process_in(self.hard_timeout + KILL_GRACE + WATCHDOG_DELAY - self._elapsed())
 
     def _set_next_alarm(self) -> None:
         """Set the timer to whatever is due next: soft, hard, a repetition, or the outer alarm."""
