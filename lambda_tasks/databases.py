@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from django.db import InterfaceError, InternalError, OperationalError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 T = TypeVar("T")
 
@@ -62,9 +63,8 @@ def connection_lost(database: str, error: BaseException, session: object) -> boo
     return connection.connection is not session or (of_database and not connection.is_usable())
 
 
-def transaction_broken(database: str) -> bool:
+def transaction_broken(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether the open transaction can only be rolled back, since an error in it was caught and not undone."""
-    connection = connections[database]
     if connection.needs_rollback:
         return True
     if connection.vendor != "postgresql":

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from django.conf import settings as django_settings
 
-from lambda_tasks import outgoing, registry
+from lambda_tasks import registry
 from lambda_tasks.options import Options, TaskOptions
+from lambda_tasks.plain import MAX_NAME_LENGTH, Invocation
 from lambda_tasks.settings import app_settings
 from lambda_tasks.signatures import TaskSignature
 
@@ -80,7 +81,12 @@ class LambdaTaskWrapper(Generic[P, R]):
         Raises `InvalidArguments`, `UnknownQueue` and `MessageTooLarge` here, inside the caller's
         transaction; what the queue itself refuses raises boto3's exception after the commit.
         """
-        return outgoing.send_on_commit(self._invocation(args, kwargs).new_job(self))
+        # Imported when something is sent: most processes that import tasks send none.
+        from lambda_tasks import outgoing
+        from lambda_tasks.jobs import Job
+
+        call = self._call(args, kwargs)
+        return outgoing.send_on_commit(Job.of_call(call, queue=self.queue, delay=self.delay, task=self))
 
     def serialize(self, /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         """Return the invocation as a JSON-ready dict, checked as `execute_on_commit()` checks it.
@@ -105,13 +111,21 @@ class LambdaTaskWrapper(Generic[P, R]):
         return app_settings.timeouts(self.soft_timeout, self.hard_timeout, of=self.name)
 
     def _invocation(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> SQSLambdaTask:
-        if args:
-            raise TypeError(f"{self.name} takes keyword arguments only; {len(args)} positional were given.")
-        # Imported when the first task is sent: a web process that only imports tasks needs no pydantic.
         from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
 
-        message = SQSLambdaTaskMessage(task_name=self.name, kwargs=self.signature.encode(kwargs))
+        call = self._call(args, kwargs)
+        message = SQSLambdaTaskMessage(task_name=call.task_name, kwargs=call.kwargs)
         return SQSLambdaTask(message=message, delay=self.delay, queue=self.queue)
+
+    def _call(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> Invocation:
+        if args:
+            raise TypeError(f"{self.name} takes keyword arguments only; {len(args)} positional were given.")
+        encoded = self.signature.encode(kwargs)
+        if len(self.name) > MAX_NAME_LENGTH:
+            from lambda_tasks.messages import SQSLambdaTaskMessage
+
+            SQSLambdaTaskMessage(task_name=self.name, kwargs=encoded)  # raises, and says what is wrong
+        return Invocation(self.name, encoded)
 
 
 @overload

@@ -15,8 +15,9 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from django.db import OperationalError, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
-from lambda_tasks import outgoing, points
+from lambda_tasks import outgoing, points, watchdog
 from lambda_tasks.databases import (
     DATABASE_ERRORS,
     LOCKED_PAUSE,
@@ -58,6 +59,7 @@ from lambda_tasks.tracebacks import begin_at_task
 if TYPE_CHECKING:
     from lambda_tasks.decorators import LambdaTaskWrapper
     from lambda_tasks.messages import SQSLambdaTaskMessage
+    from lambda_tasks.plain import Invocation
 
 #: Seconds that a lease outlives the moment at which the watchdog has surely ended the process.
 LEASE_MARGIN: Final = 5.0
@@ -70,7 +72,7 @@ _LAST_WORDS: Final = 0.8
 
 
 def execute(
-    message: SQSLambdaTaskMessage,
+    message: SQSLambdaTaskMessage | Invocation,
     *,
     message_id: str,
     root_id: str | None = None,
@@ -118,7 +120,7 @@ def resolve(task_name: str) -> LambdaTaskWrapper[..., Any]:
 
 
 def prepare(
-    message: SQSLambdaTaskMessage,
+    message: SQSLambdaTaskMessage | Invocation,
     message_id: str,
     root_id: str | None = None,
     queue: str | None = None,
@@ -140,7 +142,7 @@ def prepare(
         arguments=task.signature.decode(message.kwargs),
         soft_timeout=soft,
         hard_timeout=hard,
-        lease=hard + KILL_GRACE + WATCHDOG_DELAY + LEASE_MARGIN,
+        lease=hard + KILL_GRACE + WATCHDOG_DELAY + watchdog.SLACK + LEASE_MARGIN,
         database=get_store().database,
     )
 
@@ -273,35 +275,36 @@ def _may_run_again(run: Run, error: OperationalError, tries: int) -> bool:
 def transact(run: Run, limits: TimeLimits | NoLimits) -> None:
     """Call the task and write its SUCCESS, in one transaction."""
     points.reached("task:before_begin")
+    connection = connections[run.database]
     with transaction.atomic(using=run.database):
-        run.session = connections[run.database].connection
-        transaction.on_commit(run.mark_committed, using=run.database)  # before the task's own callbacks
+        run.session = connection.connection
+        connection.on_commit(run.mark_committed)  # before the task's own callbacks
         lock_in_transaction(run)
         points.reached("task:enter")
         run.called = True
         with limits.armed():
             result = hooks().lambda_task_call(run=run)
         points.reached("task:leave")
-        refuse_broken_transaction(run)
+        refuse_broken_transaction(run, connection)
         run.success = Succeeded(result)
         get_store().record(run, run.success)  # commits or rolls back with the work
         points.reached("finish:before_commit")
     points.reached("finish:after_commit")
 
 
-def refuse_broken_transaction(run: Run) -> None:
+def refuse_broken_transaction(run: Run, connection: BaseDatabaseWrapper) -> None:
     """Say what is wrong before the database does, whose words tell nobody what to do."""
-    if connections[run.database].closed_in_transaction:
+    if connection.closed_in_transaction:
         raise TransactionBroken(
             f"{run.task_name} has closed the database connection that its transaction was on, and with it the "
             "transaction. Close other connections, or none."
         )
-    if not transaction_broken(run.database):
+    if not transaction_broken(connection):
         return
     raise TransactionBroken(
         f"{run.task_name} has caught an error of the database, and its transaction did not survive that. "
         "Put what may fail into a `with transaction.atomic():` of its own, inside of the `try`."
-    ) from getattr(connections[run.database], "rollback_exc", None)
+    ) from getattr(connection, "rollback_exc", None)
 
 
 def after_error(run: Run, error: BaseException, limits: TimeLimits | NoLimits) -> Outcome:

@@ -14,31 +14,26 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import django
 from django.apps import apps
 from django.db import InterfaceError, OperationalError, connections
 
-from lambda_tasks import identity, points
-from lambda_tasks.exceptions import InvalidEvent, InvalidMessage, Redeliver, UnknownTask
-from lambda_tasks.fidelity import shown
-from lambda_tasks.jobs import (
-    FIRST_SENT_ATTRIBUTE,
-    MESSAGE_ID_ATTRIBUTE,
-    OWN_ATTRIBUTES,
-    QUEUE_ATTRIBUTE,
-    ROOT_ID_ATTRIBUTE,
-)
+from lambda_tasks import executor, points, watchdog
+from lambda_tasks.deliveries import Delivery, deliveries
+from lambda_tasks.exceptions import InvalidMessage, Redeliver, UnknownTask
 from lambda_tasks.logging import SteadyLogger
 from lambda_tasks.outcomes import Outcome, Skipped, Succeeded
+from lambda_tasks.plain import Invocation
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.secret_loader import resolve_secrets_into_env
-from lambda_tasks.settings import LambdaTasksSettings, app_settings
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.timeouts import KILL_GRACE
+
+if TYPE_CHECKING:
+    from lambda_tasks.decorators import LambdaTaskWrapper
+    from lambda_tasks.messages import SQSLambdaTaskMessage
 
 logger = SteadyLogger(logging.getLogger("lambda_tasks.handler"), {})
 
@@ -68,9 +63,15 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """
     boot()
     batch = Batch(deliveries(event), deadline_of(context))
-    batch.run()
-    # A dict of its own for the listeners: they are told, and change nothing.
-    notify(hooks().lambda_task_batch_finished, event=event, response=batch.response())
+    # A batch is to Django's connections what a request is: checked before it, closed after it if not to be kept.
+    close_stale_connections()
+    try:
+        with watchdog.shared():
+            batch.run()
+        # A dict of its own for the listeners: they are told, and change nothing.
+        notify(hooks().lambda_task_batch_finished, event=event, response=batch.response())
+    finally:
+        close_stale_connections()
     return batch.response()
 
 
@@ -87,75 +88,6 @@ def boot() -> None:
         _booted = True
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One message of an event."""
-
-    record: Mapping[str, Any] = field(repr=False)
-    raw_id: str
-    receives: int
-
-    @property
-    def message_id(self) -> str:
-        """The producer's id, or SQS's own where another program sent the message."""
-        return identity.canonical_id(self._attribute(MESSAGE_ID_ATTRIBUTE) or self.raw_id)
-
-    @property
-    def shown_id(self) -> str:
-        """SQS's id as a line of a log can have it."""
-        return shown(self.raw_id)
-
-    @property
-    def root_id(self) -> str:
-        root = self._attribute(ROOT_ID_ATTRIBUTE)
-        return identity.canonical_id(root) if root else self.message_id
-
-    @property
-    def queue(self) -> str | None:
-        """The queue that the message was sent to; None if there is none of that name any more."""
-        queue = self._attribute(QUEUE_ATTRIBUTE)
-        known = LambdaTasksSettings.queues.is_set and queue in app_settings.queues
-        return queue if known else None
-
-    @property
-    def first_sent(self) -> float | None:
-        """Seconds since 1970 at which SQS took the first invocation of the chain; None if nobody says so."""
-        milliseconds = _number(self._attribute(FIRST_SENT_ATTRIBUTE)) or _number(_system(self.record, "SentTimestamp"))
-        return None if milliseconds is None else milliseconds / 1000
-
-    @property
-    def attributes(self) -> dict[str, str]:
-        """The text attributes that are not ours: a plugin of the producer has added them."""
-        names = self._all_attributes().keys() - OWN_ATTRIBUTES
-        return {name: value for name in sorted(names) if (value := self._attribute(name)) is not None}
-
-    def _attribute(self, name: str) -> str | None:
-        attribute = self._all_attributes().get(name)
-        value = attribute.get("stringValue") if isinstance(attribute, Mapping) else None
-        return value if isinstance(value, str) and value else None
-
-    def _all_attributes(self) -> Mapping[str, Any]:
-        attributes = self.record.get("messageAttributes")
-        return attributes if isinstance(attributes, Mapping) else {}
-
-
-def deliveries(event: object) -> list[Delivery]:
-    """Return the messages of `event`, each once, in their order."""
-    records = event.get("Records") if isinstance(event, Mapping) else None
-    if not isinstance(records, list):
-        has = ", ".join(shown(name) for name in islice(event, 10)) if isinstance(event, Mapping) else "no fields"
-        raise InvalidEvent(
-            f"The event has no Records; the handler takes batches of an SQS event source mapping. It has: {has}."
-        )
-    found: dict[str, Delivery] = {}
-    for record in records:
-        raw_id = record.get("messageId") if isinstance(record, Mapping) else None
-        if not isinstance(raw_id, str) or not raw_id:
-            raise InvalidEvent("A record of the event has no messageId; the whole batch stays on the queue.")
-        found.setdefault(raw_id, Delivery(record, raw_id, _receive_count(record)))
-    return list(found.values())
-
-
 def suspects_last(batch: Sequence[Delivery]) -> list[Delivery]:
     """Return the batch with those messages at its end that may have brought a worker down.
 
@@ -165,28 +97,12 @@ def suspects_last(batch: Sequence[Delivery]) -> list[Delivery]:
     begun: set[str] = set()
     again = [delivery.message_id for delivery in batch if delivery.receives > 1]
     if again and len(batch) > 1:
-        close_stale_connections()
         try:
             begun = get_store().begun(again)
         except Exception:
             # The order is worth no more trouble; what is wrong with the store is said where it matters.
             logger.warning("Nobody can tell which messages of the batch were begun before.", exc_info=True)
     return sorted(batch, key=lambda delivery: (delivery.message_id in begun, delivery.receives >= SUSPICIOUS_RECEIVES))
-
-
-def _receive_count(record: Mapping[str, Any]) -> int:
-    return _number(_system(record, "ApproximateReceiveCount")) or 1
-
-
-def _system(record: Mapping[str, Any], name: str) -> object:
-    """Return one of the attributes that SQS itself gives a message."""
-    attributes = record.get("attributes")
-    return attributes.get(name) if isinstance(attributes, Mapping) else None
-
-
-def _number(text: object) -> int | None:
-    # SQS writes its numbers as text; what is longer than milliseconds are is none.
-    return int(text) if isinstance(text, str) and text.isdecimal() and len(text) <= 15 else None
 
 
 def deadline_of(context: Any) -> float | None:
@@ -218,7 +134,7 @@ class Batch:
         self._waiting = suspects_last(self._waiting)
         for index, delivery in enumerate(self._waiting):
             points.reached("batch:next")
-            close_stale_connections()
+            close_doubtful_connections()
             try:
                 # A context of its own: what a task sets (language, time zone, contextvars) ends with it.
                 copy_context().run(self._run_one, delivery)
@@ -236,15 +152,11 @@ class Batch:
         return {"batchItemFailures": [{"itemIdentifier": raw_id} for raw_id in self.failed]}
 
     def _run_one(self, delivery: Delivery) -> None:
-        # Imported late: pydantic is not needed before the first message.
-        from lambda_tasks import executor
-        from lambda_tasks.messages import SQSLambdaTaskMessage
-
         outcome: Outcome | Skipped | None = None
         try:
-            message = SQSLambdaTaskMessage.from_body(_body(delivery))
+            message = read_message(delivery.body)
             task = executor.resolve(message.task_name)
-            if not self._time_for(task.timeouts()[1]):
+            if not self._time_for(task):
                 # For another invocation to take at once.
                 logger.info("Message %s is handed back: too little time is left to run it.", delivery.shown_id)
                 self._keep(delivery, visible_in=0)
@@ -279,10 +191,11 @@ class Batch:
             if not isinstance(outcome, Succeeded | Skipped):
                 close_connections()
 
-    def _time_for(self, hard_timeout: float) -> bool:
+    def _time_for(self, task: LambdaTaskWrapper[..., Any]) -> bool:
         """Tell whether a task may start: the first one always, its limits are clamped to what is left."""
         if self._deadline is None or not self._started_any:
             return True
+        _, hard_timeout = task.timeouts()
         return self._deadline - time.monotonic() >= hard_timeout + KILL_GRACE + ANSWER_RESERVE
 
     def _keep(self, delivery: Delivery, *, visible_in: float | None = None) -> None:
@@ -292,13 +205,31 @@ class Batch:
             self._postponed.append((delivery.record, visible_in))
 
 
+def read_message(body: str) -> Invocation | SQSLambdaTaskMessage:
+    """Read the body of a message, most of them without pydantic; raises `InvalidMessage`."""
+    if (invocation := Invocation.plain(body)) is not None:
+        return invocation
+    from lambda_tasks.messages import SQSLambdaTaskMessage
+
+    return SQSLambdaTaskMessage.from_body(body)
+
+
 def close_stale_connections() -> None:
-    """Close connections that are too old or broken, as Django does between requests.
+    """Close connections that are too old or broken, as Django does before and after a request.
 
     One in a transaction is left alone: there is none on Lambda, but there is in tests.
     """
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+
+
+def close_doubtful_connections() -> None:
+    """Close those connections that a run has left with an error, or out of autocommit, if they do not work."""
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is None or connection.in_atomic_block:
+            continue
+        if connection.errors_occurred or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]:
             connection.close_if_unusable_or_obsolete()
 
 
@@ -311,8 +242,3 @@ def close_connections() -> None:
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close()
-
-
-def _body(delivery: Delivery) -> str:
-    body = delivery.record.get("body")
-    return body if isinstance(body, str) else ""

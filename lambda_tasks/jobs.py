@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks import identity
@@ -16,6 +17,7 @@ from lambda_tasks.tracebacks import traceback_text
 if TYPE_CHECKING:
     from lambda_tasks.decorators import LambdaTaskWrapper
     from lambda_tasks.messages import SQSLambdaTaskMessage
+    from lambda_tasks.plain import Invocation
 
 #: The message attributes that carry an invocation's identity. The body stays the documented schema,
 #: so producers and workers of different versions understand each other.
@@ -36,11 +38,11 @@ class TaskHandle:
     message_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Job:
     """An invocation on its way to a queue. A plugin may add to `attributes` before it is sent."""
 
-    message: SQSLambdaTaskMessage
+    message: SQSLambdaTaskMessage | Invocation
     message_id: str
     #: The id of the first invocation of a chain of retries; the job's own where it is the first.
     root_id: str
@@ -54,9 +56,27 @@ class Job:
     #: Seconds since 1970 at which the first invocation of the chain was sent, where its age matters.
     first_sent: float | None = None
 
+    @classmethod
+    def of_call(
+        cls,
+        message: SQSLambdaTaskMessage | Invocation,
+        *,
+        queue: str,
+        delay: int,
+        task: LambdaTaskWrapper[..., Any] | None,
+    ) -> Job:
+        """Return a new job, the first of its chain, with an id of its own."""
+        message_id = identity.new_message_id()
+        return cls(message, message_id, root_id=message_id, queue=queue, delay=delay, task=task)
+
     @property
     def task_name(self) -> str:
         return self.message.task_name
+
+    @cached_property
+    def body(self) -> str:
+        """The body of the message. Made once: what was checked at the call is what is sent after the commit."""
+        return self.message.to_body()
 
     def message_attributes(self) -> dict[str, str]:
         """Return all attributes of the message: the plugins', and ours, which nobody may replace."""
@@ -74,7 +94,7 @@ class Job:
 class Run:
     """One execution of an invocation, from the claim to its outcome."""
 
-    message: SQSLambdaTaskMessage
+    message: SQSLambdaTaskMessage | Invocation
     message_id: str
     root_id: str
     task: LambdaTaskWrapper[..., Any]

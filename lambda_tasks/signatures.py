@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.exceptions import InvalidArguments, InvalidMessage
 from lambda_tasks.fidelity import Difference, equal, first_difference, problems_of
+from lambda_tasks.plain import PlainArguments
 from lambda_tasks.storable import MAX_DEPTH, depth
 
 if TYPE_CHECKING:
@@ -98,26 +99,27 @@ class TaskSignature:
         Raises `InvalidArguments` if they do not fit the annotations, or would not arrive equal. It names
         the argument and quotes no value: it may be a secret.
         """
-        from pydantic import ValidationError
-        from pydantic_core import from_json
+        import pydantic_core
 
+        # The validator itself, and not the adapter around it, which costs as much again.
+        validator = self._adapter.validator
         # What pydantic raises quotes the values. So nothing is raised where it would hang on the error.
         accepted = arrived = None
         try:
-            accepted = self._adapter.validate_python(dict(arguments))
-        except ValidationError as error:
+            accepted = validator.validate_python(dict(arguments))
+        except pydantic_core.ValidationError as error:
             problems = self._problems(error)
         if accepted is None:
             raise InvalidArguments(f"{self.name} cannot be called so: {problems}")
         text = self._written(accepted)
         try:
-            arrived = self._adapter.validate_json(text)
-        except ValidationError as error:
-            culprit = self._culprit(accepted, lambda alone: from_json(self._json(alone)))
+            arrived = validator.validate_json(text)
+        except pydantic_core.ValidationError as error:
+            culprit = self._culprit(accepted, lambda alone: pydantic_core.from_json(self._json(alone)))
             problems = self._problems(error, whole=culprit)
         if arrived is None:
             raise InvalidArguments(f"The arguments of {self.name} would not arrive: {problems}. {_REMEDY}")
-        encoded = typing.cast("dict[str, Any]", from_json(text))
+        encoded = self._read(text)
         self._refuse_unstorable(encoded, text)
         self._refuse_changed(arguments, accepted, arrived)
         return encoded
@@ -128,6 +130,8 @@ class TaskSignature:
         Raises `InvalidMessage` if they do not fit the annotations: the producer has another version
         of the task.
         """
+        if self._plain is not None and (arguments := self._plain.read(encoded)) is not None:
+            return arguments
         from pydantic import ValidationError
         from pydantic_core import to_json
 
@@ -138,17 +142,30 @@ class TaskSignature:
         raise InvalidMessage(f"The message does not fit {self.name}: {problems}")
 
     def _written(self, accepted: dict[str, Any]) -> bytes:
-        from pydantic_core import PydanticSerializationError
+        import pydantic_core
 
         try:
             return self._json(accepted)
-        except PydanticSerializationError as error:
+        except pydantic_core.PydanticSerializationError as error:
             culprit = self._culprit(accepted, self._json)
             reason = "" if culprit in self.sensitive else f": {error}"
         raise InvalidArguments(f"Argument {culprit} of {self.name} cannot be written as JSON{reason}. {_REMEDY}")
 
+    def _read(self, text: bytes) -> dict[str, Any]:
+        """Return the plain JSON values in `text`: no NaN and no infinity, which a type's serializer may write."""
+        import pydantic_core
+
+        try:
+            return typing.cast("dict[str, Any]", pydantic_core.from_json(text, allow_inf_nan=False))
+        except ValueError:
+            arguments = pydantic_core.from_json(text)
+        culprit = self._culprit(
+            arguments, lambda alone: pydantic_core.from_json(pydantic_core.to_json(alone), allow_inf_nan=False)
+        )
+        raise InvalidArguments(f"Argument {culprit} of {self.name} has a number that JSON has not. {_REMEDY}")
+
     def _json(self, arguments: dict[str, Any]) -> bytes:
-        return self._serializer.to_json(arguments, warnings="none")  # what is odd will be seen on arrival
+        return self._serializer.to_json(arguments, warnings=False)  # what is odd will be seen on arrival
 
     def _culprit(self, accepted: Mapping[str, Any], trip: Callable[[dict[str, Any]], object]) -> str:
         """Return the name of the argument that alone cannot make the `trip` either."""
@@ -160,9 +177,9 @@ class TaskSignature:
         return "arguments"
 
     def _refuse_unstorable(self, encoded: Mapping[str, Any], text: bytes) -> None:
-        from pydantic_core import to_json
-
         if b"\\u0000" in text and _ESCAPED_NUL.search(text):
+            from pydantic_core import to_json
+
             culprit = next(name for name, value in encoded.items() if _ESCAPED_NUL.search(to_json(value)))
             raise InvalidArguments(
                 f"Argument {culprit} of {self.name} contains a NUL character, which databases refuse."
@@ -189,6 +206,16 @@ class TaskSignature:
 
     def _problems(self, error: Any, *, whole: str = "arguments") -> str:
         return problems_of(error, whole=whole, hidden=self.sensitive)
+
+    @cached_property
+    def _plain(self) -> PlainArguments | None:
+        """What reads the arguments without pydantic; None if their types are more than JSON's own."""
+        try:
+            annotations = self._annotations()
+        except Exception:
+            return None  # pydantic says what is wrong with them
+        required = {name for name, parameter in self.parameters.items() if parameter.default is parameter.empty}
+        return PlainArguments.of(annotations, required=frozenset(required))
 
     @cached_property
     def _adapter(self) -> TypeAdapter[dict[str, Any]]:

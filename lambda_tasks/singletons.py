@@ -27,10 +27,12 @@ def held_lock(run: Run) -> Iterator[None]:
     Raises `LockError` if another invocation holds it; `LockUnavailable` if the lock's server is away, unless
     the lock is one that then lets the task run without it.
     """
+    if not run.task.singleton:
+        yield
+        return
     with ExitStack() as held:
-        if run.task.singleton:
-            for key in lock_keys(run):
-                held.enter_context(_held(run, key))
+        for key in lock_keys(run):
+            held.enter_context(_held(run, key))
         yield
 
 

@@ -21,8 +21,9 @@ from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
 from lambda_tasks.exceptions import InvalidArguments, LockError, UnreachableTaskWarning
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job, TaskHandle
-from lambda_tasks.models import SQSLambdaTaskMessage, TaskRecord
+from lambda_tasks.models import TaskRecord
 from lambda_tasks.options import Options, TaskOptions
+from lambda_tasks.plain import Invocation
 from lambda_tasks.strategies import get_backend
 from tests.app.models import Effect
 
@@ -407,7 +408,7 @@ class TestCalling:
         assert isinstance(handle, TaskHandle)
         assert job.message_id == handle.message_id == str(UUID(handle.message_id))
         assert UUID(handle.message_id).version == 7
-        assert job.message == SQSLambdaTaskMessage(task_name=f"{MODULE}.greet", kwargs={"name": "Ada"})
+        assert job.message == Invocation(f"{MODULE}.greet", {"name": "Ada"})
 
     @pytest.mark.django_db(transaction=True)
     def test_outside_of_a_transaction_it_is_sent_at_once(self) -> None:

@@ -135,8 +135,8 @@ class TestSendingLater:
         handle = task.execute_on_commit()
 
         called, sent = queue()
-        assert (sent.message, sent.queue, sent.delay, sent.task) == (
-            called.message,
+        assert (sent.body, sent.queue, sent.delay, sent.task) == (
+            called.body,
             called.queue,
             called.delay,
             called.task,
