@@ -27,7 +27,8 @@ def new_message_id() -> str:
         _last_moment = moment = max(moment, _last_moment + 1)
     milliseconds, fraction = moment >> 12, moment & 0xFFF
     chance = int.from_bytes(os.urandom(8), "big") & (2**62 - 1)
-    return str(uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | chance))
+    digits = f"{milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | chance:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def retry_id(root_id: str, n_retries: int) -> str:

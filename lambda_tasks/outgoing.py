@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, transaction
 
@@ -35,7 +36,9 @@ def send_now(job: Job) -> None:
 def prepare(job: Job) -> None:
     """Let plugins and the transport refuse `job`, and warn of a task that no worker will find."""
     backend = get_backend()
-    hooks().lambda_task_sending(job=job)
+    sending: Any = hooks().lambda_task_sending
+    if sending.get_hookimpls():  # to ask is cheaper than to call nobody
+        sending(job=job)
     backend.validate(job)
     if backend.leaves_process and job.task is not None and (reason := registry.unreachable_reason(job.task)):
         warnings.warn(

@@ -22,7 +22,7 @@ from django.test import override_settings
 from django.utils.safestring import mark_safe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, PrivateAttr, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints
 from typing_extensions import TypedDict
 
 from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
@@ -540,6 +540,16 @@ class TestRefusedBecauseItWouldArriveChanged:
             task_taking(Money).serialize(value=Money(broken))
         with pytest.raises(InvalidArguments, match=r"value\.weight"):
             task_taking(Product).serialize(value=Product.model_construct(key=uuid4(), weight=Decimal(1)))
+
+    def test_a_number_that_json_has_not_is_refused_though_a_model_writes_it(self) -> None:
+        class Limit(BaseModel):
+            model_config = ConfigDict(ser_json_inf_nan="constants")
+            most: float
+
+        task = task_taking(Limit)
+        assert through_body(task, Limit(most=1.5)) == Limit(most=1.5)
+        with pytest.raises(InvalidArguments, match=r"Argument value of .* has a number that JSON has not"):
+            task.serialize(value=Limit(most=float("inf")))
 
     def test_the_elements_of_a_set_keep_their_types(self) -> None:
         with pytest.raises(InvalidArguments, match=r"value of .* would arrive with another value"):

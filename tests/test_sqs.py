@@ -1,26 +1,19 @@
-"""The transport to SQS, against moto's server over real HTTP.
-
-A relay stands in between. It writes down every request, and plays the faults that moto does not know:
-entries that are refused, answers that are lost or incomplete.
-"""
+"""The transport to SQS, against moto's server over real HTTP, with a relay in between that plays faults."""
 
 from __future__ import annotations
 
 import json
-import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass, replace
-from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import count
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, ReadTimeoutError
@@ -31,119 +24,45 @@ from lambda_tasks.backends import sqs as sqs_backend
 from lambda_tasks.backends.memory import event_record
 from lambda_tasks.backends.sqs import SQSBackend
 from lambda_tasks.decorators import lambda_task
-from lambda_tasks.exceptions import InvalidArguments, MessageTooLarge, UnknownQueue
+from lambda_tasks.exceptions import InvalidArguments, InvalidSetting, MessageTooLarge, UnknownQueue
 from lambda_tasks.identity import new_message_id
 from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE, Job
 from lambda_tasks.messages import SQSLambdaTaskMessage
+from lambda_tasks.strategies import get_backend
 from tests.conftest import Sqs
-
-#: What a request is answered with: HTTP status and JSON, or None for an answer that is lost.
-Answer = tuple[int, dict[str, Any]] | None
-Forward = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
-Fault = Callable[[dict[str, Any], Forward], Answer]
+from tests.relay import Answer, Fault, Forward, Relay, Request, running
+from tests.test_side_by_side import threads_of_ours
 
 
 @lambda_task(expires_in=60)
 def perishable() -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request as SQS would see it."""
-
-    operation: str
-    payload: dict[str, Any]
-    size: int
-    region: str
-    connection: int
-
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        entries: list[dict[str, Any]] = self.payload.get("Entries", [self.payload])
-        return entries
-
-
-class Relay(ThreadingHTTPServer):
-    """Passes requests on to moto and writes them down; the next ones meet the faults that were put in."""
-
-    daemon_threads = True
-
-    def __init__(self, upstream: str) -> None:
-        super().__init__(("127.0.0.1", 0), _RelayHandler)
-        self.upstream = urlsplit(upstream)
-        self.requests: list[Request] = []
-        self.faults: list[Fault] = []
-        self.connections = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def operations(self) -> list[tuple[str, int]]:
-        """Return what was asked for, with the number of entries."""
-        return [(request.operation, len(request.entries)) for request in self.requests]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away."""
-
-
-class _RelayHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Relay
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.connections += 1
-        self.number = self.server.connections
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        payload = json.loads(body)
-        operation = self.headers["X-Amz-Target"].rpartition(".")[2]
-        scope = re.search(r"Credential=[^/]+/\d+/([^/]+)/sqs/", self.headers["Authorization"])
-        self.server.requests.append(Request(operation, payload, len(body), scope[1] if scope else "", self.number))
-        fault = self.server.faults.pop(0) if self.server.faults else None
-        answer = fault(payload, self._forward) if fault else self._forward(payload)
-        if answer is None:
-            self.close_connection = True
-            return
-        status, content = answer
-        text = json.dumps(content).encode()
-        head = (
-            f"HTTP/1.1 {status} OK\r\nContent-Type: application/x-amz-json-1.0\r\nContent-Length: {len(text)}\r\n\r\n"
-        )
-        self.wfile.write(head.encode() + text)
-
-    def _forward(self, payload: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        headers = {name: self.headers[name] for name in ("X-Amz-Target", "Content-Type", "Authorization")}
-        upstream = self.server.upstream
-        with closing(HTTPConnection(upstream.hostname or "", upstream.port, timeout=30)) as connection:
-            connection.request("POST", "/", json.dumps(payload), headers)
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
-
-    def log_message(self, *_: object) -> None:
-        """Write nothing to the terminal."""
-
-
-@pytest.fixture
-def relay(sqs: Sqs) -> Iterator[Relay]:
-    with Relay(sqs.endpoint) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+@pytest.fixture(name="relay")
+def _relay(sqs: Sqs) -> Iterator[Relay]:
+    with running(sqs.endpoint) as server:
         yield server
-        server.shutdown()
-        thread.join(10)
 
 
 @pytest.fixture
 def backend(relay: Relay) -> SQSBackend:
-    return SQSBackend(endpoint_url=relay.url, read_timeout=10)
+    """A backend that sends one request after the other, so that each meets the fault that is meant for it."""
+    return SQSBackend(endpoint_url=relay.url, read_timeout=10, max_threads=1)
 
 
 @pytest.fixture(autouse=True)
 def _no_pause_between_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqs_backend.random, "uniform", lambda low, high: low)
+
+
+def distant(**options: Any) -> SQSBackend:
+    """Return a backend that knows that its requests wait for their answers, as those to AWS do."""
+    return told_that_it_is_far(SQSBackend(**options))
+
+
+def told_that_it_is_far(backend: SQSBackend) -> SQSBackend:
+    backend._waited[None] = 1.0
+    return backend
 
 
 def new_job(*, queue: str = "default", delay: int = 0, attributes: dict[str, str] | None = None, **kwargs: Any) -> Job:
@@ -198,7 +117,7 @@ def test_each_queue_has_batches_of_its_own(backend: SQSBackend, relay: Relay, sq
 
 
 def test_a_batch_ends_where_the_next_message_would_make_it_too_large(relay: Relay) -> None:
-    backend = SQSBackend(endpoint_url=relay.url, max_message_bytes=2_000)
+    backend = SQSBackend(endpoint_url=relay.url, max_message_bytes=2_000, max_threads=1)
     backend.send([new_job(text="x" * size) for size in (500, 500, 500, 1_200, 10, 10)], taken=[].append)
     assert relay.operations() == [("SendMessageBatch", 2), ("SendMessage", 1), ("SendMessageBatch", 3)]
 
@@ -564,6 +483,298 @@ def test_the_timeouts_are_short_unless_they_are_given(sqs: Sqs) -> None:
     config = SQSBackend()._client(sqs.queues["default"]).meta.config
     assert (config.connect_timeout, config.read_timeout) == (2, 5)
     assert config.retries["total_max_attempts"] == 2
+
+
+# Side by side
+
+
+def numbers_in(request: Request) -> list[int]:
+    return [json.loads(entry["MessageBody"])["kwargs"]["number"] for entry in request.entries]
+
+
+def test_batches_are_sent_side_by_side(relay: Relay, sqs: Sqs) -> None:
+    all_are_under_way = threading.Barrier(3)
+
+    def together(payload: dict[str, Any], forward: Forward) -> Answer:
+        all_are_under_way.wait(30)
+        return forward(payload)
+
+    relay.faults = [together] * 3
+    jobs = new_jobs(30)
+    distant(endpoint_url=relay.url, max_threads=3).send(jobs, taken=[].append)
+    assert sorted(map(numbers_in, relay.requests)) == [[*range(10)], [*range(10, 20)], [*range(20, 30)]]
+    assert arrived(sqs) == sorted(ids(jobs))
+
+
+def test_no_more_are_under_way_than_allowed_and_no_thread_is_left(relay: Relay) -> None:
+    under_way, most = set(), []
+
+    def counted(payload: dict[str, Any], forward: Forward) -> Answer:
+        under_way.add(id(payload))
+        most.append(len(under_way))
+        answer = forward(payload)
+        under_way.remove(id(payload))
+        return answer
+
+    relay.faults = [counted] * 12
+    distant(endpoint_url=relay.url, max_threads=2).send(new_jobs(120), taken=[].append)
+    assert len(most) == 12
+    assert max(most) <= 2
+    assert threads_of_ours() == []
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_a_single_request_needs_no_thread(relay: Relay, count: int) -> None:
+    seen: list[str] = []
+
+    def look(payload: dict[str, Any], forward: Forward) -> Answer:
+        seen.extend(threads_of_ours())
+        return forward(payload)
+
+    relay.faults = [look]
+    SQSBackend(endpoint_url=relay.url).send(new_jobs(count), taken=[].append)
+    assert len(relay.requests) == 1
+    assert seen == []
+
+
+class TestDistance:
+    """Threads are worth what they cost where requests wait for their answers."""
+
+    @pytest.fixture
+    def threads(self, relay: Relay) -> list[list[str]]:
+        """The threads of ours that were there when each request came."""
+        seen: list[list[str]] = []
+
+        def look(payload: dict[str, Any], forward: Forward) -> Answer:
+            seen.append(threads_of_ours())
+            return forward(payload)
+
+        relay.faults = [look] * 20
+        return seen
+
+    def waits(self, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = count(step=seconds)
+        monkeypatch.setattr(sqs_backend.time, "perf_counter", lambda: next(clock))
+        monkeypatch.setattr(sqs_backend.time, "thread_time", lambda: 0.0)
+
+    def test_an_sqs_that_answers_at_once_needs_none(
+        self, relay: Relay, threads: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.waits(0.0001, monkeypatch)
+        backend = SQSBackend(endpoint_url=relay.url)
+        for _ in range(2):
+            backend.send(new_jobs(40), taken=[].append)
+        assert threads == [[]] * 8
+
+    def test_the_first_request_tells_how_far_it_is(
+        self, relay: Relay, threads: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.waits(0.01, monkeypatch)
+        backend = SQSBackend(endpoint_url=relay.url)
+        jobs, taken = new_jobs(40), []
+        backend.send(jobs, taken=taken.append)
+        first, *others = threads
+        assert first == []
+        assert all(others)
+        assert ids(taken) == ids(jobs)
+        backend.send(new_jobs(40), taken=[].append)
+        assert all(threads[4:])
+        assert len(threads) == 8
+
+    def test_one_that_is_slower_than_it_was_is_noticed(
+        self, relay: Relay, threads: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        backend = SQSBackend(endpoint_url=relay.url)
+        backend._waited[None] = 0.0
+        self.waits(0.01, monkeypatch)
+        backend.send(new_jobs(20), taken=[].append)
+        backend.send(new_jobs(20), taken=[].append)
+        assert threads[:2] == [[], []]
+        assert all(threads[2:])
+
+
+def test_jobs_are_reported_in_their_order_and_in_the_callers_thread(relay: Relay) -> None:
+    others_are_answered = threading.Event()
+
+    def late(payload: dict[str, Any], forward: Forward) -> Answer:
+        assert others_are_answered.wait(30)
+        status, answer = forward(payload)
+        answer["Successful"].reverse()
+        return status, answer
+
+    def prompt(payload: dict[str, Any], forward: Forward) -> Answer:
+        answer = forward(payload)
+        others_are_answered.set()
+        return answer
+
+    def by_first_number(payload: dict[str, Any], forward: Forward) -> Answer:
+        first = json.loads(payload["Entries"][0]["MessageBody"])["kwargs"]["number"]
+        return (late if first == 0 else prompt)(payload, forward)
+
+    relay.faults = [by_first_number] * 3
+    jobs, taken = new_jobs(25), []
+    distant(endpoint_url=relay.url, max_threads=2).send(
+        jobs, taken=lambda job: taken.append((job.message_id, threading.current_thread()))
+    )
+    assert taken == [(job.message_id, threading.current_thread()) for job in jobs]
+
+
+def test_the_first_error_by_order_is_raised_and_not_the_first_by_time(
+    relay: Relay, sqs: Sqs, caplog: pytest.LogCaptureFixture
+) -> None:
+    second_is_refused = threading.Event()
+
+    def refuse(payload: dict[str, Any], forward: Forward) -> Answer:
+        first = json.loads(payload["Entries"][0]["MessageBody"])["kwargs"]["number"]
+        assert first != 0 or second_is_refused.wait(30)
+        answer = refusing(0, sender_fault=True)(payload, forward)
+        second_is_refused.set()
+        return answer
+
+    relay.faults = [refuse] * 2
+    jobs, taken = new_jobs(20), []
+    with pytest.raises(ClientError, match=jobs[0].message_id):
+        distant(endpoint_url=relay.url, max_threads=2).send(jobs, taken=taken.append)
+    [line] = caplog.records
+    assert line.exc_info is not None
+    assert jobs[10].message_id in str(line.exc_info[1])
+    assert ids(taken) == ids([*jobs[1:10], *jobs[11:]])
+
+
+def test_a_listener_that_raises_ends_the_sending_and_leaves_no_thread(relay: Relay) -> None:
+    def fail(job: Job) -> None:
+        raise KeyError(job.message_id)
+
+    with pytest.raises(KeyError):
+        distant(endpoint_url=relay.url, max_threads=2).send(new_jobs(500), taken=fail)
+    assert threads_of_ours() == []
+    assert len(relay.requests) < 50
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "4", None])
+def test_a_number_of_threads_that_cannot_work_is_refused(settings: Any, value: object) -> None:
+    settings.LAMBDA_TASKS_BACKEND = {
+        "BACKEND": "lambda_tasks.backends.sqs.SQSBackend",
+        "OPTIONS": {"max_threads": value},
+    }
+    with pytest.raises(InvalidSetting, match=r"LAMBDA_TASKS_BACKEND.*max_threads is .* whole number"):
+        get_backend()
+
+
+def test_a_client_keeps_a_connection_for_each_thread(sqs: Sqs) -> None:
+    config = SQSBackend(max_threads=70)._client(sqs.queues["default"]).meta.config
+    assert config.max_pool_connections == 70
+
+
+# A server that does not answer
+
+
+@contextmanager
+def silent_server() -> Iterator[tuple[str, Callable[[], int]]]:
+    """Give the URL of a server that never answers, and a function that counts the connections to it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def connections() -> int:
+            server.setblocking(False)
+            count = 0
+            with suppress(BlockingIOError):
+                while True:
+                    server.accept()[0].close()
+                    count += 1
+            return count
+
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", connections
+
+
+def test_a_server_that_never_answers_costs_one_timeout_whatever_is_to_be_sent(
+    settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.LAMBDA_TASKS_QUEUES = {"default": "http://127.0.0.1/1/default", "other": "http://127.0.0.1/1/other"}
+    taken: list[Job] = []
+    with silent_server() as (url, connections):
+        backend = distant(endpoint_url=url, read_timeout=0.3, max_attempts=1, max_threads=2)
+        with pytest.raises(ReadTimeoutError):
+            backend.send([*new_jobs(500), *new_jobs(500, queue="other")], taken=taken.append)
+        assert connections() == 2
+    assert taken == []
+    assert [record.getMessage() for record in caplog.records] == [
+        "A message could not be sent to SQS.",  # the second of the two batches that were tried
+        "980 messages were not sent, because SQS had not answered: 980 of shop.tasks.pack.",
+    ]
+
+
+@pytest.mark.parametrize("max_threads", [1, 4])
+def test_a_closed_port_is_tried_once_for_each_thread(caplog: pytest.LogCaptureFixture, max_threads: int) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    backend = distant(endpoint_url=f"http://127.0.0.1:{port}", max_attempts=1, max_threads=max_threads)
+    with pytest.raises(EndpointConnectionError):
+        backend.send(new_jobs(1_000), taken=[].append)
+    *tried, rest = [record.getMessage() for record in caplog.records]
+    assert len(tried) < max_threads
+    left = 1_000 - 10 * (len(tried) + 1)
+    assert rest == f"{left} messages were not sent, because SQS had not answered: {left} of shop.tasks.pack."
+
+
+class Watched(SQSBackend):
+    """Tells when the first batch has failed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.failed = threading.Event()
+
+    def _send_batch(self, batch: Any) -> Any:
+        answer = super()._send_batch(batch)
+        if answer.errors:
+            self.failed.set()
+        return answer
+
+
+def test_one_lost_request_does_not_keep_the_rest_from_a_server_that_answers(relay: Relay, sqs: Sqs) -> None:
+    backend = Watched(endpoint_url=relay.url, read_timeout=2, max_attempts=1, max_threads=2)
+    told_that_it_is_far(backend)
+    test_is_over = threading.Event()
+
+    def never(payload: dict[str, Any], forward: Forward) -> Answer:
+        test_is_over.wait(60)
+        return None
+
+    def in_the_meantime(payload: dict[str, Any], forward: Forward) -> Answer:
+        backend.failed.wait(1)
+        return forward(payload)
+
+    def afterwards(payload: dict[str, Any], forward: Forward) -> Answer:
+        backend.failed.wait(60)
+        return forward(payload)
+
+    relay.faults = [never, in_the_meantime, afterwards]
+    jobs, taken = new_jobs(60), []
+    with pytest.raises(ReadTimeoutError):
+        backend.send(jobs, taken=taken.append)
+    test_is_over.set()
+    assert len(taken) == 50
+    assert sorted(ids(taken)) == arrived(sqs)
+
+
+def test_a_server_that_refuses_has_answered(backend: SQSBackend, relay: Relay) -> None:
+    relay.faults = [throttled] * 2
+    taken: list[Job] = []
+    with pytest.raises(ClientError):
+        backend.send(new_jobs(30), taken=taken.append)
+    assert len(taken) == 20
+
+
+def test_the_server_of_another_region_is_tried_too(settings: Any) -> None:
+    settings.LAMBDA_TASKS_QUEUES = {
+        "default": "https://sqs.eu-west-1.amazonaws.com/123456789012/default",
+        "far": "https://sqs.us-east-2.amazonaws.com/123456789012/far",
+    }
+    with silent_server() as (url, connections):
+        backend = SQSBackend(endpoint_url=url, read_timeout=0.3, max_attempts=1, max_threads=1)
+        with pytest.raises(ReadTimeoutError):
+            backend.send([*new_jobs(30), *new_jobs(30, queue="far")], taken=[].append)
+        assert connections() == 2
 
 
 # Clients

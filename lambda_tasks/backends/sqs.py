@@ -8,15 +8,17 @@ import random
 import re
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.backends.base import BaseBackend
+from lambda_tasks.backends.side_by_side import SideBySide
 from lambda_tasks.exceptions import InvalidArguments, MessageTooLarge
-from lambda_tasks.jobs import FIRST_SENT_ATTRIBUTE, Job
-from lambda_tasks.settings import LambdaTasksSettings, app_settings
+from lambda_tasks.jobs import FIRST_SENT_ATTRIBUTE, OWN_ATTRIBUTES, Job
+from lambda_tasks.settings import LambdaTasksSettings, app_settings, whole_number
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -31,6 +33,11 @@ MAX_ATTRIBUTES: Final = 10
 MAX_VISIBILITY_TIMEOUT: Final = 43_200
 #: Bytes by which a retry may be larger than the first message: its `n_retries`.
 _RETRY_HEADROOM: Final = len(',"n_retries":2147483647')
+#: Open connections that a client keeps, for all threads of a process that send at the same time.
+_CONNECTIONS: Final = 50
+#: Seconds that a request must wait for its answer for threads to be worth what they cost: SQS itself takes
+#: several milliseconds, an emulator on the same machine none.
+_WORTH_A_THREAD: Final = 0.002
 #: How often the entries of a batch are sent that SQS refused by a fault of its own.
 _BATCH_ATTEMPTS: Final = 3
 
@@ -46,11 +53,48 @@ _REGION: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A job as SQS takes it, and the bytes that SQS counts of it."""
+    """A job, its attributes, and the bytes that SQS counts of both."""
 
     job: Job
-    fields: dict[str, Any]
+    attributes: Mapping[str, str]
     size: int
+
+    def fields(self) -> dict[str, Any]:
+        """Return the job as SQS takes it."""
+        return {
+            "MessageBody": self.job.body,
+            "DelaySeconds": self.job.delay,
+            "MessageAttributes": {
+                name: {"DataType": "String", "StringValue": value} for name, value in self.attributes.items()
+            },
+        }
+
+
+@dataclass(slots=True)
+class _Server:
+    """What is known of a region's SQS during one call of `send()`."""
+
+    region: str | None = None
+    #: How many requests were answered, by a refusal too.
+    answers: int = 0
+    #: Whether no further request is tried.
+    given_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    url: str
+    server: _Server
+    entries: list[_Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What became of a batch."""
+
+    taken: list[Job] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+    not_tried: list[Job] = field(default_factory=list)
 
 
 class SQSBackend(BaseBackend):
@@ -58,7 +102,8 @@ class SQSBackend(BaseBackend):
 
     Options: `endpoint_url` for another server than AWS's (AWS_ENDPOINT_URL_SQS is honoured too);
     `max_message_bytes` where a queue takes less than 1 MiB; `connect_timeout` and `read_timeout` in
-    seconds, and `max_attempts`, of each request.
+    seconds, and `max_attempts`, of each request; `max_threads`, how many requests of one commit are made
+    side by side.
     """
 
     def __init__(
@@ -69,23 +114,33 @@ class SQSBackend(BaseBackend):
         connect_timeout: float = 2,
         read_timeout: float = 5,
         max_attempts: int = 2,
+        max_threads: int = 8,
     ) -> None:
+        try:
+            self.max_threads = whole_number(1)(max_threads, "max_threads")
+        except ValueError as error:
+            raise TypeError(str(error)) from None  # an option that is refused, as any other
         self.max_message_bytes = max_message_bytes
         self._client_options = {"endpoint_url": endpoint_url}
         self._config = {
             "connect_timeout": connect_timeout,
             "read_timeout": read_timeout,
             "retries": {"mode": "standard", "total_max_attempts": max_attempts},
+            "max_pool_connections": max(_CONNECTIONS, max_threads),
+            # validate() has looked at what can be wrong; botocore would look at the type of every field again.
+            "parameter_validation": False,
         }
         self._clients: dict[tuple[int, str | None], BaseClient] = {}
         self._making_client = threading.Lock()
+        #: Seconds that the latest request to a region waited for its answer, of those that were made alone.
+        self._waited: dict[str | None, float] = {}
 
     def validate(self, job: Job) -> None:
         """Refuse unknown queues, attributes that SQS does not take, and messages over the size limit."""
         super().validate(job)
         attributes = _attributes_of_retry(job)
         _check_attributes(job, attributes)
-        size = _size(job.message.to_body(), attributes) + _RETRY_HEADROOM
+        size = _size(job.body, attributes) + _RETRY_HEADROOM
         if size > self.max_message_bytes:
             raise MessageTooLarge(
                 f"The message of {job.task_name} has {size:,} bytes with its attributes, and SQS takes "
@@ -93,15 +148,43 @@ class SQSBackend(BaseBackend):
             )
 
     def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
-        """Send in as few requests as the limits allow; boto3's exceptions pass through at the end."""
-        errors = [
-            error
-            for url, entries in _by_queue(jobs).items()
-            for batch in self._batches(entries)
-            for error in self._send_batch(url, batch, taken)
+        """Send in as few requests as the limits allow; boto3's exceptions pass through at the end.
+
+        Several requests are made side by side. `taken` is called in the order of the batches, in this thread.
+        """
+        by_queue = _by_queue(jobs)
+        servers = {region: _Server(region) for region in map(_region_in, by_queue)}
+        batches = [
+            _Batch(url, servers[_region_in(url)], entries)
+            for url, entries_of_queue in by_queue.items()
+            for entries in self._batches(entries_of_queue)
         ]
+        errors: list[Exception] = []
+        not_tried: list[Job] = []
+        # The first request that this process makes of a region tells how far away it is.
+        first = [self._send_timed(batch) for batch in batches[:1] if batch.server.region not in self._waited]
+        rest = batches[len(first) :]
+        far = any(self._waited.get(region, _WORTH_A_THREAD) >= _WORTH_A_THREAD for region in servers)
+        side_by_side = (
+            SideBySide(self._send_batch, rest, max_threads=self.max_threads)
+            if far
+            else SideBySide(self._send_timed, rest, max_threads=1)
+        )
+        with side_by_side as answers:
+            for answer in chain(first, answers):
+                for job in answer.taken:
+                    taken(job)
+                errors += answer.errors
+                not_tried += answer.not_tried
         for error in errors[1:]:
             logger.error("A message could not be sent to SQS.", exc_info=error)
+        if not_tried:
+            counts = Counter(job.task_name for job in not_tried)
+            logger.error(
+                "%d messages were not sent, because SQS had not answered: %s.",
+                len(not_tried),
+                ", ".join(f"{count} of {name}" for name, count in counts.items()),
+            )
         if errors:
             raise errors[0]
 
@@ -127,80 +210,104 @@ class SQSBackend(BaseBackend):
         if batch:
             yield batch
 
-    def _send_batch(self, url: str, batch: list[_Entry], taken: Callable[[Job], None]) -> list[Exception]:
-        """Send one batch and return the errors of what SQS has not taken."""
-        from botocore.exceptions import BotoCoreError, ClientError
+    def _send_timed(self, batch: _Batch) -> _Answer:
+        """Send one batch in the caller's thread, and remember how long that thread had nothing to do."""
+        self._client(batch.url)  # to make it takes longer
+        began, worked = time.perf_counter(), time.thread_time()
+        answer = self._send_batch(batch)
+        self._waited[batch.server.region] = time.perf_counter() - began - (time.thread_time() - worked)
+        return answer
 
-        errors: list[Exception] = []
+    def _send_batch(self, batch: _Batch) -> _Answer:
+        """Send one batch, unless its server was given up; what SQS says is returned, and not raised."""
+        from botocore import exceptions
 
-        def refused(reason: dict[str, str]) -> None:
-            errors.append(ClientError({"Error": reason}, "SendMessageBatch"))
-
+        answer = _Answer()
+        server = batch.server
+        if server.given_up:
+            answer.not_tried.extend(entry.job for entry in batch.entries)
+            return answer
+        answered_before = server.answers
         try:
-            client = self._client(url)
-            if len(batch) == 1:
-                client.send_message(QueueUrl=url, **batch[0].fields)
-                taken(batch[0].job)
-                return errors
-            _send_entries(client, url, {str(i): entry for i, entry in enumerate(batch)}, taken, refused)
-        except (BotoCoreError, ClientError) as error:
-            errors.append(error)
-        return errors
+            client = self._client(batch.url)
+            if len(batch.entries) == 1:
+                client.send_message(QueueUrl=batch.url, **batch.entries[0].fields())
+                server.answers += 1
+                answer.taken.append(batch.entries[0].job)
+            else:
+                _send_entries(client, batch, answer)
+        except exceptions.ClientError as error:
+            server.answers += 1
+            answer.errors.append(error)
+        except exceptions.BotoCoreError as error:
+            answer.errors.append(error)
+            nobody_there = isinstance(error, exceptions.ConnectionError | exceptions.ReadTimeoutError)
+            if nobody_there and server.answers == answered_before:
+                # Each further batch would wait for the same timeouts, and the caller for all of them.
+                server.given_up = True
+        return answer
 
     def _client(self, url: str) -> Any:
-        match = _REGION.search(url)
-        region = (match[1] or match[2]) if match else None
+        region = _region_in(url)
         # A client's open connections are not to be shared with a forked process.
         key = (os.getpid(), region)
         with self._making_client:
             if key not in self._clients:
-                import boto3
-                from botocore.config import Config
-
-                self._clients[key] = boto3.client(
-                    "sqs", region_name=region, config=Config(**self._config), **self._client_options
-                )
+                self._clients[key] = self._new_client(region)
             return self._clients[key]
+
+    def _new_client(self, region: str | None) -> BaseClient:
+        import boto3
+        from botocore.config import Config
+
+        config = Config(**self._config)
+        options = {"region_name": region, **self._client_options}
+        model = boto3.client("sqs", config=config, **options)
+        # botocore puts its User-Agent together anew for each request, unless it is given: a tenth of its time.
+        given = Config(user_agent=model.meta.config.user_agent)
+        return boto3.client("sqs", config=config.merge(given), **options)
+
+
+def _region_in(url: str) -> str | None:
+    match = _REGION.search(url)
+    return (match[1] or match[2]) if match else None
 
 
 def _by_queue(jobs: Sequence[Job]) -> dict[str, list[_Entry]]:
-    queues = defaultdict(list)
+    """Return what goes to each queue, under the queue's URL."""
+    urls: dict[str, str] = {}
+    by_url: dict[str, list[_Entry]] = defaultdict(list)
     for job in jobs:
-        body, attributes = job.message.to_body(), job.message_attributes()
-        fields = {
-            "MessageBody": body,
-            "DelaySeconds": job.delay,
-            "MessageAttributes": {
-                name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()
-            },
-        }
-        url = app_settings.queue_url(job.queue, task_name=job.task_name)
-        queues[url].append(_Entry(job, fields, _size(body, attributes)))
-    return queues
+        if job.queue not in urls:
+            urls[job.queue] = app_settings.queue_url(job.queue, task_name=job.task_name)
+        attributes = job.message_attributes()
+        by_url[urls[job.queue]].append(_Entry(job, attributes, _size(job.body, attributes)))
+    return by_url
 
 
-def _send_entries(
-    client: Any,
-    url: str,
-    waiting: dict[str, _Entry],
-    taken: Callable[[Job], None],
-    refused: Callable[[dict[str, str]], None],
-) -> None:
-    """Send the entries, those again that failed by the service's fault; tell why others were refused."""
+def _send_entries(client: Any, batch: _Batch, answer: _Answer) -> None:
+    """Send the entries, those again that failed by the service's fault; write down what became of each."""
+    from botocore.exceptions import ClientError
+
+    waiting = {str(i): entry for i, entry in enumerate(batch.entries)}
     for attempt in range(1, _BATCH_ATTEMPTS + 1):
-        answer = client.send_message_batch(
-            QueueUrl=url, Entries=[{"Id": entry_id, **entry.fields} for entry_id, entry in waiting.items()]
+        said = client.send_message_batch(
+            QueueUrl=batch.url,
+            Entries=[{"Id": entry_id, **entry.fields()} for entry_id, entry in waiting.items()],
         )
-        for success in answer.get("Successful") or ():
-            if (entry := waiting.pop(success["Id"], None)) is not None:
-                taken(entry.job)
-        failures = {failure["Id"]: failure for failure in answer.get("Failed") or ()}
-        for entry_id in list(waiting):
+        batch.server.answers += 1
+        taken = {success["Id"] for success in said.get("Successful") or ()}
+        failures = {failure["Id"]: failure for failure in said.get("Failed") or ()}
+        for entry_id, entry in list(waiting.items()):
             failure = failures.get(entry_id, {"Code": "NoAnswer", "Message": "SQS did not mention the entry."})
-            if failure.get("SenderFault") or attempt == _BATCH_ATTEMPTS:
-                job = waiting.pop(entry_id).job
-                message = f"{job.task_name} [{job.message_id}]: {failure.get('Message', '')}"
-                refused({"Code": failure.get("Code", "Unknown"), "Message": message})
+            if entry_id in taken:
+                del waiting[entry_id]
+                answer.taken.append(entry.job)
+            elif failure.get("SenderFault") or attempt == _BATCH_ATTEMPTS:
+                del waiting[entry_id]
+                message = f"{entry.job.task_name} [{entry.job.message_id}]: {failure.get('Message', '')}"
+                reason = {"Code": failure.get("Code", "Unknown"), "Message": message}
+                answer.errors.append(ClientError({"Error": reason}, "SendMessageBatch"))
         if not waiting:
             break
         time.sleep(random.uniform(0, 0.1 * 2**attempt))
@@ -208,9 +315,12 @@ def _send_entries(
 
 def _size(body: str, attributes: Mapping[str, str]) -> int:
     """Return what SQS counts: the body, and name, type and value of each attribute, in UTF-8."""
-    return len(body.encode()) + sum(
-        len(name.encode()) + len("String") + len(value.encode()) for name, value in attributes.items()
-    )
+    texts = "".join([*attributes, *attributes.values()])
+    return _bytes(body) + _bytes(texts) + len("String") * len(attributes)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _attributes_of_retry(job: Job) -> dict[str, str]:
@@ -228,13 +338,26 @@ def _check_attributes(job: Job, attributes: Mapping[str, str]) -> None:
             f"SQS takes {MAX_ATTRIBUTES}."
         )
     for name, value in attributes.items():
-        if not _ATTRIBUTE_NAME.fullmatch(name) or ".." in name or name.lower().startswith(("aws.", "amazon.")):
+        if name not in OWN_ATTRIBUTES and not _is_name(name):
             raise InvalidArguments(f"Message attribute {name!r} of {job.task_name} has a name that SQS refuses.")
-        text: object = value  # a plugin's, whatever its annotations say
-        if not isinstance(text, str) or not text or _ILLEGAL_CHARACTER.search(text):
+        if not _is_text(value):
             raise InvalidArguments(
                 f"Message attribute {name!r} of {job.task_name} is empty, no text, or has characters that SQS refuses."
             )
+
+
+def _is_name(name: str) -> bool:
+    return bool(
+        _ATTRIBUTE_NAME.fullmatch(name) and ".." not in name and not name.lower().startswith(("aws.", "amazon."))
+    )
+
+
+def _is_text(value: object) -> bool:
+    """Tell whether SQS takes `value`, which may be a plugin's, whatever its annotations say."""
+    if not isinstance(value, str) or not value:
+        return False
+    # Ids are printable ASCII, which needs no search.
+    return (value.isascii() and value.isprintable()) or not _ILLEGAL_CHARACTER.search(value)
 
 
 def _entries_by_queue(records: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str, list[dict[str, Any]]]:

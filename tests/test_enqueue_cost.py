@@ -1,0 +1,113 @@
+"""What enqueueing costs, in what can be counted: requests to SQS, and queries."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+
+from lambda_tasks.decorators import lambda_task
+from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE
+from tests.conftest import Sqs
+from tests.relay import Answer, Forward, Relay, running
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@lambda_task
+def greet(*, number: int, text: str = "") -> None: ...
+
+
+class Failure(Exception):
+    """What takes a savepoint back."""
+
+
+@pytest.fixture(name="relay")
+def _relay(sqs: Sqs, settings: Any) -> Iterator[Relay]:
+    """The way to SQS, on which every request is counted."""
+    with running(sqs.endpoint) as server:
+        settings.LAMBDA_TASKS_BACKEND = {
+            "BACKEND": "lambda_tasks.backends.sqs.SQSBackend",
+            "OPTIONS": {"endpoint_url": server.url, "read_timeout": 20},
+        }
+        yield server
+
+
+def sent(relay: Relay) -> list[str]:
+    return [
+        entry["MessageAttributes"][MESSAGE_ID_ATTRIBUTE]["StringValue"]
+        for request in relay.requests
+        for entry in request.entries
+    ]
+
+
+def accept(payload: dict[str, Any], forward: Forward) -> Answer:
+    """Answer for moto, which is slow when a queue is long."""
+    return 200, {"Successful": [{"Id": entry["Id"], "MessageId": entry["Id"]} for entry in payload["Entries"]]}
+
+
+def test_a_thousand_tasks_of_one_transaction_are_a_hundred_requests(relay: Relay) -> None:
+    relay.faults = [accept] * 100
+    with transaction.atomic():
+        handles = [greet.execute_on_commit(number=number) for number in range(1_000)]
+        assert relay.requests == []
+    assert relay.operations() == [("SendMessageBatch", 10)] * 100
+    assert sorted(sent(relay)) == sorted(handle.message_id for handle in handles)
+
+
+@pytest.mark.parametrize("count", [2, 9, 10, 11, 12, 99])
+def test_no_request_is_sent_that_is_not_needed(relay: Relay, count: int) -> None:
+    with transaction.atomic():
+        for number in range(count):
+            greet.execute_on_commit(number=number)
+    assert len(relay.requests) == math.ceil(count / 10)
+    assert len(set(sent(relay))) == count
+
+
+def test_a_single_task_is_one_send_message(relay: Relay) -> None:
+    greet.execute_on_commit(number=1)
+    with transaction.atomic():
+        greet.execute_on_commit(number=2)
+    assert relay.operations() == [("SendMessage", 1)] * 2
+
+
+def test_large_messages_make_as_many_requests_as_their_sizes_ask_for(relay: Relay) -> None:
+    with transaction.atomic():
+        for number in range(10):
+            greet.execute_on_commit(number=number, text="x" * 300_000)  # three of them are less than 1 MiB
+    assert sorted(relay.operations()) == [("SendMessage", 1), *[("SendMessageBatch", 3)] * 3]
+
+
+def test_savepoints_that_are_taken_back_cost_nothing_and_keep_batches_full(relay: Relay) -> None:
+    kept = []
+    with transaction.atomic():
+        for number in range(200):
+            with suppress(Failure), transaction.atomic():
+                handle = greet.execute_on_commit(number=number)
+                if number % 2:
+                    raise Failure
+                kept.append(handle.message_id)
+    assert relay.operations() == [("SendMessageBatch", 10)] * 10
+    assert sorted(sent(relay)) == sorted(kept)
+
+
+def test_enqueueing_asks_the_database_nothing(relay: Relay) -> None:
+    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+        for number in range(20):
+            greet.execute_on_commit(number=number)
+    assert list(queries) == []
+
+
+def test_what_is_sent_is_what_was_checked_at_the_call(relay: Relay) -> None:
+    arguments = {"number": 1, "text": "first"}
+    with transaction.atomic():
+        greet.execute_on_commit(**arguments)
+        arguments["text"] = "changed"
+    [request] = relay.requests
+    assert json.loads(request.payload["MessageBody"])["kwargs"] == {"number": 1, "text": "first"}
