@@ -15,7 +15,8 @@ class LambdaTasksConfig(AppConfig):
 
     def ready(self) -> None:
         from lambda_tasks import checks  # noqa: F401, registers the system checks
-        from lambda_tasks.plugins import load_plugins
 
         if app_settings.plugins:
+            from lambda_tasks.plugins import load_plugins
+
             load_plugins()  # a misspelt hook is an error at start, not at the first task

@@ -1,4 +1,8 @@
-"""What `manage.py check` says about the settings, the strategies and the tasks."""
+"""What `manage.py check` says about the settings, the strategies and the tasks.
+
+Every process that sets Django up imports this module, and most of them check nothing: what only a check
+needs is imported there.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from lambda_tasks import registry
 from lambda_tasks.exceptions import InvalidArguments
-from lambda_tasks.plugins import load_plugins
 from lambda_tasks.settings import LambdaTasksSettings, Setting, app_settings
-from lambda_tasks.strategies import get_backend, get_lock, get_store
 
 
 @register(Tags.compatibility)
@@ -44,6 +46,8 @@ def _unless_known(error: ImproperlyConfigured, check_id: str, obj: Any = None) -
 
 
 def _leaves_process() -> bool:
+    from lambda_tasks.strategies import get_backend
+
     try:
         return get_backend().leaves_process
     except ImproperlyConfigured:
@@ -63,6 +67,8 @@ def _missing_queues() -> Iterator[CheckMessage]:
 @register(Tags.compatibility)
 def check_strategies(**_: Any) -> list[CheckMessage]:
     """Report strategies that cannot be made (E004), and what they say of themselves."""
+    from lambda_tasks.strategies import get_backend, get_lock, get_store
+
     messages: list[CheckMessage] = []
     for get_strategy in (get_backend, get_lock, get_store):
         try:
@@ -78,6 +84,8 @@ def check_strategies(**_: Any) -> list[CheckMessage]:
 @register(Tags.compatibility)
 def check_plugins(**_: Any) -> list[CheckMessage]:
     """Report plugins that cannot be loaded (E005)."""
+    from lambda_tasks.plugins import load_plugins
+
     try:
         load_plugins()
     except ImproperlyConfigured as error:

@@ -22,7 +22,7 @@ from lambda_tasks.logging import run_logger, task_logger
 from lambda_tasks.masking import MASK
 from lambda_tasks.outcomes import Failed, Lost
 from lambda_tasks.plugins import hooks, notify
-from lambda_tasks.settings import LambdaTasksSettings, app_settings
+from lambda_tasks.settings import LOST_AFTER, LambdaTasksSettings, app_settings
 from lambda_tasks.strategies import get_store
 from lambda_tasks.timeouts import SoftTimeLimitExceeded
 
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from lambda_tasks.messages import SQSLambdaTaskMessage
     from lambda_tasks.stores.base import BaseStore
 
-#: Seconds after the end of its lease at which an invocation counts as lost: the visibility timeout that
-#: suits a function of ten minutes. Until then its own message may come back, which is the usual way.
-OLDER_THAN: Final = 3_600
 #: Records in one transaction, where `reap()` is not called in one.
 BATCH_SIZE: Final = 1_000
 
@@ -53,7 +50,7 @@ class Reaped:
         return self.sent_again + self.failed + self.unsent
 
 
-def reap(*, older_than: int = OLDER_THAN, seconds: float = float("inf"), limit: float = float("inf")) -> Reaped:
+def reap(*, older_than: int = LOST_AFTER, seconds: float = float("inf"), limit: float = float("inf")) -> Reaped:
     """Settle the invocations whose lease was over more than `older_than` seconds ago; return how many.
 
     Each is sent again under its own id, so that it runs once even if its first message turns up; or it

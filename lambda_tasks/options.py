@@ -38,7 +38,8 @@ _TASK_NAME: Final = re.compile(r"[^\s.\x00]+(\.[^\s.\x00]+)+")
 _MAX_NAME_LENGTH: Final = 255
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, and without a `repr()`: each method that a dataclass writes is compiled anew in every process.
+@dataclass(repr=False)
 class Options:
     """The checked options of a task. All numbers but `max_retries` are seconds.
 

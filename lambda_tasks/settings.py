@@ -18,6 +18,9 @@ PREFIX: Final = "LAMBDA_TASKS_"
 MAX_TIMEOUT: Final = 900
 #: Seconds: the most that SQS takes as `DelaySeconds`.
 MAX_DELAY: Final = 900
+#: Seconds after the end of its lease at which an invocation counts as lost: the visibility timeout that
+#: suits a function of ten minutes. Until then its own message may come back, which is the usual way.
+LOST_AFTER: Final = 3_600
 
 _UNSET: Final = object()
 

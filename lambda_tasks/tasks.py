@@ -8,8 +8,8 @@ from typing import Final
 
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.logging import current_message_id, task_logger
-from lambda_tasks.lost import OLDER_THAN, reap
 from lambda_tasks.models import DatabaseNow, TaskRecord
+from lambda_tasks.settings import LOST_AFTER
 from lambda_tasks.strategies import get_store
 from lambda_tasks.timeouts import TimeLimits
 
@@ -57,13 +57,16 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
 
 
 @lambda_task
-def reap_lost_tasks(*, older_than: int = OLDER_THAN) -> dict[str, int]:
+def reap_lost_tasks(*, older_than: int = LOST_AFTER) -> dict[str, int]:
     """Settle the invocations that nobody runs any more, though their records say RUNNING; return their numbers.
 
     `older_than` is in seconds since the end of the lease. `lambda_tasks.lost.reap` says what happens to
     them: `sent_again`, `failed`, or `unsent`, which is for the next run to try. Raises ValueError for a
     negative number of seconds.
     """
+    # Imported where it runs: it needs the whole pipeline, and whoever imports this module may only send it.
+    from lambda_tasks.lost import reap
+
     reaped = reap(older_than=older_than, seconds=_seconds_to_spend(), limit=MAX_REAPED)
     if not reaped.complete:
         task_logger.warning("%d lost tasks settled; there are more, the next run goes on.", reaped.total)

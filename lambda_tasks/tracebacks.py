@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from traceback import TracebackException
-from typing import Final
-
-import pluggy
 
 from lambda_tasks.masking import MASK, scrubbed, without_pieces
 from lambda_tasks.storable import storable
 
-_OWN_FOLDERS: Final = (str(Path(__file__).parent), str(Path(pluggy.__file__).parent))
+
+@cache
+def _own_folders() -> tuple[str, str]:
+    import pluggy  # has called the task; a logger alone does not need it
+
+    return str(Path(__file__).parent), str(Path(pluggy.__file__).parent)
 
 
 def begin_at_task(error: BaseException) -> None:
@@ -59,7 +62,7 @@ def _keep_the_task(summary: TracebackException) -> None:
 
     An error that is wholly the library's keeps all of them.
     """
-    foreign = [i for i, frame in enumerate(summary.stack) if not frame.filename.startswith(_OWN_FOLDERS)]
+    foreign = [i for i, frame in enumerate(summary.stack) if not frame.filename.startswith(_own_folders())]
     if foreign:
         del summary.stack[foreign[-1] + 1 :]
         del summary.stack[: foreign[0]]

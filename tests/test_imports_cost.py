@@ -1,4 +1,8 @@
-"""What importing costs: a process pays for boto3, redis and pydantic when it uses them, and not before."""
+"""What importing costs: a process pays for boto3, redis and pydantic when it uses them, and not before.
+
+Processes of a small project say after each step of their lives which heavy modules are loaded. What Django
+loads by itself for such a project does not count.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,48 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Final
 
 import pytest
 
-HEAVY = ("boto3", "botocore", "redis", "pydantic", "pydantic_core", "typing_extensions", "awslambdaric")
+#: Modules that cost a process milliseconds or megabytes, and those of ours that do.
+HEAVY: Final = (
+    *("boto3", "botocore", "redis", "awslambdaric", "pluggy"),
+    *("pydantic", "pydantic_core", "typing_extensions", "annotated_types"),
+    *("django.contrib.admin", "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.postgres"),
+    *("django.core.cache", "django.core.management", "django.core.serializers", "django.template", "django.test"),
+    *("asyncio", "concurrent.futures", "ctypes", "email", "http.client", "importlib.metadata"),
+    *("multiprocessing", "ssl", "unittest", "urllib.request", "xml", "zipfile"),
+    # Each of their dataclasses compiles its methods anew in every process.
+    *("lambda_tasks.jobs", "lambda_tasks.outcomes", "lambda_tasks.deliveries", "lambda_tasks.secret_loader"),
+    *("lambda_tasks.admin", "lambda_tasks.doctor", "lambda_tasks.local", "lambda_tasks.lost", "lambda_tasks.testing"),
+)
 
-FILES = {
+FILES: Final = {
     "shop/__init__.py": "",
     "shop/settings.py": """
-        INSTALLED_APPS = ["lambda_tasks", "shop"]
-        DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+        import os
+
+        OURS = ["lambda_tasks"] if "ENDPOINT" in os.environ else []
+        INSTALLED_APPS = [*OURS, "shop"]
+        DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "shop.sqlite3"}}
         SECRET_KEY = "only for this test"
         USE_TZ = True
         LAMBDA_TASKS_QUEUES = {"default": "https://sqs.eu-west-1.amazonaws.com/123456789012/default"}
-        LAMBDA_TASKS_PLUGINS = ["shop.plugins"]
+        LAMBDA_TASKS_BACKEND = {
+            "BACKEND": "lambda_tasks.backends.sqs.SQSBackend",
+            "OPTIONS": {"endpoint_url": os.environ.get("ENDPOINT")},
+        }
+    """,
+    "shop/models.py": """
+        from django.db import models
+
+        class Order(models.Model):
+            number = models.PositiveIntegerField()
     """,
     "shop/plugins.py": """
         from lambda_tasks.hookspecs import hookimpl
@@ -40,7 +71,7 @@ FILES = {
         from lambda_tasks.tasks import cleanup_task_records
         from lambda_tasks.timeouts import SoftTimeLimitExceeded
 
-        @lambda_task(retry_on=(OSError,), singleton=True)
+        @lambda_task(retry_on=(OSError,))
         def send(*, key: UUID, since: datetime | None = None) -> str:
             task_logger.info("sending")
             return str(key)
@@ -49,89 +80,252 @@ FILES = {
         def add(*, numbers: list[int]) -> int:
             return sum(numbers)
 
+        @lambda_task(singleton=True)
+        def alone() -> None: ...
+
         @lambda_task
-        async def receive(*, keys: list[UUID]) -> None: ...
+        def fail() -> None:
+            raise LookupError
     """,
-    # Says after each stage what of the heavy modules is loaded.
-    "program.py": """
+    "plain_tasks.py": """
+        from lambda_tasks.decorators import lambda_task
+
+        @lambda_task(retry_on=(OSError,))
+        def add(*, numbers: list[int]) -> int:
+            return sum(numbers)
+    """,
+    "steps.py": """
         import json, os, sys
 
         os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
-        heavy = json.loads(sys.argv[1])
+        HEAVY = json.loads(sys.argv[1])
 
-        def say(stage):
-            print(json.dumps([stage, [name for name in heavy if name in sys.modules]]))
+        def say(step):
+            print(json.dumps([step, [name for name in HEAVY if name in sys.modules]]))
+    """,
+    "django_alone.py": """
+        from steps import say
 
         import django
         django.setup()
         say("set up")
 
-        import lambda_tasks.models
-        say("models")
+        from shop.models import Order
+        Order.objects.create(number=7)
+        say("database used")
+    """,
+    "web_process.py": """
+        from steps import say
 
+        import django
+        django.setup()
+        say("set up")
+
+        import plain_tasks
+        say("tasks decorated")
+
+        import lambda_tasks.models
         import shop.tasks
-        say("tasks")
+        say("tasks imported")
 
         from lambda_tasks.models import TaskRecord
-        from django.core.management import call_command
-        call_command("migrate", verbosity=0, skip_checks=True)
         list(TaskRecord.objects.filter(status=TaskRecord.TaskStatus.FAILED))
         say("records read")
 
-        from django.db import transaction
-        from django.test import override_settings
-
         assert shop.tasks.add(numbers=[1, 2]) == 3
-        say("called")
+        say("task called")
 
-        with override_settings(LAMBDA_TASKS_EAGER=True):
-            handle = shop.tasks.add.execute_on_commit(numbers=[1, 2])
+        from django.db import transaction
+        with transaction.atomic():
+            shop.tasks.add.execute_on_commit(numbers=[1, 2])
+            transaction.set_rollback(True)
+        say("task enqueued")
+
+        # As override_settings does it, which brings Django's test client along.
+        from django.conf import settings
+        from django.core.signals import setting_changed
+
+        def set_eager(value):
+            settings.LAMBDA_TASKS_EAGER = value
+            setting_changed.send(None, setting="LAMBDA_TASKS_EAGER", value=value, enter=True)
+
+        set_eager(True)
+        handle = shop.tasks.add.execute_on_commit(numbers=[1, 2])
+        set_eager(False)
         assert TaskRecord.objects.get(pk=handle.message_id).result == 3
         say("ran eagerly")
+        TaskRecord.objects.all().delete()
 
-        with transaction.atomic():
-            shop.tasks.send.execute_on_commit(key=__import__("uuid").uuid4())
-            say("enqueued")
-            transaction.set_rollback(True)
+        shop.tasks.add.execute_on_commit(numbers=[1, 2])
+        say("task sent")
+    """,
+    "worker.py": """
+        import uuid
+        from steps import say
 
+        def event(name, **kwargs):
+            body = json.dumps({"task_name": f"shop.tasks.{name}", "kwargs": kwargs})
+            attributes = {"ApproximateReceiveCount": "1", "SentTimestamp": "1790000000000"}
+            return {"Records": [{"messageId": str(uuid.uuid4()), "body": body, "attributes": attributes}]}
+
+        import json
         import lambda_tasks.handler
-        say("handler")
+        say("handler imported")
+
+        lambda_tasks.handler.boot()
+        say("booted")
+
+        def run(name, **kwargs):
+            assert lambda_tasks.handler.handler(event(name, **kwargs), None) == {"batchItemFailures": []}
+
+        run("add", numbers=[1, 2])
+        say("message run")
+
+        run("send", key=str(uuid.uuid4()))
+        say("message with a UUID run")
+
+        run("alone")
+        say("singleton run")
+
+        run("fail")
+        say("failure recorded")
+
+        from lambda_tasks.models import TaskRecord
+        assert TaskRecord.objects.filter(status="SUCCESS").count() == 3
     """,
 }
 
 
+class _Queue(BaseHTTPRequestHandler):
+    """Takes any message."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        answer = json.dumps({"MessageId": "11111111-1111-4111-8111-111111111111"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *args: object) -> None:
+        """Nobody reads these."""
+
+
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What a process of a small project has loaded, after each stage of its life."""
-    project = tmp_path_factory.mktemp("project")
-    for name, text in FILES.items():
-        (project / name).parent.mkdir(exist_ok=True)
-        (project / name).write_text(textwrap.dedent(text))
-    ran = subprocess.run(
-        [sys.executable, "program.py", json.dumps(HEAVY)],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return dict(map(json.loads, ran.stdout.splitlines()))
+def queue() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), _Queue) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
 
 
-@pytest.mark.parametrize("stage", ["set up", "models", "tasks", "records read", "called"])
-def test_a_process_that_sends_nothing_loads_none_of_it(loaded: dict[str, list[str]], stage: str) -> None:
-    assert loaded[stage] == []
+class Project:
+    """A project in a directory of its own; each of its programs is a process."""
+
+    def __init__(self, directory: Path, queue: str) -> None:
+        self.directory = directory
+        self.queue = queue
+        for name, text in FILES.items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_text(textwrap.dedent(text))
+        self._run("-m", "django", "migrate", "--run-syncdb", "--skip-checks", "--verbosity=0")
+        self._django = self._loaded("django_alone.py", ENDPOINT=None)
+
+    def added(self, program: str) -> dict[str, list[str]]:
+        """Run a program and return, step by step, what it has loaded and a Django with a database has not."""
+        return {
+            step: [name for name in names if name not in self._django["database used"]]
+            for step, names in self._loaded(program).items()
+        }
+
+    def _loaded(self, program: str, **environment: str | None) -> dict[str, list[str]]:
+        said = self._run(program, json.dumps(HEAVY), **environment)
+        return dict(map(json.loads, said.splitlines()))
+
+    def _run(self, *command: str, **environment: str | None) -> str:
+        own = {
+            "PYTHONPATH": os.pathsep.join([str(self.directory), str(Path(__file__).parent.parent)]),
+            "DJANGO_SETTINGS_MODULE": "shop.settings",
+            "ENDPOINT": self.queue,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            **environment,
+        }
+        given = {**os.environ, **own}
+        ran = subprocess.run(
+            [sys.executable, *command],
+            cwd=self.directory,
+            env={name: value for name, value in given.items() if value is not None},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
 
 
-def test_the_first_eager_task_loads_pydantic_and_neither_boto3_nor_redis(loaded: dict[str, list[str]]) -> None:
-    assert loaded["ran eagerly"] == ["pydantic", "pydantic_core", "typing_extensions"]
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, queue: str) -> Project:
+    return Project(tmp_path_factory.mktemp("project"), queue)
 
 
-def test_boto3_is_loaded_when_something_is_sent_and_not_when_it_is_enqueued(loaded: dict[str, list[str]]) -> None:
-    assert loaded["enqueued"] == ["pydantic", "pydantic_core", "typing_extensions"]
+@pytest.fixture(scope="module")
+def in_web_process(project: Project) -> dict[str, list[str]]:
+    return project.added("web_process.py")
 
 
-def test_the_handler_itself_loads_none_of_it(loaded: dict[str, list[str]]) -> None:
-    assert loaded["handler"] == loaded["enqueued"]
+@pytest.fixture(scope="module")
+def in_worker(project: Project) -> dict[str, list[str]]:
+    return project.added("worker.py")
+
+
+PYDANTIC: Final = {"pydantic", "pydantic_core", "typing_extensions", "annotated_types"}
+#: With these, pydantic looks for plugins of its own among all packages that are installed.
+PLUGIN_SEARCH: Final = {"importlib.metadata", "zipfile"}
+#: The way to the transport, or from it.
+PIPELINE: Final = {"pluggy", "lambda_tasks.jobs", "lambda_tasks.outcomes"}
+WORKER: Final = PIPELINE | {"lambda_tasks.deliveries", "lambda_tasks.secret_loader"}
+
+
+@pytest.mark.parametrize("step", ["set up", "tasks decorated", "tasks imported", "records read", "task called"])
+def test_a_process_that_sends_nothing_loads_none_of_it(in_web_process: dict[str, list[str]], step: str) -> None:
+    assert in_web_process[step] == []
+
+
+def test_what_enqueues_a_task_loads_pydantic_and_neither_boto3_nor_redis(in_web_process: dict[str, list[str]]) -> None:
+    assert set(in_web_process["task enqueued"]) - PLUGIN_SEARCH == PIPELINE | PYDANTIC
+
+
+def test_an_eager_task_loads_no_more_and_neither_boto3_nor_redis(in_web_process: dict[str, list[str]]) -> None:
+    assert set(in_web_process["ran eagerly"]) - PLUGIN_SEARCH == PIPELINE | PYDANTIC
+
+
+def test_boto3_is_loaded_when_something_is_sent(in_web_process: dict[str, list[str]]) -> None:
+    added = set(in_web_process["task sent"]) - set(in_web_process["ran eagerly"])
+    assert {"boto3", "botocore"} <= added
+    # What boto3 imports of Python's own library is its own affair.
+    assert added - {"boto3", "botocore"} <= set(HEAVY) & set(sys.stdlib_module_names) | {"urllib.request"}
+
+
+@pytest.mark.parametrize("step", ["handler imported", "booted"])
+def test_a_worker_that_has_no_message_yet_loads_no_pydantic(in_worker: dict[str, list[str]], step: str) -> None:
+    assert set(in_worker[step]) == WORKER
+
+
+def test_a_message_with_plain_arguments_is_run_without_pydantic(in_worker: dict[str, list[str]]) -> None:
+    assert set(in_worker["message run"]) == WORKER
+
+
+def test_one_with_a_uuid_loads_pydantic_and_neither_boto3_nor_redis(in_worker: dict[str, list[str]]) -> None:
+    assert set(in_worker["message with a UUID run"]) - PLUGIN_SEARCH == WORKER | PYDANTIC
+
+
+def test_a_singleton_task_loads_no_more_where_its_cache_has_no_redis(in_worker: dict[str, list[str]]) -> None:
+    assert in_worker["singleton run"] == in_worker["message with a UUID run"]
+
+
+def test_an_error_of_a_task_loads_no_more(in_worker: dict[str, list[str]]) -> None:
+    assert in_worker["failure recorded"] == in_worker["singleton run"]

@@ -24,11 +24,12 @@ from lambda_tasks.executor import execute
 from lambda_tasks.handler import handler
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import Job
-from lambda_tasks.lost import OLDER_THAN, Reaped, reap
+from lambda_tasks.lost import Reaped, reap
 from lambda_tasks.masking import MASK
 from lambda_tasks.messages import SQSLambdaTaskMessage
 from lambda_tasks.models import DatabaseNow, TaskRecord
 from lambda_tasks.outcomes import Failed
+from lambda_tasks.settings import LOST_AFTER
 from lambda_tasks.strategies import get_store
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
 from tests.app.models import Effect
@@ -90,7 +91,7 @@ class TestSentAgain:
         "fields",
         [
             pytest.param({"ago": -timedelta(seconds=60)}, id="its lease is alive"),
-            pytest.param({"ago": timedelta(seconds=OLDER_THAN - 60)}, id="its lease was over just now"),
+            pytest.param({"ago": timedelta(seconds=LOST_AFTER - 60)}, id="its lease was over just now"),
             *({"status": status} for status in ("SUCCESS", "FAILED", "RETRYING")),
         ],
     )
@@ -236,14 +237,14 @@ class TestGivenUp:
 class TestAtTheSameMoment:
     def seen(self) -> Any:
         with transaction.atomic(using=get_store().database):
-            [seen] = get_store().lost(older_than=OLDER_THAN, limit=10)
+            [seen] = get_store().lost(older_than=LOST_AFTER, limit=10)
         return seen
 
     def both_verbs(self, seen: Any) -> tuple[bool, bool]:
         store = get_store()
         return (
-            store.offer(seen, older_than=OLDER_THAN),
-            store.give_up(seen, Failed(TaskLostError("lost")), older_than=OLDER_THAN),
+            store.offer(seen, older_than=LOST_AFTER),
+            store.give_up(seen, Failed(TaskLostError("lost")), older_than=LOST_AFTER),
         )
 
     def test_a_worker_that_takes_it_over_wins(self) -> None:

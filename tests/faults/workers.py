@@ -22,9 +22,9 @@ from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
-from lambda_tasks.lost import OLDER_THAN
 from lambda_tasks.messages import SQSLambdaTaskMessage
 from lambda_tasks.models import DatabaseNow, TaskRecord
+from lambda_tasks.settings import LOST_AFTER
 from lambda_tasks.strategies import get_backend, get_store
 from tests.app.models import Effect
 
@@ -33,7 +33,7 @@ EVERYWHERE: Final = pytest.mark.databases(transaction=True)
 #: Where rows are locked, and a lock of somebody else's can be passed over.
 WITH_ROW_LOCKS: Final = pytest.mark.databases("postgres", "mariadb", transaction=True)
 
-LONG: Final = timedelta(seconds=OLDER_THAN + 60)
+LONG: Final = timedelta(seconds=LOST_AFTER + 60)
 
 
 @lambda_task(queue="other")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
-from lambda_tasks.lost import OLDER_THAN, reap
-from lambda_tasks.settings import app_settings
+from lambda_tasks.lost import reap
+from lambda_tasks.settings import LOST_AFTER, app_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,7 +115,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--older-than",
             type=int,
-            default=OLDER_THAN,
+            default=LOST_AFTER,
             metavar="S",
             help="seconds after the end of its lease at which a task counts as lost (default: %(default)s)",
         )
