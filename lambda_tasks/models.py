@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from django.db import models
 from django.db.models.functions import Now
@@ -11,6 +12,8 @@ from django.utils.translation import gettext_lazy as _
 from lambda_tasks.exceptions import MaxRetriesExceededError
 
 if TYPE_CHECKING:
+    from django.core.checks import CheckMessage
+
     from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
 
 __all__ = ["MaxRetriesExceededError", "SQSLambdaTask", "SQSLambdaTaskMessage", "TaskRecord", "TaskStatus"]
@@ -35,6 +38,19 @@ class TaskStatus(models.TextChoices):
     SUCCESS = "SUCCESS"
     FAILED = "FAILED"
     RETRYING = "RETRYING"
+
+
+class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
+    """Records, with the question that needs to know their indexes."""
+
+    def chain(self, root_id: UUID | str) -> TaskRecordQuerySet:
+        """Return the records of a chain of retries, the first invocation first.
+
+        `root_id` is the id of the first one: `handle.message_id`, or the `root_id` of any of them.
+        """
+        retries = models.Q(root_id=root_id, n_retries__gt=0)  # as the condition of the index says
+        chain: TaskRecordQuerySet = self.filter(models.Q(pk=root_id) | retries).order_by("n_retries")
+        return chain
 
 
 class TaskRecord(models.Model):
@@ -66,17 +82,25 @@ class TaskRecord(models.Model):
     #: How many workers died while they ran it.
     takeovers = models.PositiveIntegerField(_("crashes"), default=0)
 
+    objects = TaskRecordQuerySet.as_manager()
+
     class Meta:
         verbose_name = _("task record")
         verbose_name_plural = _("task records")
         indexes = (
             models.Index(fields=["start_time"], name="lambda_tasks_start"),
             models.Index(fields=["status", "start_time"], name="lambda_tasks_status_start"),
-            models.Index(fields=["root_id"], name="lambda_tasks_root"),
+            # A first invocation is found by its id, which is its root_id: only retries need another index.
+            models.Index(fields=["root_id"], condition=models.Q(n_retries__gt=0), name="lambda_tasks_retries"),
         )
 
     def __str__(self) -> str:
         return f"{self.task_name} [{self.pk}] {self.status}"
+
+    @classmethod
+    def check(cls, **kwargs: Any) -> list[CheckMessage]:
+        # W037: MariaDB and MySQL put all rows into the index of retries, which is larger and does as well.
+        return [message for message in super().check(**kwargs) if message.id != "models.W037"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from django.contrib import admin
+from django.contrib.admin import site
 from django.contrib.auth.models import Permission, User
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone as django_timezone
 
+from lambda_tasks import admin
 from lambda_tasks.models import TaskRecord, TaskStatus
 
 pytestmark = pytest.mark.django_db
@@ -94,9 +98,40 @@ class TestList:
         with django_assert_max_num_queries(8):
             assert len(listed(staff)) == 31
 
-    def test_columns_can_be_sorted_by(self, staff: Client) -> None:
-        b, a = record(task_name="b"), record(task_name="a")
-        assert listed(staff, "?o=0") == [a.pk, b.pk]
+    def test_it_is_sorted_by_time_either_way_and_by_nothing_that_has_no_index(self, staff: Client) -> None:
+        old, new = record(start_time=NOON - timedelta(days=1)), record()
+        offered = re.findall(r"[?&;]o=([-.\d]*)", staff.get(LIST).content.decode())
+        assert set(offered) <= {"", "5", "-5"}
+        assert "5" in offered
+        assert listed(staff, "?o=5") == [old.pk, new.pk]
+
+    def test_it_ends_after_ten_thousand_records_and_says_so(
+        self, staff: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert admin.MOST_LISTED == 10_000
+        monkeypatch.setattr(admin, "MOST_LISTED", 300)
+        TaskRecord.objects.bulk_create(
+            TaskRecord(id=uuid4(), task_name="shop.tasks.send_parcel", start_time=NOON) for _ in range(299)
+        )
+        assert "use the filters to find others" not in visible_text(staff, LIST)
+        record()
+        record()
+        text = visible_text(staff, LIST)
+        assert "No more than 10,000 records are listed; use the filters to find others." in text
+        assert "300 task records" in text
+        assert len(listed(staff, "?p=3")) == 100
+        assert staff.get(f"{LIST}?p=4").status_code == 302
+
+    def test_it_reads_neither_arguments_nor_whole_tracebacks(self, staff: Client) -> None:
+        record(kwargs={"secret": "sauce"}, traceback="x" * 99_000 + "\nshop.errors.PrinterOnFire: tray 2\n")
+        record(traceback="shop.errors.PrinterOnFire: " + "y" * 99_000)
+        with CaptureQueriesContext(connection) as queries:
+            text = visible_text(staff, LIST)
+        assert "PrinterOnFire: tray 2" in text
+        assert "…yyy" in text  # of a line that is longer than what is read, the end
+        page_query = queries[-1]["sql"]
+        assert "end_of_traceback" in page_query
+        assert '"kwargs"' not in page_query.replace("`", '"')
 
 
 class TestFilters:
@@ -110,11 +145,31 @@ class TestFilters:
         shown = record(task_name="shop.tasks.print_label")
         assert listed(staff, "?task_name=shop.tasks.print_label") == [shown.pk]
 
+    def test_by_time(self, staff: Client) -> None:
+        record()
+        today = record(start_time=django_timezone.now())
+        [query] = re.findall(r'href="(\?start_time__gte=[^"]*)">\s*Today', staff.get(LIST).content.decode())
+        assert listed(staff, query.replace("&amp;", "&")) == [today.pk]
+
     def test_the_choices_are_offered(self, staff: Client) -> None:
         record()
         text = visible_text(staff, LIST)
-        for wanted in ("By status", "By task"):
+        for wanted in ("By status", "By task", "By started"):
             assert wanted in text
+
+    def test_tasks_are_offered_that_are_known_or_ran_lately_or_are_chosen(
+        self, staff: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert admin.RECENT == 1_000
+        monkeypatch.setattr(admin, "RECENT", 1)
+        record(task_name="shop.tasks.of_yore", start_time=NOON - timedelta(days=1))
+        record(task_name="shop.tasks.of_late")
+        names = [name for name, _ in staff.get(LIST).context["cl"].filter_specs[1].lookup_choices]
+        assert {"shop.tasks.of_late", "lambda_tasks.tasks.cleanup_task_records"} <= set(names)
+        assert "shop.tasks.of_yore" not in names
+        assert names == sorted(names)
+        chosen = staff.get(f"{LIST}?task_name=shop.tasks.of_yore").context["cl"].filter_specs[1].lookup_choices
+        assert ("shop.tasks.of_yore", "shop.tasks.of_yore") in chosen
 
 
 class TestSearch:
@@ -126,7 +181,7 @@ class TestSearch:
 
     def test_by_the_id_of_the_first_of_a_chain(self, staff: Client) -> None:
         root = record(status=TaskStatus.RETRYING)
-        retry = record(root_id=root.pk, start_time=NOON + timedelta(minutes=1))
+        retry = record(root_id=root.pk, n_retries=1, start_time=NOON + timedelta(minutes=1))
         record()
         assert listed(staff, f"?q={root.pk}") == [retry.pk, root.pk]
 
@@ -136,6 +191,18 @@ class TestSearch:
         record()
         assert listed(staff, "?q=print_label") == [by_name.pk]
         assert listed(staff, "?q=printeronfire") == [by_error.pk]
+
+    def test_a_text_is_looked_for_in_the_latest_records_that_the_filters_leave(
+        self, staff: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert admin.MOST_SEARCHED == 10_000
+        monkeypatch.setattr(admin, "MOST_SEARCHED", 2)
+        failed = record(status=TaskStatus.FAILED, traceback="PrinterOnFire", start_time=NOON - timedelta(days=1))
+        record()
+        record()
+        assert listed(staff, "?q=printeronfire") == []
+        assert listed(staff, "?q=printeronfire&status__exact=FAILED") == [failed.pk]
+        assert listed(staff, f"?q={failed.pk}") == [failed.pk]
 
     @pytest.mark.parametrize("words", ["nothing+of+that", "0193", "%27%22%3B", "%F0%9F%98%80", "a" * 300])
     def test_for_what_is_not_there_it_finds_nothing(self, staff: Client, words: str) -> None:
@@ -230,4 +297,4 @@ class TestReadOnly:
 
 
 def test_it_is_registered() -> None:
-    assert TaskRecord in admin.site._registry
+    assert TaskRecord in site._registry
