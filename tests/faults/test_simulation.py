@@ -54,6 +54,14 @@ def test_random_worlds_come_to_rest_with_nothing_lost_and_nothing_doubled(
     assert report.sums["faults"] > 20
 
 
+def test_so_do_those_whose_claims_do_not_wait_for_the_disk(
+    postgres: object, redis_server: object, tmp_path: Path
+) -> None:
+    report = simulate(tmp_path / "report.json", "chaos", "--seeds", "1", "--first-seed", "4", "--durable-claims", "no")
+    assert report.sentences == []
+    assert report.sums["faults"] > 5
+
+
 @pytest.mark.parametrize("part", [0, 20])
 def test_a_part_of_the_sweep_finds_nothing(postgres: object, redis_server: object, tmp_path: Path, part: int) -> None:
     """The whole is `make sweep`, which CI runs; it also fails when there is a point at which nothing dies."""

@@ -2,6 +2,7 @@
 
     python -m tests.simulation sweep              # every kind of task at every point with every fault
     python -m tests.simulation chaos --seeds 24   # random worlds, each from its seed
+    python -m tests.simulation crashes            # worlds whose PostgreSQL crashes, and starts again
 
 The parent process plays SQS: visibility, receive counts, dead letters, duplicates. Each invocation of the
 handler is a forked child with real connections to the database and to Redis, struck at a named point of the

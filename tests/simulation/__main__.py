@@ -1,4 +1,4 @@
-"""The command: `python -m tests.simulation sweep` and `chaos`; see `--help`."""
+"""The command: `python -m tests.simulation sweep`, `chaos` and `crashes`; see `--help`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,31 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Final
 
+from tests.services import OwnPostgres
 from tests.simulation.faults import FAULTS, FROZEN
 from tests.simulation.report import Report
+
+#: How a server is set up that is to crash: it commits as in production, and nothing but commits brings its
+#: log to the disk.
+SETTINGS_OF_CRASHES: Final = {
+    "synchronous_commit": "on",
+    "fsync": "on",
+    "wal_writer_delay": "10s",
+    "bgwriter_lru_maxpages": "0",
+    "autovacuum": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+}
 
 
 def main() -> int:
     """Run what was asked for; 1 if a promise was broken."""
     options = _parser().parse_args()
-    if options.what == "chaos" and options.first_seed is None:
+    if options.what == "crashes" and options.database != "postgres":
+        raise SystemExit("Only PostgreSQL has claims that it may forget; leave --database out.")
+    if options.what != "sweep" and options.first_seed is None:
         options.first_seed = secrets.randbelow(1_000_000)
     started = time.monotonic()
     if options.report:
@@ -27,7 +43,7 @@ def main() -> int:
         return 0
     report = _run_in_parts(options) if options.jobs > 1 else _run_here(options)
     print("\n".join(report.lines()))
-    if options.what == "chaos":
+    if options.what != "sweep":
         print(f"  seeds {options.first_seed} to {options.first_seed + options.seeds - 1}", end=", ")
     print(f"  {time.monotonic() - started:.0f} s on {options.database}")
     for sentence in report.sentences[:20]:
@@ -43,11 +59,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tests.simulation", description=sys.modules["tests.simulation"].__doc__
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", choices=("sweep", "chaos"))
+    parser.add_argument("what", choices=("sweep", "chaos", "crashes"))
     parser.add_argument("--seeds", type=int, default=24, help="how many random worlds (24)")
     parser.add_argument("--first-seed", type=int, help="the first world's seed; chosen, and printed, if left out")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side (one a core)")
     parser.add_argument("--database", choices=("postgres", "mariadb"), default="postgres")
+    parser.add_argument("--durable-claims", choices=("yes", "no"), default="yes", help="the store's option (yes)")
     parser.add_argument("--kinds", nargs="+", default=[], help="only tasks of these kinds, as in shop/tasks.py")
     parser.add_argument("--faults", nargs="+", default=[], choices=[*FAULTS, FROZEN], help="only these faults")
     parser.add_argument("--verbose", action="store_true", help="show what the workers log")
@@ -61,6 +78,8 @@ def _run_here(options: argparse.Namespace) -> Report:
     """Run one part in this process, in a database of its own."""
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.simulation.settings"
     os.environ["SIMULATION_DATABASE"] = options.database
+    os.environ["SIMULATION_DURABLE_CLAIMS"] = options.durable_claims
+    server = _server_to_crash() if options.what == "crashes" else None
     import django
 
     django.setup()
@@ -68,6 +87,7 @@ def _run_here(options: argparse.Namespace) -> Report:
     from django.db import connection
 
     from tests.simulation.chaos import chaos
+    from tests.simulation.crashes import crashes
     from tests.simulation.sweep import sweep
     from tests.simulation.world import warm_up
 
@@ -77,10 +97,27 @@ def _run_here(options: argparse.Namespace) -> Report:
         with tempfile.TemporaryDirectory() as folder:
             if options.what == "sweep":
                 return sweep(Path(folder), part=options.part, parts=options.parts)
-            seeds = range(options.first_seed, options.first_seed + options.seeds)
-            return chaos(Path(folder), seeds[options.part :: options.parts], options.kinds, options.faults)
+            seeds = range(options.first_seed, options.first_seed + options.seeds)[options.part :: options.parts]
+            if server is not None:
+                durable = options.durable_claims == "yes"
+                part = {"part": options.part, "parts": options.parts}
+                return crashes(Path(folder), server, seeds, durable_claims=durable, **part)
+            return chaos(Path(folder), seeds, options.kinds, options.faults)
     finally:
         connection.creation.destroy_test_db(connection.settings_dict["NAME"], verbosity=0)
+
+
+def _server_to_crash() -> OwnPostgres:
+    """Start a server for this process alone, and make it the one that the settings find."""
+    from tests import services
+
+    server = services.own_postgres(SETTINGS_OF_CRASHES)
+    if isinstance(server, services.Missing):
+        raise SystemExit(f"The simulation needs it: {server}")
+    server.start()
+    os.environ["DATABASE_URL"] = server.url
+    os.environ["SIMULATION_COMMITS"] = "on"
+    return server
 
 
 def _run_in_parts(options: argparse.Namespace) -> Report:
@@ -91,7 +128,8 @@ def _run_in_parts(options: argparse.Namespace) -> Report:
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.simulation.settings"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.simulation", options.what, "--database", options.database]
-        if options.what == "chaos":
+        command += ["--durable-claims", options.durable_claims]
+        if options.what != "sweep":
             command += ["--seeds", str(options.seeds), "--first-seed", str(options.first_seed)]
             command += ["--kinds", *options.kinds] if options.kinds else []
             command += ["--faults", *options.faults] if options.faults else []

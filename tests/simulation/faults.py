@@ -107,6 +107,8 @@ FAULTS: Final[dict[str, Callable[[], object]]] = {
     "limit over": limit_over,
 }
 FROZEN: Final = "frozen past the lease"
+#: It strikes every process that runs or is frozen at that moment; only the worlds of `crashes` have it.
+CRASHED: Final = "database crashed"
 
 
 def _session_id() -> int | None:

@@ -60,12 +60,14 @@ class Process:
         os.close(from_parent)
         self._unread = b""
 
-    def run(self) -> None:
-        """Wait until it freezes or ends."""
+    def run(self, *, points: int | None = None) -> None:
+        """Wait until it freezes or ends, or has come to so many points."""
         for told in self._lines():
             match told:
                 case {"reached": point}:
                     self.reached.append(point)
+                    if len(self.reached) == points:
+                        return
                 case {"struck": point, "fault": fault}:
                     self.struck.append(Strike(point, fault))
                     if fault == FROZEN:

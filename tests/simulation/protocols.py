@@ -63,8 +63,8 @@ PROTOCOLS: Final = (
     without(
         "no fence",
         "stores/orm.py",
-        "            pk=run.message_id, claim=run.claim, status=TaskStatus.RUNNING\n",
-        "            pk=run.message_id\n",
+        "filter(pk=message_id, claim=claim, status=TaskStatus.RUNNING)\n",
+        "filter(pk=message_id)\n",
         "plain",
         FROZEN,
     ),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.points import POINTS
-from tests.simulation.faults import FAULTS, FROZEN
+from tests.simulation.faults import CRASHED, FAULTS, FROZEN
 
 if TYPE_CHECKING:
     from tests.simulation.invariants import Books
@@ -41,6 +41,8 @@ class Report:
                 "deliveries": figures.deliveries,
                 "duplicates": figures.duplicates,
                 "redrives": figures.redrives,
+                "crashes of the database": figures.crashes,
+                "claims forgotten by it": figures.forgotten,
                 "takeovers": books.takeovers,
                 "faults": figures.struck.total(),
             }
@@ -78,7 +80,7 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """Yield the report as it is printed."""
-        faults = [*FAULTS, FROZEN]
+        faults = [*FAULTS, FROZEN, CRASHED]
         found = {point: [self.struck[f"{point}|{fault}"] for fault in faults] for point in [*POINTS, "shop:inside"]}
         yield "Faults by point:"
         for number, fault in enumerate(faults, 1):

@@ -11,6 +11,8 @@ from tests.services import Missing, Server
 SERVERS: Final = services.find_all(start=True)
 #: `postgres` or `mariadb`.
 KIND: Final = os.environ.get("SIMULATION_DATABASE", "postgres")
+#: What a COMMIT waits for by itself: nothing, or ("on") the disk, where the server is to crash.
+COMMITS: Final = os.environ.get("SIMULATION_COMMITS", "off")
 #: What this run names on servers that other runs may use at the same time.
 NAME: Final = f"simulation_{os.getpid()}"
 
@@ -43,7 +45,7 @@ DATABASES = {
 DATABASES["default"]["OPTIONS"] |= (
     {"init_command": "SET SESSION innodb_lock_wait_timeout = 2"}
     if KIND == "mariadb"
-    else {"options": "-c synchronous_commit=off -c lock_timeout=2000"}
+    else {"options": f"-c synchronous_commit={COMMITS} -c lock_timeout=2000"}
 )
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
@@ -52,6 +54,10 @@ LAMBDA_TASKS_BACKEND = "tests.simulation.transport.FileBackend"
 LAMBDA_TASKS_LOCK = {
     "BACKEND": "tests.simulation.transport.PrefixedRedisLock",
     "OPTIONS": {"url": REDIS_URL, "prefix": NAME},
+}
+LAMBDA_TASKS_STORE = {
+    "BACKEND": "lambda_tasks.stores.orm.ORMStore",
+    "OPTIONS": {"durable_claims": os.environ.get("SIMULATION_DURABLE_CLAIMS", "yes") == "yes"},
 }
 # Long, because no process may meet its limits while it is frozen: only the faults let time pass.
 LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT = 500

@@ -72,6 +72,9 @@ class Figures:
     deliveries: int = 0
     duplicates: int = 0
     redrives: int = 0
+    #: How often the database's server crashed, and how many claims it had forgotten afterwards.
+    crashes: int = 0
+    forgotten: int = 0
     struck: Tally[Strike] = field(default_factory=Tally)
     #: Sentences about messages that were handed back although nothing had gone wrong.
     needless: list[str] = field(default_factory=list)
@@ -124,19 +127,27 @@ class World:
         self, messages: Iterable[Message], strikes: Sequence[Strike] = (), *, answer_arrives: bool = True
     ) -> Process:
         """Invoke the handler with `messages`, and act on its answer if that arrives."""
+        invocation = self.invoke(messages, strikes)
+        self.go_on(invocation, answer_arrives=answer_arrives)
+        return invocation.process
+
+    def invoke(self, messages: Iterable[Message], strikes: Sequence[Strike] = ()) -> Invocation:
+        """Start the handler with `messages`, and do not wait for it."""
         batch = self.queue.receive(messages)
         event = {"Records": [message.as_record() for message in batch]}
-        process = Process(lambda: handler(event, Context()), strikes)
         self.figures.deliveries += len(batch)
-        process.run()
-        invocation = Invocation(process, batch)
-        if process.state == "frozen":
+        return Invocation(Process(lambda: handler(event, Context()), strikes), batch)
+
+    def go_on(self, invocation: Invocation, *, answer_arrives: bool = True) -> None:
+        """Wait until a worker freezes or ends, and act on its answer if that arrives."""
+        if invocation.process.state == "running":
+            invocation.process.run()
+        if invocation.process.state == "frozen":
             self.frozen.append(invocation)
-            for message in batch:
-                self._note(process, order_of(message))
+            for message in invocation.batch:
+                self._note(invocation.process, order_of(message))
         else:
             self._ended(invocation, answer_arrives=answer_arrives)
-        return process
 
     def thaw(self, invocation: Invocation, *, answer_arrives: bool = True) -> None:
         """Let a frozen worker go on: it does not know that time has passed."""
