@@ -43,8 +43,8 @@ MUTATIONS: Final = (
     Mutation(
         "what could not be read counts as the first",
         "handler.py",
-        "        try:\n            message = SQSLambdaTaskMessage.from_body",
-        "        self._started_any, started = True, self._started_any\n        try:\n            message = SQSLambdaTaskMessage.from_body",
+        "        try:\n            message = read_message",
+        "        self._started_any, started = True, self._started_any\n        try:\n            message = read_message",
         BATCHES + "::TestTime",
     ),
     Mutation(
@@ -56,16 +56,16 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "an event without messages is done",
-        "handler.py",
+        "deliveries.py",
         "    if not isinstance(records, list):",
         "    if records is None:\n        return []\n    if not isinstance(records, list):",
         BATCHES + "::TestEvents",
     ),
     Mutation(
         "a message twice in a batch is named twice",
-        "handler.py",
-        "        found.setdefault(raw_id, Delivery(record, raw_id, _receive_count(record)))",
-        "        found[raw_id + str(len(found))] = Delivery(record, raw_id, _receive_count(record))",
+        "deliveries.py",
+        "        found.setdefault(delivery.raw_id, delivery)\n",
+        "        found[delivery.raw_id + str(len(found))] = delivery\n",
         BATCHES + "::TestCopies",
     ),
     Mutation(

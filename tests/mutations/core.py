@@ -48,8 +48,8 @@ MUTATIONS: Final = (
     Mutation(
         "no fence",
         "stores/orm.py",
-        "            pk=run.message_id, claim=run.claim, status=TaskStatus.RUNNING\n",
-        "            pk=run.message_id\n",
+        "filter(pk=message_id, claim=claim, status=TaskStatus.RUNNING)\n",
+        "filter(pk=message_id)\n",
     ),
     Mutation(
         "a running invocation is acknowledged",
@@ -66,8 +66,8 @@ MUTATIONS: Final = (
     Mutation(
         "a claim has no lease",
         "stores/orm.py",
-        "            claim=run.claim,\n            lease_until=_from_now(run.lease),\n        )\n\n    def _read",
-        "            claim=run.claim,\n            lease_until=_from_now(0),\n        )\n\n    def _read",
+        '"lease": timedelta(seconds=run.lease),\n',
+        '"lease": timedelta(),\n',
     ),
     Mutation(
         "crashes are not counted",
@@ -182,9 +182,9 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a record without an id is passed over",
-        "handler.py",
-        '            raise InvalidEvent("A record of the event has no messageId',
-        '            continue\n            raise InvalidEvent("A record of the event has no messageId',
+        "deliveries.py",
+        "map(Delivery.of, records):",
+        'map(Delivery.of, [record for record in records if isinstance(record, dict) and record.get("messageId")]):',
         "tests/test_handler.py",
     ),
     Mutation(

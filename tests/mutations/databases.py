@@ -10,6 +10,7 @@ DATABASE: Final = "tests/faults/test_database_faults.py"
 SINGLETON: Final = "tests/faults/test_singleton_faults.py"
 STORES: Final = "tests/contracts/test_stores.py"
 MODEL: Final = "tests/faults/test_claim_model.py"
+CRASH: Final = "tests/faults/test_server_crash.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -188,8 +189,8 @@ MUTATIONS: Final = (
     Mutation(
         "the model notices a missing fence",
         "stores/orm.py",
-        "            pk=run.message_id, claim=run.claim, status=TaskStatus.RUNNING\n",
-        "            pk=run.message_id, status=TaskStatus.RUNNING\n",
+        "filter(pk=message_id, claim=claim, status=TaskStatus.RUNNING)\n",
+        "filter(pk=message_id, status=TaskStatus.RUNNING)\n",
         MODEL,
     ),
     Mutation(
@@ -291,9 +292,51 @@ MUTATIONS: Final = (
         "tests/test_sqs.py",
     ),
     Mutation(
+        "a task that must not repeat does not wait for its claim",
+        "stores/orm.py",
+        'if self._durable_claims or run.task.on_crash == "fail":',
+        "if self._durable_claims:",
+        STORES + "::test_the_claim_of_a_task_that_must_not_repeat_waits_for_the_disk",
+    ),
+    Mutation(
+        "the claim in a foreign transaction does not wait",
+        "stores/orm.py",
+        "return connection.in_atomic_block or not connection.get_autocommit() or not _commits_at_once(connection)",
+        "return not _commits_at_once(connection)",
+        STORES + "::test_a_claim_in_somebody_elses_transaction_leaves_it_as_it_is",
+    ),
+    Mutation(
+        "the claim in a transaction without atomic() does not wait",
+        "stores/orm.py",
+        "connection.in_atomic_block or not connection.get_autocommit() or",
+        "connection.in_atomic_block or",
+        STORES + "::test_a_claim_in_somebody_elses_transaction_leaves_it_as_it_is",
+    ),
+    Mutation(
+        "SUCCESS does not wait either",
+        "stores/orm.py",
+        "SET LOCAL synchronous_commit",
+        "SET synchronous_commit",
+        CRASH + "::test_nothing_is_lost_or_doubled_where_the_crash_has_made_the_server_forget_claims",
+    ),
+    Mutation(
+        "claims wait although they need not",
+        "stores/orm.py",
+        "SET LOCAL synchronous_commit TO OFF; ",
+        "",
+        CRASH + "::test_nothing_is_lost_or_doubled_where_the_crash_has_made_the_server_forget_claims",
+    ),
+    Mutation(
+        "a forgotten sender is run beside its retry",
+        "stores/orm.py",
+        "        if status is None and not self._durable_claims:\n",
+        "        if False:\n",
+        CRASH + "::test_nothing_is_lost_or_doubled_where_the_crash_has_made_the_server_forget_claims",
+    ),
+    Mutation(
         "a spoiled transaction goes unnoticed",
         "executor.py",
-        "        refuse_broken_transaction(run)\n",
+        "        refuse_broken_transaction(run, connection)\n",
         "",
         "tests/faults/test_swallowed_errors.py",
     ),

@@ -115,10 +115,45 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the watchdog stays armed",
-        "timeouts.py",
-        "            faulthandler.cancel_dump_traceback_later()\n",
-        "            pass\n",
+        "watchdog.py",
+        "        faulthandler.cancel_dump_traceback_later()\n",
+        "        pass\n",
         CLEAN,
+    ),
+    Mutation(
+        "the watchdog is shared with whom it would strike too early",
+        "watchdog.py",
+        " and wanted <= _due <= wanted + SLACK:",
+        " and _due <= wanted + SLACK:",
+        "tests/test_watchdog.py",
+    ),
+    Mutation(
+        "the watchdog is shared with whom it would strike too late",
+        "watchdog.py",
+        " and wanted <= _due <= wanted + SLACK:",
+        " and wanted <= _due:",
+        "tests/test_watchdog.py",
+    ),
+    Mutation(
+        "the watchdog stays set after a batch",
+        "watchdog.py",
+        "        _shared = before\n        call_off()\n",
+        "        _shared = before\n",
+        "tests/test_watchdog.py",
+    ),
+    Mutation(
+        "the watchdog stays set though it is due soon",
+        "watchdog.py",
+        " and _due - time.monotonic() > IDLE)",
+        ")",
+        "tests/test_watchdog.py",
+    ),
+    Mutation(
+        "limits inside of a task take its watchdog away",
+        "timeouts.py",
+        "            self._outer_limits._set_watchdog()  # ours has taken its place\n",
+        "            pass\n",
+        "tests/test_watchdog.py",
     ),
     Mutation(
         "an outer alarm is not given back", "timeouts.py", "        self._outer.give_back()\n", "        pass\n", CLEAN

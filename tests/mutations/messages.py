@@ -85,7 +85,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a delivery prints its body",
-        "handler.py",
+        "deliveries.py",
         "    record: Mapping[str, Any] = field(repr=False)\n",
         "    record: Mapping[str, Any]\n",
         SENSITIVE,
@@ -148,14 +148,14 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "an event is an object",
-        "handler.py",
+        "deliveries.py",
         'event.get("Records") if isinstance(event, Mapping) else None',
         'event.get("Records")',
         INPUT + "::test_what_is_no_event_at_all_is_refused_as_such",
     ),
     Mutation(
         "a count of receives may be of any length",
-        "handler.py",
+        "deliveries.py",
         " and len(text) <= 15",
         "",
         INPUT + "::test_a_count_of_receives_of_any_kind_is_survived",
