@@ -19,7 +19,7 @@ CREATE_VENV = $(PYTHON) -m venv $(VENV)
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: help test demo serve lint chaos sweep protocols soak clean
+.PHONY: help test demo serve lint chaos crashes sweep protocols soak bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ lint: $(VENV)/.installed-dev ## Check style, types, the direction of imports, an
 chaos: $(VENV)/.installed-test ## Random worlds in which workers die; SEEDS=1000 for a long run
 	$(VENV)/bin/python -m tests.simulation chaos --seeds $(SEEDS) $(ARGS)
 
+crashes: $(VENV)/.installed-test ## PostgreSQL crashes while workers stand at every point; ARGS="--durable-claims no"
+	$(VENV)/bin/python -m tests.simulation crashes --seeds $(SEEDS) $(ARGS)
+
 sweep: $(VENV)/.installed-test ## Every kind of task, struck at every point by every fault
 	$(VENV)/bin/python -m tests.simulation sweep $(ARGS)
 
@@ -51,6 +54,9 @@ protocols: $(VENV)/.installed-test ## The protocol without one of its protection
 
 soak: $(VENV)/.installed-test ## Ten thousand tasks through real workers that are killed at random
 	$(VENV)/bin/python -m tests.faults.soak --tasks $(TASKS) $(ARGS)
+
+bench: $(VENV)/.installed-bench ## Measure everything and write docs/benchmarks.md, in half an hour; ARGS="execute" for a part
+	$(VENV)/bin/python -m benchmarks $(ARGS)
 
 clean: ## Remove the environments and everything that was built
 	rm -rf $(VENV) .nox build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

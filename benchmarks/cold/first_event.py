@@ -1,0 +1,24 @@
+"""Imports a handler and calls it with one event, as a new container does; says what that took.
+
+python first_event.py MODULE EVENT
+"""
+
+# What is imported is what is measured.
+# ruff: noqa: E402
+
+import time
+
+wall, cpu = time.perf_counter(), time.process_time()
+
+import importlib
+import json
+import sys
+
+answer = importlib.import_module(sys.argv[1]).handler(json.loads(sys.argv[2]), None)
+
+wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+
+from peak import say
+
+assert answer == {"batchItemFailures": []}, answer
+say(wall, cpu)

@@ -1,0 +1,1 @@
+"""A small project that is started over and over: with the library, and without."""

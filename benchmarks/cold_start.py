@@ -1,0 +1,327 @@
+"""How long a process takes to start with the library: `python -m benchmarks.cold_start`.
+
+The programs that are started are in `benchmarks/cold`. To measure another version of the library, put it
+first into PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from benchmarks import servers
+from benchmarks.cold.peak import peak_memory
+from benchmarks.harness import Measured, Sample, in_turn, milliseconds
+from benchmarks.report import Bars, Report, Table, main
+from lambda_tasks.local.runtime import Function, Runtime
+from lambda_tasks.local.runtime_api import Answered
+
+PROGRAMS: Final = Path(__file__).parent / "cold"
+ROOT: Final = PROGRAMS.parents[1]
+
+#: The environment of every process that is measured.
+Environment = Mapping[str, str]
+#: A process without the library, and one with it.
+Pair = tuple[Callable[[], Sample], Callable[[], Sample]]
+
+SETUP_GOAL: Final = 1.05
+FIRST_GOAL: Final = 1.5
+
+ABOUT_THE_COLLECTOR: Final = (
+    "A full run of Python's garbage collector costs tens of milliseconds and comes when a quarter more objects live "
+    "than after the last one: a few modules decide whether it is measured. The rows without a collector say what the "
+    "imports themselves cost."
+)
+
+
+def measure(options: argparse.Namespace) -> Report:
+    with databases() as (postgres, sqlite), tempfile.TemporaryDirectory() as bytecode:
+        bare, web = project("bare", sqlite, bytecode), project("web", sqlite, bytecode)
+        on_postgres, web_on_postgres = project("bare", postgres, bytecode), project("web", postgres, bytecode)
+        web_processes = {
+            "bare": set_up(bare),
+            "with Django's own apps": set_up(web),
+            "bare, no garbage collector": set_up(without_collector(bare)),
+            "with Django's own apps, no garbage collector": set_up(without_collector(web)),
+        }
+        first_events = {
+            "bare, SQLite": first_event(bare),
+            "bare, PostgreSQL": first_event(on_postgres),
+            "with Django's own apps, PostgreSQL": first_event(web_on_postgres),
+        }
+        in_lambda = {
+            "bare, PostgreSQL": through_runtime(on_postgres),
+            "with Django's own apps, PostgreSQL": through_runtime(web_on_postgres),
+        }
+        setups = measured(web_processes, options.rounds)
+        firsts = measured(first_events, options.rounds)
+        answers = measured(in_lambda, options.rounds)
+        # Every import compiles: seconds a process, so a few must do.
+        compiled_events = {"bare, PostgreSQL": first_event(without_bytecode(on_postgres))}
+        compiled = measured(compiled_events, max(options.rounds // 5, 2))
+        return Report(
+            title="Cold start",
+            question=(
+                "What does the library add to the start of a process: to a web process that imports tasks and sends "
+                "none, and to a Lambda container from its start to the first result?"
+            ),
+            method=[
+                *servers.machine(),
+                f"{options.rounds} rounds; in each one, every contender is a new process, in turn",
+                "Bytecode is on the disk, as pip and Lambda's images leave it, where nothing else is said",
+                "The 20 tasks of the project have arguments of several types; without the library, they are functions",
+                "Memory is the most that was resident (VmHWM)",
+            ],
+            tables=[
+                pairs_table(
+                    "`django.setup()` and the import of 20 tasks, without the start of Python; "
+                    f"the goal is a ratio of {SETUP_GOAL}",
+                    "without",
+                    setups,
+                ),
+                pairs_table(
+                    "Import of the handler and first event with one message, without the start of Python, against "
+                    f"`django.setup()` and one `INSERT` of the ORM's; the goal is a ratio of {FIRST_GOAL}",
+                    "floor",
+                    firsts,
+                ),
+                pairs_table(
+                    "From the start of the process to its first answer, in awslambdaric, against a handler that calls "
+                    "`django.setup()` and inserts one row",
+                    "floor",
+                    answers,
+                ),
+                pairs_table("The second table without bytecode on the disk", "floor", compiled),
+                imports_table(on_postgres),
+            ],
+            plots=[
+                Bars(
+                    "cold-start",
+                    "First event with one message: CPU",
+                    "times the floor",
+                    [(name, *astuple(firsts.cpu_ratio(name, floor_of(name)))) for name in first_events],
+                    mark=FIRST_GOAL,
+                )
+            ],
+            remarks=[ABOUT_THE_COLLECTOR],
+        )
+
+
+# The processes
+
+
+def project(kind: str, database: Mapping[str, Any], bytecode: str) -> Environment:
+    """Return the environment of a process of the project `kind`: bare, or with Django's own apps."""
+    given = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+    return {
+        "DJANGO_SETTINGS_MODULE": "shop.settings",
+        "COLD_PROJECT": kind,
+        "COLD_DATABASE": json.dumps(database),
+        "PYTHONPATH": os.pathsep.join([str(PROGRAMS), *given, str(ROOT)]),
+        "PYTHONPYCACHEPREFIX": bytecode,
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
+
+
+def without_bytecode(environment: Environment) -> Environment:
+    return environment | {"PYTHONPYCACHEPREFIX": os.devnull, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def without_collector(environment: Environment) -> Environment:
+    return environment | {"COLD_COLLECTOR": "off"}
+
+
+def with_tasks(environment: Environment, answer: str) -> Environment:
+    return environment | {"COLD_TASKS": answer}
+
+
+def set_up(environment: Environment) -> Pair:
+    return (
+        lambda: run("set_up.py", "shop.functions", environment=with_tasks(environment, "no")),
+        lambda: run("set_up.py", "shop.tasks", environment=with_tasks(environment, "yes")),
+    )
+
+
+def first_event(environment: Environment) -> Pair:
+    return (
+        lambda: run("first_event.py", "shop.floor", json.dumps(event()), environment=with_tasks(environment, "no")),
+        lambda: run(
+            "first_event.py", "lambda_tasks.handler", json.dumps(event()), environment=with_tasks(environment, "yes")
+        ),
+    )
+
+
+def through_runtime(environment: Environment) -> Pair:
+    return (
+        lambda: answered("shop.floor.handler", with_tasks(environment, "no")),
+        lambda: answered("lambda_tasks.handler.handler", with_tasks(environment, "yes")),
+    )
+
+
+def run(program: str, *arguments: str, environment: Environment) -> Sample:
+    """Run a program of `benchmarks/cold` and return what it says that it took."""
+    command = [sys.executable, str(PROGRAMS / program), *arguments]
+    ended = subprocess.run(command, env={**os.environ, **environment}, check=False, capture_output=True, text=True)
+    if ended.returncode:
+        raise RuntimeError(f"{program} ended with {ended.returncode}: {ended.stderr[-2000:]}")
+    said = json.loads(ended.stdout)
+    return Sample(said["wall"], said["cpu"], said["peak_memory"])
+
+
+def answered(handler: str, environment: Environment) -> Sample:
+    """Start a container, hand it an event, and wait for the answer."""
+    output: list[str] = []
+    runtime = Runtime(Function(handler, 60, environment=environment), on_output=output.append)
+    before, started = _cpu_of_children(), time.perf_counter()
+    try:
+        process = runtime.start()
+        result = runtime.invoke(event())
+        wall, memory = time.perf_counter() - started, peak_memory(process)
+    finally:
+        runtime.close()
+    if not (isinstance(result, Answered) and json.loads(result.body) == {"batchItemFailures": []}):
+        raise RuntimeError(f"{handler} answered {result}: {output}")
+    return Sample(wall, _cpu_of_children() - before, memory)
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def event() -> dict[str, Any]:
+    """Return an event as SQS makes it, with one message that was never sent before."""
+    arguments = {"order_id": 7, "email": "ada@example.com"}
+    return {
+        "Records": [
+            {
+                "messageId": str(uuid.uuid4()),
+                "receiptHandle": "handle",
+                "body": json.dumps({"task_name": "shop.tasks.send_receipt", "kwargs": arguments}),
+                "attributes": {
+                    "ApproximateReceiveCount": "1",
+                    "SentTimestamp": str(time.time_ns() // 1_000_000),
+                    "SenderId": "sender",
+                    "ApproximateFirstReceiveTimestamp": str(time.time_ns() // 1_000_000),
+                },
+                "messageAttributes": {
+                    "lambda_tasks.message_id": {"stringValue": str(uuid.uuid4()), "dataType": "String"},
+                },
+                "eventSource": "aws:sqs",
+                "eventSourceARN": "arn:aws:sqs:eu-west-1:123456789012:default",
+                "awsRegion": "eu-west-1",
+            }
+        ]
+    }
+
+
+@contextmanager
+def databases() -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Make a database with the project's tables on PostgreSQL, and one of SQLite."""
+    name = f"lambda_tasks_bench_{os.getpid()}"
+    postgres = servers.django_database("PostgreSQL", name)
+    with tempfile.TemporaryDirectory() as directory:
+        sqlite = {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": f"{directory}/{name}.sqlite3",
+            "OPTIONS": {"timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"},
+        }
+        with psycopg.connect(servers.address("PostgreSQL"), autocommit=True) as server:
+            server.execute(f"CREATE DATABASE {name}")
+            try:
+                for database in (postgres, sqlite):
+                    migrate(project("web", database, directory))
+                yield postgres, sqlite
+            finally:
+                server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def migrate(environment: Environment) -> None:
+    command = [sys.executable, "-m", "django", "migrate", "--run-syncdb", "--skip-checks", "--verbosity=0"]
+    subprocess.run(command, env={**os.environ, **with_tasks(environment, "yes")}, check=True)
+
+
+# The tables
+
+
+def measured(pairs: Mapping[str, Pair], rounds: int) -> Measured:
+    """Measure both of every pair; the first has the name that `floor_of` gives it."""
+    contenders = {}
+    for name, (floor, ours) in pairs.items():
+        contenders |= {floor_of(name): floor, name: ours}
+    return in_turn(contenders, rounds=rounds)
+
+
+def floor_of(name: str) -> str:
+    return f"{name}: floor"
+
+
+def pairs_table(caption: str, floor_name: str, found: Measured) -> Table:
+    names = [name for name in found.samples if floor_of(name) in found.samples]
+    return Table(
+        caption,
+        ["project", f"{floor_name}: CPU, ms", "ours: CPU, ms", "CPU ratio", "wall ratio", "memory ratio", "ours: MiB"],
+        [
+            [
+                name,
+                milliseconds(found.cpu(floor_of(name)).median),
+                milliseconds(found.cpu(name).median),
+                str(found.cpu_ratio(name, floor_of(name))),
+                str(found.wall_ratio(name, floor_of(name))),
+                str(found.memory_ratio(name, floor_of(name))),
+                f"{found.peak_memory(name).median / 1024:.0f}",
+            ]
+            for name in names
+        ],
+    )
+
+
+def astuple(spread: Any) -> tuple[float, float, float]:
+    return spread.median, spread.low, spread.high
+
+
+def imports_table(environment: Environment) -> Table:
+    """Say which packages the first event imports that the floor does not, and what each costs."""
+    floor = _imported("shop.floor", with_tasks(environment, "no"))
+    ours = _imported("lambda_tasks.handler", with_tasks(environment, "yes"))
+    packages: dict[str, list[float]] = defaultdict(list)
+    for module in ours.keys() - floor.keys():
+        package = module.partition(".")[0]
+        packages["Python's own" if package in sys.stdlib_module_names else package].append(ours[module])
+    rows = sorted(packages.items(), key=lambda item: -sum(item[1]))
+    return Table(
+        "What the first event imports beyond the floor (`python -X importtime`, which adds its own cost; one process)",
+        ["package", "modules", "ms"],
+        [[package, str(len(times)), milliseconds(sum(times))] for package, times in rows],
+    )
+
+
+def _imported(handler: str, environment: Environment) -> dict[str, float]:
+    """Return the modules that the first event imports, and the seconds of each without those that it imports."""
+    command = [sys.executable, "-X", "importtime", str(PROGRAMS / "first_event.py"), handler, json.dumps(event())]
+    ended = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True)
+    found = {}
+    for line in ended.stderr.splitlines():
+        if line.startswith("import time:") and "|" in line:
+            own, _, module = line.removeprefix("import time:").split("|")
+            if own.strip().isdigit():
+                found[module.strip()] = int(own) / 1e6
+    return found
+
+
+if __name__ == "__main__":
+    main(measure, rounds=9)

@@ -1,0 +1,170 @@
+"""What does it cost to execute a task?
+
+A task that does nothing, through the handler in batches of ten, with its record; against loops that
+write the same rows with the same statements and do nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import uuid
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness import in_turn, microseconds, timed
+from benchmarks.report import Bars, Report, Table, main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OURS = "handler()"
+FLOOR = "ORM, written out"
+DRIVER = "driver, written out"
+BATCH = 10
+
+
+def orm_loop(n: int) -> None:
+    """INSERT, BEGIN, UPDATE, COMMIT for each task, as one writes it with Django's ORM."""
+    from django.db import transaction
+    from django.db.models.functions import Now
+
+    from lambda_tasks.models import TaskRecord
+
+    for _ in range(n):
+        message_id, claim = uuid.uuid4(), uuid.uuid4()
+        TaskRecord.objects.create(
+            id=message_id,
+            task_name="benchmarks.tasks.nothing",
+            kwargs={},
+            status="RUNNING",
+            start_time=Now(),
+            n_retries=0,
+            root_id=message_id,
+            queue="default",
+            claim=claim,
+            lease_until=Now() + timedelta(seconds=309),
+        )
+        with transaction.atomic():
+            TaskRecord.objects.filter(pk=message_id, claim=claim, status="RUNNING").update(
+                status="SUCCESS", end_time=Now(), result=None, traceback=None
+            )
+
+
+def driver_loop(n: int) -> None:
+    """The same statements, given to psycopg or sqlite3 as text."""
+    from django.db import connection
+
+    connection.ensure_connection()
+    with connection.connection.cursor() if connection.vendor == "postgresql" else connection.cursor() as cursor:
+        insert, update = _statements(connection.vendor)
+        for _ in range(n):
+            message_id, claim = uuid.uuid4(), uuid.uuid4()
+            keys = (message_id, claim) if connection.vendor == "postgresql" else (message_id.hex, claim.hex)
+            cursor.execute(insert, (keys[0], keys[0], keys[1]))
+            cursor.execute("BEGIN")
+            cursor.execute(update, keys)
+            cursor.execute("COMMIT")
+
+
+def _statements(vendor: str) -> tuple[str, str]:
+    now = "STATEMENT_TIMESTAMP()" if vendor == "postgresql" else "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+    lease = f"{now} + interval '309 s'" if vendor == "postgresql" else now
+    insert = f"""
+        INSERT INTO lambda_tasks_taskrecord (id, task_name, kwargs, status, start_time, n_retries, root_id,
+            queue, claim, lease_until, takeovers)
+        VALUES (%s, 'benchmarks.tasks.nothing', '{{}}', 'RUNNING', {now}, 0, %s, 'default', %s, {lease}, 0)"""
+    update = f"""
+        UPDATE lambda_tasks_taskrecord SET status = 'SUCCESS', end_time = {now}, result = NULL, traceback = NULL
+        WHERE id = %s AND claim = %s AND status = 'RUNNING'"""
+    return insert, update
+
+
+def through_handler(events: Callable[[], list[dict[str, Any]]]) -> Callable[[], None]:
+    from lambda_tasks.handler import handler
+
+    waiting = iter(events())
+
+    def run() -> None:
+        for event in next(waiting):
+            assert handler(event, None) == {"batchItemFailures": []}
+
+    return run
+
+
+def measure(options: argparse.Namespace) -> Report:
+    os.environ["BENCH_DATABASE"] = options.database
+    os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
+    from benchmarks.databases import migrated
+
+    with migrated():
+        return _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> Report:
+    from benchmarks import servers, tasks
+    from benchmarks.events import events_of
+    from lambda_tasks.handler import handler
+    from lambda_tasks.models import TaskRecord
+
+    n = options.tasks
+    # Each message is new: what was run before would be recognised.
+    rounds = [events_of(tasks.nothing, messages=n, size=BATCH) for _ in range(options.rounds + 1)]
+    batches = iter(rounds)
+
+    def ours() -> None:
+        for event in next(batches):
+            assert handler(event, None) == {"batchItemFailures": []}
+
+    measured = in_turn(
+        {
+            FLOOR: timed(lambda: orm_loop(n), units=n),
+            OURS: timed(ours, units=n),
+            DRIVER: timed(lambda: driver_loop(n), units=n),
+        },
+        rounds=options.rounds,
+        reset=TaskRecord.objects.all().delete,
+    )
+    names = [FLOOR, OURS, DRIVER]
+    return Report(
+        title=f"Executing a task ({options.database})",
+        question=__doc__ or "",
+        method=[
+            f"{n:,} tasks in each of {options.rounds} rounds, after one that does not count; the contenders in turn.",
+            "CPU time is that of the worker's process, without the database's.",
+            *servers.machine(),
+        ],
+        tables=[
+            Table(
+                "Per task, medians; ratios to the ORM's loop as median (quartiles).",
+                ("", "CPU, µs", "wall, µs", "CPU ratio", "wall ratio"),
+                [
+                    (
+                        name,
+                        microseconds(measured.cpu(name).median),
+                        microseconds(measured.wall(name).median),
+                        str(measured.cpu_ratio(name, FLOOR)),
+                        str(measured.wall_ratio(name, FLOOR)),
+                    )
+                    for name in names
+                ],
+            )
+        ],
+        plots=[
+            Bars(
+                f"execute-{options.database}",
+                f"CPU time of a task ({options.database})",
+                "times the ORM's loop",
+                [(name, *_figures(measured.cpu_ratio(name, FLOOR))) for name in names],
+                mark=1.0,
+            )
+        ],
+    )
+
+
+def _figures(spread: Any) -> tuple[float, float, float]:
+    return spread.median, spread.low, spread.high
+
+
+if __name__ == "__main__":
+    main(measure, rounds=9, tasks=1000, database="postgres")
