@@ -12,13 +12,15 @@ import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import in_turn, microseconds, timed
+from benchmarks.harness import Sample, in_turn, microseconds, timed
 from benchmarks.report import Bars, Report, Table, main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 OURS = "handler()"
+OURS_AT_ONCE = "handler(), durable_claims=False"
+ORM_STORE = "lambda_tasks.stores.orm.ORMStore"
 FLOOR = "ORM, written out"
 DRIVER = "driver, written out"
 BATCH = 10
@@ -80,18 +82,6 @@ def _statements(vendor: str) -> tuple[str, str]:
     return insert, update
 
 
-def through_handler(events: Callable[[], list[dict[str, Any]]]) -> Callable[[], None]:
-    from lambda_tasks.handler import handler
-
-    waiting = iter(events())
-
-    def run() -> None:
-        for event in next(waiting):
-            assert handler(event, None) == {"batchItemFailures": []}
-
-    return run
-
-
 def measure(options: argparse.Namespace) -> Report:
     os.environ["BENCH_DATABASE"] = options.database
     os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
@@ -102,30 +92,38 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def _measure(options: argparse.Namespace) -> Report:
+    from django.test import override_settings
+
     from benchmarks import servers, tasks
     from benchmarks.events import events_of
     from lambda_tasks.handler import handler
     from lambda_tasks.models import TaskRecord
 
     n = options.tasks
-    # Each message is new: what was run before would be recognised.
-    rounds = [events_of(tasks.nothing, messages=n, size=BATCH) for _ in range(options.rounds + 1)]
-    batches = iter(rounds)
 
-    def ours() -> None:
-        for event in next(batches):
-            assert handler(event, None) == {"batchItemFailures": []}
+    def ours(**store: Any) -> Callable[[], Sample]:
+        # Each message is new: what was run before would be recognised.
+        rounds = iter([events_of(tasks.nothing, messages=n, size=BATCH) for _ in range(options.rounds + 1)])
 
-    measured = in_turn(
-        {
-            FLOOR: timed(lambda: orm_loop(n), units=n),
-            OURS: timed(ours, units=n),
-            DRIVER: timed(lambda: driver_loop(n), units=n),
-        },
-        rounds=options.rounds,
-        reset=TaskRecord.objects.all().delete,
-    )
-    names = [FLOOR, OURS, DRIVER]
+        def run() -> None:
+            for event in next(rounds):
+                assert handler(event, None) == {"batchItemFailures": []}
+
+        def contender() -> Sample:
+            with override_settings(LAMBDA_TASKS_STORE={"BACKEND": ORM_STORE, "OPTIONS": store}):
+                return timed(run, units=n)()
+
+        return contender
+
+    contenders = {
+        FLOOR: timed(lambda: orm_loop(n), units=n),
+        OURS: ours(),
+        DRIVER: timed(lambda: driver_loop(n), units=n),
+    }
+    if options.database == "postgres":
+        contenders[OURS_AT_ONCE] = ours(durable_claims=False)
+    measured = in_turn(contenders, rounds=options.rounds, reset=TaskRecord.objects.all().delete)
+    names = list(contenders)
     return Report(
         title=f"Executing a task ({options.database})",
         question=__doc__ or "",

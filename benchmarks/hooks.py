@@ -93,8 +93,9 @@ def _measure(options: argparse.Namespace) -> Report:
             ),
         ],
         remarks=[
-            ("Called for a task that succeeds: `sending` and `sent` where it is enqueued, `resolve`, `started`, `call` "
-            "and `finished` in the worker, and `batch_finished` once for a batch.")
+            "Called where a task is enqueued: `sending` and `sent`.",
+            "Called in the worker for a task that succeeds: `resolve`, `started`, `call` and `finished`.",
+            "Called once for a batch: `batch_finished`.",
         ],
     )
 
