@@ -26,6 +26,9 @@ from lambda_tasks.doctor import Finding, connect_to_aws, diagnose
 from tests.conftest import Sqs
 from tests.test_checks import only
 
+# It is about AWS, and not about a version of Python or Django.
+pytestmark = pytest.mark.once
+
 PAGE = Path(__file__).parent.parent / "docs/reference/doctor.md"
 
 DAY = 86_400
