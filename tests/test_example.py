@@ -22,6 +22,9 @@ from urllib.request import HTTPCookieProcessor, ProxyHandler, Request, build_ope
 
 import pytest
 
+# What it shows of the library is tested with every pair of versions elsewhere.
+pytestmark = pytest.mark.once
+
 EXAMPLE: Final = Path(__file__).resolve().parent.parent / "example"
 #: Seconds: for a server to answer, and for the demo, which takes a fifth of it where nothing else runs.
 PATIENCE: Final = 20
