@@ -16,7 +16,13 @@ from itertools import count
 from typing import Any
 
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, ReadTimeoutError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    NoRegionError,
+    ReadTimeoutError,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -580,6 +586,35 @@ class TestDistance:
         backend.send(new_jobs(40), taken=[].append)
         assert all(threads[4:])
         assert len(threads) == 8
+
+    def test_one_that_answers_nobody_is_not_taken_for_near(self, relay: Relay) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            backend = SQSBackend(endpoint_url=f"http://127.0.0.1:{probe.getsockname()[1]}", max_attempts=1)
+            with pytest.raises(EndpointConnectionError):
+                backend.send(new_jobs(40), taken=[].append)
+        assert backend._waited == {}
+
+    def test_a_client_that_cannot_be_made_keeps_nobody_elses_message(
+        self, relay: Relay, sqs: Sqs, monkeypatch: pytest.MonkeyPatch, settings: Any
+    ) -> None:
+        settings.LAMBDA_TASKS_QUEUES = {
+            "default": sqs.queues["default"],
+            "broken": "https://sqs.eu-west-1.amazonaws.com/123456789012/broken",
+        }
+        backend = SQSBackend(endpoint_url=relay.url)
+        make = backend._new_client
+
+        def new_client(region: str | None) -> Any:
+            if region == "eu-west-1":
+                raise NoRegionError
+            return make(region)
+
+        monkeypatch.setattr(backend, "_new_client", new_client)
+        jobs, taken = [new_job(queue="broken"), *new_jobs(12)], []
+        with pytest.raises(NoRegionError):
+            backend.send(jobs, taken=taken.append)
+        assert ids(taken) == ids(jobs[1:])
 
     def test_one_that_is_slower_than_it_was_is_noticed(
         self, relay: Relay, threads: list[list[str]], monkeypatch: pytest.MonkeyPatch

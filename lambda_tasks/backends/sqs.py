@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -212,10 +213,12 @@ class SQSBackend(BaseBackend):
 
     def _send_timed(self, batch: _Batch) -> _Answer:
         """Send one batch in the caller's thread, and remember how long that thread had nothing to do."""
-        self._client(batch.url)  # to make it takes longer
+        with suppress(Exception):  # it is the batch's error, and is met there again
+            self._client(batch.url)  # to make one takes longer than a request
         began, worked = time.perf_counter(), time.thread_time()
         answer = self._send_batch(batch)
-        self._waited[batch.server.region] = time.perf_counter() - began - (time.thread_time() - worked)
+        if answer.taken:  # a refused connection, or a request that was not made, tells nothing of the distance
+            self._waited[batch.server.region] = time.perf_counter() - began - (time.thread_time() - worked)
         return answer
 
     def _send_batch(self, batch: _Batch) -> _Answer:
