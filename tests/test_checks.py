@@ -134,6 +134,15 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
     ],
     "E004": [
         (
+            lambda: messages(
+                LAMBDA_TASKS_STORE={
+                    "BACKEND": "lambda_tasks.stores.orm.ORMStore",
+                    "OPTIONS": {"database": "recods", "durable_claims": False},
+                }
+            ),
+            "LAMBDA_TASKS_STORE names database 'recods', which is not in DATABASES .*default",
+        ),
+        (
             lambda: messages(LAMBDA_TASKS_BACKEND="shop.Pigeons"),
             "BACKEND names 'shop.Pigeons', which cannot be imported",
         ),

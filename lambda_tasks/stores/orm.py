@@ -19,7 +19,7 @@ from django.db.models import DurationField, Expression, F, Q, QuerySet, Value
 
 from lambda_tasks import points
 from lambda_tasks.databases import LOCKED_PAUSE
-from lambda_tasks.exceptions import LeaseLost
+from lambda_tasks.exceptions import InvalidSetting, LeaseLost
 from lambda_tasks.jobs import Run
 from lambda_tasks.models import DatabaseNow, TaskRecord, TaskStatus
 from lambda_tasks.outcomes import Busy, Claim, Claimed, Failed, Finished, Ignored, Lost, Outcome, Retry, Succeeded
@@ -113,6 +113,11 @@ class ORMStore(BaseStore):
         return {str(pk) for pk in running.exclude(claim=None, takeovers=0).values_list("pk", flat=True)}
 
     def check(self) -> list[CheckMessage]:
+        if self.database not in connections.settings:
+            raise InvalidSetting(
+                f"LAMBDA_TASKS_STORE names database {self.database!r}, which is not in DATABASES "
+                f"({', '.join(sorted(connections.settings))}); correct the alias, or add the database."
+            )
         if self._durable_claims or _commits_at_once(connections[self.database]):
             return []
         return [
