@@ -14,9 +14,18 @@ from django.db.models import DurationField, F
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
-from lambda_tasks.models import DatabaseNow, TaskRecord, TaskStatus
-from lambda_tasks.stores.statements import Slot, Statement, Statements, insertion, update
-from lambda_tasks.strategies import get_store
+from lambda_tasks.models import DatabaseNow, OutboxMessage, TaskRecord, TaskStatus
+from lambda_tasks.statements import (
+    Insertion,
+    Slot,
+    Statement,
+    Statements,
+    deletion,
+    insertion,
+    insertion_of_many,
+    selection,
+    update,
+)
 
 FIELDS = {field.name: field for field in TaskRecord._meta.concrete_fields}
 
@@ -184,8 +193,68 @@ def test_each_thread_has_statements_of_its_own_and_they_go_with_its_connection()
     assert len(statements._written) == 0
 
 
-@pytest.mark.parametrize("setting", [{"USE_TZ": False}, {"TIME_ZONE": "Asia/Tokyo"}], ids=["USE_TZ", "TIME_ZONE"])
-def test_a_store_writes_them_again_when_the_zone_of_its_connection_changes(setting: dict[str, Any]) -> None:
-    before = get_store()
-    with override_settings(**setting):
-        assert get_store() is not before
+def test_they_are_written_again_when_the_zone_of_the_connection_changes() -> None:
+    connection = connections["default"]
+    statements = Statements()
+    before = statements.of(insert_row, connection)
+    assert statements.of(insert_row, connection) is before
+    with override_settings(USE_TZ=False, TIME_ZONE="Asia/Tokyo"):
+        there = statements.of(insert_row, connection)
+        assert there is not before
+        assert ("UTC_TIMESTAMP" in there.sql) is False
+    assert statements.of(insert_row, connection) is before
+
+
+# Many rows, selections and deletions
+
+
+def insert_messages(connection: Any) -> Insertion:
+    columns = {name: Slot(name, MESSAGE_FIELDS[name]) for name in ("id", "task_name", "queue", "body", "attributes")}
+    due_at = DatabaseNow() + Slot("due_in", DurationField())
+    message = OutboxMessage(**columns, created_at=DatabaseNow(), due_at=due_at)
+    return insertion_of_many(message, connection, anew=("body",))
+
+
+def message(number: int, **values: Any) -> dict[str, Any]:
+    columns = {"id": str(uuid.UUID(int=number)), "task_name": "a.b", "queue": "q", "body": str(number)}
+    return {**columns, "attributes": {"n": "100 %s"}, "due_in": timedelta(seconds=number), **values}
+
+
+MESSAGE_FIELDS = {field.name: field for field in OutboxMessage._meta.concrete_fields}
+
+
+@on_each_database
+class TestManyRows:
+    @pytest.fixture
+    def messages(self, database: str) -> Any:
+        return OutboxMessage.objects.using(database).order_by("id")
+
+    def insert(self, database: str, rows: list[dict[str, Any]]) -> None:
+        insert_messages(connections[database]).run(connections[database], rows)
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 60])
+    def test_are_one_insert(self, database: str, messages: Any, count: int) -> None:
+        rows = [message(number, body=f"%s %% O'Brien \\ ü 😀 {number}") for number in range(count)]
+        with CaptureQueriesContext(connections[database]) as queries:
+            self.insert(database, rows)
+        assert len(queries) == 1
+        assert [(str(found.pk), found.body, found.attributes) for found in messages] == [
+            (row["id"], row["body"], row["attributes"]) for row in rows
+        ]
+        assert [round((found.due_at - found.created_at).total_seconds()) for found in messages] == list(range(count))
+        assert {(found.attempts, found.error, found.holder) for found in messages} == {(0, "", None)}
+
+    def test_one_that_is_there_gets_what_is_to_be_new(self, database: str, messages: Any) -> None:
+        self.insert(database, [message(1, body="old", task_name="old"), message(2, body="other")])
+        self.insert(database, [message(1, body="new", task_name="new"), message(3)])
+        assert [(found.body, found.task_name) for found in messages] == [("new", "old"), ("other", "a.b"), ("3", "a.b")]
+
+    def test_some_are_selected_and_deleted_by_their_keys(self, database: str, messages: Any) -> None:
+        self.insert(database, [message(number) for number in range(5)])
+        connection = connections[database]
+        chosen = messages.filter(pk__in=[Slot(name, MESSAGE_FIELDS["id"]) for name in ("a", "b", "c")])
+        keys = {name: str(uuid.UUID(int=number)) for name, number in (("a", 1), ("b", 3), ("c", 9))}
+        rows = selection(chosen.values("body"), connection).rows(connection, keys)
+        assert [tuple(row) for row in rows] == [("1",), ("3",)]
+        assert deletion(chosen.order_by(), connection).run(connection, keys) == 2
+        assert [found.body for found in messages] == ["0", "2", "4"]

@@ -24,8 +24,8 @@ from lambda_tasks.jobs import Run
 from lambda_tasks.models import DatabaseNow, TaskRecord, TaskStatus
 from lambda_tasks.outcomes import Busy, Claim, Claimed, Failed, Finished, Ignored, Lost, Outcome, Retry, Succeeded
 from lambda_tasks.results import json_result
+from lambda_tasks.statements import Slot, Statement, Statements, insertion, update
 from lambda_tasks.stores.base import BaseStore
-from lambda_tasks.stores.statements import Slot, Statement, Statements, insertion, update
 from lambda_tasks.tracebacks import traceback_text
 
 #: The traceback of an invocation whose worker sent a retry, and died before it could say why.
@@ -111,6 +111,11 @@ class ORMStore(BaseStore):
         running = self._records().filter(pk__in=message_ids, status=TaskStatus.RUNNING)
         # A claim that was given back, and that nobody died with, is as if it had never been.
         return {str(pk) for pk in running.exclude(claim=None, takeovers=0).values_list("pk", flat=True)}
+
+    def status(self, message_id: str) -> str | None:
+        for status in self._records().filter(pk=message_id).values_list("status", flat=True):
+            return str(status)
+        return None
 
     def check(self) -> list[CheckMessage]:
         if self.database not in connections.settings:
