@@ -491,6 +491,235 @@ def test_the_timeouts_are_short_unless_they_are_given(sqs: Sqs) -> None:
     assert config.retries["total_max_attempts"] == 2
 
 
+# What became of each
+
+
+class Ends:
+    """What `send_each()` says of each job."""
+
+    def __init__(self, backend: SQSBackend, jobs: list[Job]) -> None:
+        self.taken: list[int] = []
+        self.failed: dict[int, Exception] = {}
+        self.refused: dict[int, Exception] = {}
+        told: list[str] = []
+
+        def put(ends: dict[int, Exception]) -> Callable[[Job, Exception], None]:
+            def end(job: Job, error: Exception) -> None:
+                told.append(job.message_id)
+                ends[job.message.kwargs["number"]] = error
+
+            return end
+
+        def take(job: Job) -> None:
+            told.append(job.message_id)
+            self.taken.append(job.message.kwargs["number"])
+
+        backend.send_each(jobs, taken=take, failed=put(self.failed), refused=put(self.refused))
+        assert Counter(told) == dict.fromkeys(ids(jobs), 1)
+
+
+def refusing_as(code: str, *numbers: int) -> Fault:
+    """Return a fault: SQS refuses these entries of a batch as the sender's fault, with this code."""
+
+    def fault(payload: dict[str, Any], forward: Forward) -> Answer:
+        status, answer = refusing(*numbers, sender_fault=True)(payload, forward) or (0, {})
+        for entry in answer["Failed"]:
+            entry["Code"] = code
+        return status, answer
+
+    return fault
+
+
+def refused_as(code: str) -> Fault:
+    """Return a fault: SQS refuses a whole request."""
+    return lambda payload, forward: (400, {"__type": f"com.amazonaws.sqs#{code}", "message": "because"})
+
+
+def test_all_that_is_sent_is_said_to_be_taken(backend: SQSBackend, sqs: Sqs) -> None:
+    jobs = new_jobs(25)
+    ends = Ends(backend, jobs)
+    assert (ends.taken, ends.failed, ends.refused) == ([*range(25)], {}, {})
+    assert arrived(sqs) == sorted(ids(jobs))
+
+
+@pytest.mark.parametrize(
+    "code", ["InvalidMessageContents", "InvalidParameterValue", "UnsupportedOperation", "SomeCode"]
+)
+def test_an_entry_that_sqs_will_never_take_is_refused(backend: SQSBackend, relay: Relay, sqs: Sqs, code: str) -> None:
+    relay.faults = [refusing_as(code, 1)]
+    jobs = new_jobs(3)
+    ends = Ends(backend, jobs)
+    assert (ends.taken, ends.failed, [*ends.refused]) == ([0, 2], {}, [1])
+    assert isinstance(ends.refused[1], ClientError)
+    assert ends.refused[1].response["Error"]["Code"] == code
+    assert jobs[1].message_id in str(ends.refused[1])
+    assert arrived(sqs) == sorted(ids([jobs[0], jobs[2]]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "KmsDisabled",
+        "KmsInvalidState",
+        "KmsNotFound",
+        "KmsOptInRequired",
+        "KmsThrottled",
+        "KmsAccessDenied",
+        "KMS.DisabledException",
+        "ThrottlingException",
+        "RequestThrottled",
+        "OverLimit",
+        "AccessDenied",
+        "AccessDeniedException",
+        "AuthFailure",
+        "InvalidSecurity",
+        "InvalidClientTokenId",
+        "AWS.SimpleQueueService.NonExistentQueue",
+        "QueueDoesNotExist",
+        "ServiceUnavailable",
+        "MissingParameter",  # of a FIFO queue, which is the wrong one
+    ],
+)
+def test_an_entry_that_is_refused_for_what_can_be_given_has_failed(
+    backend: SQSBackend, relay: Relay, sqs: Sqs, code: str
+) -> None:
+    relay.faults = [refusing_as(code, 1)]
+    ends = Ends(backend, new_jobs(3))
+    assert (ends.taken, [*ends.failed], ends.refused) == ([0, 2], [1], {})
+
+
+def test_an_entry_that_fails_by_the_services_fault_to_the_end_has_failed(
+    backend: SQSBackend, relay: Relay, sqs: Sqs
+) -> None:
+    relay.faults = [refusing(0, sender_fault=False)] * 3
+    ends = Ends(backend, new_jobs(3))
+    assert (sorted(ends.taken), [*ends.failed], ends.refused) == ([1, 2], [0], {})
+
+
+def test_entries_that_an_answer_never_mentions_have_failed(backend: SQSBackend, relay: Relay) -> None:
+    relay.faults = [without("Successful", "Failed")] * 3
+    ends = Ends(backend, new_jobs(2))
+    assert (ends.taken, [*ends.failed], ends.refused) == ([], [0, 1], {})
+
+
+@pytest.mark.parametrize("code", ["InvalidMessageContents", "InvalidParameterValue", "BatchRequestTooLong"])
+def test_a_request_that_is_refused_for_its_contents_is_sent_one_by_one(
+    backend: SQSBackend, relay: Relay, sqs: Sqs, code: str
+) -> None:
+    def one_is_to_blame(payload: dict[str, Any], forward: Forward) -> Answer:
+        if json.loads(payload["MessageBody"])["kwargs"]["number"] == 4:
+            return refused_as(code)(payload, forward)
+        return forward(payload)
+
+    relay.faults = [refused_as(code), *[one_is_to_blame] * 10]
+    jobs = new_jobs(12)
+    ends = Ends(backend, jobs)
+    assert relay.operations() == [("SendMessageBatch", 10), *[("SendMessage", 1)] * 10, ("SendMessageBatch", 2)]
+    assert (ends.taken, ends.failed, [*ends.refused]) == ([n for n in range(12) if n != 4], {}, [4])
+    assert arrived(sqs) == sorted(ids([*jobs[:4], *jobs[5:]]))
+
+
+def test_the_usual_way_to_send_does_so_too(backend: SQSBackend, relay: Relay, sqs: Sqs) -> None:
+    relay.faults = [refused_as("InvalidMessageContents"), refused_as("InvalidMessageContents")]
+    jobs, taken = new_jobs(3), []
+    with pytest.raises(ClientError, match="InvalidMessageContents"):
+        backend.send(jobs, taken=taken.append)
+    assert ids(taken) == ids(jobs[1:])
+    assert arrived(sqs) == sorted(ids(jobs[1:]))
+
+
+def test_a_single_message_that_is_refused_for_its_contents_is_refused(backend: SQSBackend, relay: Relay) -> None:
+    relay.faults = [refused_as("InvalidMessageContents")]
+    ends = Ends(backend, new_jobs(1))
+    assert (ends.taken, ends.failed, [*ends.refused]) == ([], {}, [0])
+    assert relay.operations() == [("SendMessage", 1)]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "AccessDeniedException",
+        "RequestThrottled",
+        "KmsAccessDenied",
+        "InvalidSecurity",
+        "OverLimit",
+        "QueueDoesNotExist",
+        "MissingParameter",
+    ],
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_request_that_is_refused_for_anything_else_has_failed_in_one_piece(
+    backend: SQSBackend, relay: Relay, code: str, count: int
+) -> None:
+    relay.faults = [refused_as(code)] * 2  # some are tried again by botocore
+    ends = Ends(backend, new_jobs(count))
+    assert (ends.taken, [*ends.failed], ends.refused) == ([], [*range(count)], {})
+    assert {operation for operation, _ in relay.operations()} == {"SendMessage" if count == 1 else "SendMessageBatch"}
+
+
+def test_a_queue_that_is_gone_keeps_no_other_queues_messages(
+    backend: SQSBackend, relay: Relay, sqs: Sqs, settings: Any
+) -> None:
+    settings.LAMBDA_TASKS_QUEUES = {"gone": sqs.queues["default"].replace("default", "gone"), **sqs.queues}
+    ends = Ends(backend, [new_job(queue="gone", number=0), new_job(queue="gone", number=1), new_job(number=2)])
+    assert (ends.taken, [*ends.failed], ends.refused) == ([2], [0, 1], {})
+
+
+def test_what_was_refused_in_the_first_answer_stays_refused_if_the_second_is_lost(
+    backend: SQSBackend, relay: Relay, sqs: Sqs
+) -> None:
+    def mixed(payload: dict[str, Any], forward: Forward) -> Answer:
+        status, answer = refusing(0, 1, sender_fault=True)(payload, forward) or (0, {})
+        answer["Failed"][1]["SenderFault"] = False
+        return status, answer
+
+    relay.faults = [mixed, answer_lost, answer_lost]
+    ends = Ends(backend, new_jobs(3))
+    assert (ends.taken, [*ends.failed], [*ends.refused]) == ([2], [1], [0])
+
+
+def test_what_was_not_tried_since_nobody_answered_has_failed(settings: Any) -> None:
+    settings.LAMBDA_TASKS_QUEUES = {"default": "http://127.0.0.1/1/default"}
+    with silent_server() as (url, connections):
+        backend = distant(endpoint_url=url, read_timeout=0.3, max_attempts=1, max_threads=2)
+        ends = Ends(backend, new_jobs(100))
+        assert connections() == 2
+    assert (ends.taken, [*ends.failed], ends.refused) == ([], [*range(100)], {})
+    kinds = Counter(type(error).__name__ for error in ends.failed.values())
+    assert kinds == {"ReadTimeoutError": 20, "ConnectionError": 80}
+    assert str(ends.failed[99]) == "SQS had not answered the messages before it."
+
+
+def test_a_server_that_falls_silent_in_the_middle_of_single_messages_has_failed_the_rest(
+    sqs: Sqs, relay: Relay
+) -> None:
+    backend = SQSBackend(endpoint_url=relay.url, read_timeout=0.3, max_attempts=1, max_threads=1)
+    test_is_over = threading.Event()
+
+    def never(payload: dict[str, Any], forward: Forward) -> Answer:
+        test_is_over.wait(60)
+        return None
+
+    relay.faults = [refused_as("InvalidMessageContents"), lambda payload, forward: forward(payload), never]
+    ends = Ends(backend, new_jobs(5))
+    test_is_over.set()
+    assert (ends.taken, [*ends.failed], ends.refused) == ([0], [1, 2, 3, 4], {})
+    # Botocore has made the request again that was not answered, or not; none of the others was made.
+    assert {request.entries[0]["MessageBody"] for request in relay.requests[1:]} == {
+        new_job(number=number).body for number in (0, 1)
+    }
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://", "https://sqs.eu-west-1.amazonaws.com:port/1/q", "file:///etc"])
+def test_an_address_that_is_none_keeps_no_other_queues_messages(
+    backend: SQSBackend, sqs: Sqs, settings: Any, url: str
+) -> None:
+    settings.LAMBDA_TASKS_QUEUES = {"bad": url, **sqs.queues}
+    backend = SQSBackend(max_threads=1)
+    ends = Ends(backend, [new_job(queue="bad", number=0), new_job(number=1), new_job(queue="other", number=2)])
+    assert (ends.taken, [*ends.failed]) == ([1, 2], [0])
+
+
 # Side by side
 
 
@@ -761,7 +990,7 @@ class Watched(SQSBackend):
 
     def _send_batch(self, batch: Any) -> Any:
         answer = super()._send_batch(batch)
-        if answer.errors:
+        if answer.failures:
             self.failed.set()
         return answer
 

@@ -23,6 +23,7 @@ from lambda_tasks.settings import LambdaTasksSettings, app_settings, whole_numbe
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
+    from botocore.exceptions import ClientError
 
 logger = logging.getLogger("lambda_tasks.backends.sqs")
 
@@ -41,6 +42,16 @@ _CONNECTIONS: Final = 50
 _WORTH_A_THREAD: Final = 0.002
 #: How often the entries of a batch are sent that SQS refused by a fault of its own.
 _BATCH_ATTEMPTS: Final = 3
+
+#: Errors of SQS (SendMessage and SendMessageBatch in its API reference) that are about the message itself.
+_ABOUT_CONTENTS: Final = frozenset(
+    {"InvalidMessageContents", "InvalidParameterValue", "UnsupportedOperation", "BatchRequestTooLong"}
+)
+#: Errors of a batch's entries that SQS calls the sender's fault, and that pass all the same: permissions, keys and
+#: quotas can be given, a queue can be made, and a FIFO queue (which misses a parameter) be replaced.
+_CURABLE: Final = re.compile(
+    "Kms|KMS|Throttl|OverLimit|Access|Auth|Security|Token|NonExistent|DoesNotExist|Unavailable|MissingParameter"
+)
 
 _ATTRIBUTE_NAME: Final = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9_.-]{0,254}[A-Za-z0-9_-])?")
 _ILLEGAL_CHARACTER: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -90,11 +101,21 @@ class _Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class _Failure:
+    """An error, and the jobs that it kept from being sent."""
+
+    error: Exception
+    jobs: list[Job]
+    #: Whether SQS says that the jobs themselves are to blame: it will never take them.
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Answer:
     """What became of a batch."""
 
     taken: list[Job] = field(default_factory=list)
-    errors: list[Exception] = field(default_factory=list)
+    failures: list[_Failure] = field(default_factory=list)
     not_tried: list[Job] = field(default_factory=list)
 
 
@@ -153,30 +174,13 @@ class SQSBackend(BaseBackend):
 
         Several requests are made side by side. `taken` is called in the order of the batches, in this thread.
         """
-        by_queue = _by_queue(jobs)
-        servers = {region: _Server(region) for region in map(_region_in, by_queue)}
-        batches = [
-            _Batch(url, servers[_region_in(url)], entries)
-            for url, entries_of_queue in by_queue.items()
-            for entries in self._batches(entries_of_queue)
-        ]
         errors: list[Exception] = []
         not_tried: list[Job] = []
-        # The first request that this process makes of a region tells how far away it is.
-        first = [self._send_timed(batch) for batch in batches[:1] if batch.server.region not in self._waited]
-        rest = batches[len(first) :]
-        far = any(self._waited.get(region, _WORTH_A_THREAD) >= _WORTH_A_THREAD for region in servers)
-        side_by_side = (
-            SideBySide(self._send_batch, rest, max_threads=self.max_threads)
-            if far
-            else SideBySide(self._send_timed, rest, max_threads=1)
-        )
-        with side_by_side as answers:
-            for answer in chain(first, answers):
-                for job in answer.taken:
-                    taken(job)
-                errors += answer.errors
-                not_tried += answer.not_tried
+        for answer in self._answers(jobs):
+            for job in answer.taken:
+                taken(job)
+            errors += [failure.error for failure in answer.failures]
+            not_tried += answer.not_tried
         for error in errors[1:]:
             logger.error("A message could not be sent to SQS.", exc_info=error)
         if not_tried:
@@ -188,6 +192,43 @@ class SQSBackend(BaseBackend):
             )
         if errors:
             raise errors[0]
+
+    def send_each(
+        self,
+        jobs: Sequence[Job],
+        *,
+        taken: Callable[[Job], None],
+        failed: Callable[[Job, Exception], None],
+        refused: Callable[[Job, Exception], None],
+    ) -> None:
+        for answer in self._answers(jobs):
+            for job in answer.taken:
+                taken(job)
+            for failure in answer.failures:
+                for job in failure.jobs:
+                    (refused if failure.final else failed)(job, failure.error)
+            for job in answer.not_tried:
+                failed(job, ConnectionError("SQS had not answered the messages before it."))
+
+    def _answers(self, jobs: Sequence[Job]) -> Iterator[_Answer]:
+        by_queue = _by_queue(jobs)
+        servers = {region: _Server(region) for region in map(_region_in, by_queue)}
+        batches = [
+            _Batch(url, servers[_region_in(url)], entries)
+            for url, entries_of_queue in by_queue.items()
+            for entries in self._batches(entries_of_queue)
+        ]
+        # The first request that this process makes of a region tells how far away it is.
+        first = [self._send_timed(batch) for batch in batches[:1] if batch.server.region not in self._waited]
+        rest = batches[len(first) :]
+        far = any(self._waited.get(region, _WORTH_A_THREAD) >= _WORTH_A_THREAD for region in servers)
+        side_by_side = (
+            SideBySide(self._send_batch, rest, max_threads=self.max_threads)
+            if far
+            else SideBySide(self._send_timed, rest, max_threads=1)
+        )
+        with side_by_side as answers:
+            yield from chain(first, answers)
 
     def postpone(self, records: Sequence[tuple[Mapping[str, Any], float]]) -> None:
         for url, entries in _entries_by_queue(records).items():
@@ -241,14 +282,27 @@ class SQSBackend(BaseBackend):
                 _send_entries(client, batch, answer)
         except exceptions.ClientError as error:
             server.answers += 1
-            answer.errors.append(error)
+            final = _refuses_contents(error)
+            unsettled = _unsettled(batch, answer)
+            if final and len(unsettled) > 1:
+                # One of them is to blame, and SQS does not say which.
+                self._send_one_by_one(batch, unsettled, answer)
+            else:
+                answer.failures.append(_Failure(error, [entry.job for entry in unsettled], final))
         except exceptions.BotoCoreError as error:
-            answer.errors.append(error)
+            answer.failures.append(_Failure(error, [entry.job for entry in _unsettled(batch, answer)]))
             nobody_there = isinstance(error, exceptions.ConnectionError | exceptions.ReadTimeoutError)
             if nobody_there and server.answers == answered_before:
                 # Each further batch would wait for the same timeouts, and the caller for all of them.
                 server.given_up = True
         return answer
+
+    def _send_one_by_one(self, batch: _Batch, entries: Sequence[_Entry], together: _Answer) -> None:
+        for entry in entries:
+            answer = self._send_batch(_Batch(batch.url, batch.server, [entry]))
+            together.taken.extend(answer.taken)
+            together.failures.extend(answer.failures)
+            together.not_tried.extend(answer.not_tried)
 
     def _client(self, url: str) -> Any:
         region = _region_in(url)
@@ -303,17 +357,32 @@ def _send_entries(client: Any, batch: _Batch, answer: _Answer) -> None:
         failures = {failure["Id"]: failure for failure in said.get("Failed") or ()}
         for entry_id, entry in list(waiting.items()):
             failure = failures.get(entry_id, {"Code": "NoAnswer", "Message": "SQS did not mention the entry."})
+            our_fault = bool(failure.get("SenderFault"))
             if entry_id in taken:
                 del waiting[entry_id]
                 answer.taken.append(entry.job)
-            elif failure.get("SenderFault") or attempt == _BATCH_ATTEMPTS:
+            elif our_fault or attempt == _BATCH_ATTEMPTS:
                 del waiting[entry_id]
+                code = failure.get("Code", "Unknown")
                 message = f"{entry.job.task_name} [{entry.job.message_id}]: {failure.get('Message', '')}"
-                reason = {"Code": failure.get("Code", "Unknown"), "Message": message}
-                answer.errors.append(ClientError({"Error": reason}, "SendMessageBatch"))
+                error = ClientError({"Error": {"Code": code, "Message": message}}, "SendMessageBatch")
+                answer.failures.append(_Failure(error, [entry.job], our_fault and not _CURABLE.search(code)))
         if not waiting:
             break
         time.sleep(random.uniform(0, 0.1 * 2**attempt))
+
+
+def _unsettled(batch: _Batch, answer: _Answer) -> list[_Entry]:
+    """Return the entries of a batch of which nothing was said before a request failed, which may be a repeated one."""
+    settled = {job.message_id for job in answer.taken}
+    settled.update(job.message_id for failure in answer.failures for job in failure.jobs)
+    return [entry for entry in batch.entries if entry.job.message_id not in settled]
+
+
+def _refuses_contents(error: ClientError) -> bool:
+    """Tell whether SQS refuses a request for what its messages are, and not for who sends them, when, or where to."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    return code.rpartition(".")[2] in _ABOUT_CONTENTS
 
 
 def _size(body: str, attributes: Mapping[str, str]) -> int:

@@ -11,6 +11,7 @@ import pytest
 from lambda_tasks import identity
 from lambda_tasks.backends.eager import EagerBackend
 from lambda_tasks.backends.memory import MemoryBackend
+from lambda_tasks.backends.outbox import OutboxBackend
 from lambda_tasks.backends.sqs import SQSBackend
 from lambda_tasks.exceptions import UnknownTask
 from lambda_tasks.hookspecs import hookimpl
@@ -51,6 +52,37 @@ class TestSQSBackend(BackendContract):
 
     def unsendable(self, backend: object) -> Job:
         return self.new_job(queue="gone")
+
+
+@pytest.mark.django_db(transaction=True)
+class TestOutboxBackendBeforeSQS(TestSQSBackend):
+    """Rows are locked while they are sent, where the database can do that."""
+
+    @pytest.fixture
+    def backend(self, sqs: Sqs, settings: Any) -> OutboxBackend:  # type: ignore[override]
+        self.sqs = sqs
+        gone = sqs.queues["default"].replace("default", "deleted-by-somebody")
+        settings.LAMBDA_TASKS_QUEUES = {**sqs.queues, "gone": gone}
+        return OutboxBackend()
+
+    def test_what_could_not_be_sent_waits(self, backend: OutboxBackend) -> None:
+        bad = self.unsendable(backend)
+        self.give(backend, [bad], taken=[].append)
+        assert backend.status(bad.message_id, database=bad.database) == "WAITING"
+
+
+@pytest.mark.django_db(transaction=True)
+class TestOutboxBackendBeforeAQueueInMemory(BackendContract):
+    """Rows are put off for a minute while they are sent, since the workers are in this process."""
+
+    honours_delay = False
+
+    @pytest.fixture
+    def backend(self) -> OutboxBackend:
+        return OutboxBackend(transport="lambda_tasks.backends.memory.MemoryBackend")
+
+    def received(self, backend: Any) -> Sequence[Received]:
+        return [received(record) for record in backend.transport.take_records()]
 
 
 class TestMemoryBackend(BackendContract):
