@@ -15,6 +15,7 @@ from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry
 from lambda_tasks.plugins import ask, hooks
 from lambda_tasks.settings import MAX_DELAY
+from lambda_tasks.strategies import longest_delay
 from lambda_tasks.timeouts import HardTimeLimitExceeded, SoftTimeLimitExceeded
 
 if TYPE_CHECKING:
@@ -56,17 +57,20 @@ def lambda_task_classify(run: Run, error: BaseException) -> Outcome:
 def lambda_task_retry_delay(run: Run, error: BaseException) -> int:
     # The jitter spreads out what failed together.
     jitter = round(random.uniform(1, 5))
+    # Only who asks for more than SQS waits gets more.
+    most = longest_delay() if run.task.retry_delay > MAX_DELAY else MAX_DELAY
     if isinstance(error, LockUnavailable):
         jitter *= 2 ** min(run.n_retries, 10)  # an outage must not use up the retries
     elif run.task.retry_backoff:
         # Ten doublings of a second are more than SQS waits.
-        return random.randint(1, min(run.task.retry_delay * 2 ** min(run.n_retries, 10), MAX_DELAY))
-    return min(run.task.retry_delay + jitter, MAX_DELAY)
+        longest = max(run.task.retry_delay, MAX_DELAY)
+        return random.randint(1, min(run.task.retry_delay * 2 ** min(run.n_retries, 10), longest))
+    return min(run.task.retry_delay + jitter, most)
 
 
 def _retry(run: Run, error: BaseException) -> Retry:
     seconds = ask(hooks().lambda_task_retry_delay, int, run=run, error=error)
-    return Retry(error, delay=min(max(int(seconds), 0), MAX_DELAY))
+    return Retry(error, delay=min(max(int(seconds), 0), longest_delay()))
 
 
 def _listed(error: BaseException, types: tuple[type[BaseException], ...]) -> bool:

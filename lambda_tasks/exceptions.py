@@ -44,6 +44,10 @@ class UnknownQueue(LambdaTasksError, ImproperlyConfigured):
     """A queue is not in LAMBDA_TASKS_QUEUES."""
 
 
+class UnknownDatabase(LambdaTasksError, ImproperlyConfigured):
+    """A message would be kept in a database that has no outbox."""
+
+
 class MaxRetriesExceededError(LambdaTasksError):
     """The task asked for another retry than its `max_retries` or LAMBDA_TASKS_MAX_RETRIES allows."""
 

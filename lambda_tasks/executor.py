@@ -39,13 +39,13 @@ from lambda_tasks.exceptions import (
     TaskExpiredError,
     TransactionBroken,
 )
-from lambda_tasks.jobs import Run
+from lambda_tasks.jobs import Job, Run
 from lambda_tasks.logging import run_logger, task_logger
 from lambda_tasks.outcomes import Busy, Claimed, Failed, Finished, Ignored, Outcome, Retry, Skipped, Succeeded
 from lambda_tasks.plugins import ask, hooks, notify
-from lambda_tasks.settings import MAX_DELAY, app_settings
+from lambda_tasks.settings import app_settings
 from lambda_tasks.singletons import held_lock, lock_in_transaction
-from lambda_tasks.strategies import get_lock, get_store
+from lambda_tasks.strategies import get_backend, get_lock, get_store, longest_delay
 from lambda_tasks.timeouts import (
     KILL_GRACE,
     WATCHDOG_DELAY,
@@ -416,18 +416,22 @@ def settle(run: Run, outcome: Outcome) -> Outcome:
     """Write everything that is written outside of the task's transaction, and return how it ended.
 
     A retry is sent first and recorded second: a worker that dies in between sends it again, under the
-    same id. In the other order it would be lost. A retry that no queue will ever take is a failure.
+    same id. In the other order it would be lost. A transport that keeps jobs has it kept with the record,
+    in one transaction. A retry that no queue will ever take is a failure.
     """
+    kept: Job | None = None
     match outcome:
         case Succeeded():
             return outcome  # it stands already, with the work
         case Retry(delay=delay):
-            if refusal := send_retry(run, delay):
-                outcome = Failed(refusal)
+            retry = run.retry_job(min(delay, longest_delay()))
+            kept = retry if get_backend().keeps else None
+            if refusal := send_retry(run, retry):
+                outcome, kept = Failed(refusal), None
     settled = outcome
     points.reached("settle:before_write")
     try:
-        on_sound_connection(run.database, lambda: get_store().record(run, settled))
+        on_sound_connection(run.database, lambda: write(run, settled, kept))
     except LeaseLost as error:
         raise Redeliver(f"{run.task_name} was taken over or its record deleted before it was settled") from error
     except DATABASE_ERRORS as error:
@@ -436,14 +440,26 @@ def settle(run: Run, outcome: Outcome) -> Outcome:
     return settled
 
 
-def send_retry(run: Run, delay: int) -> MessageTooLarge | InvalidArguments | None:
-    """Send the next retry, or return why it can never be sent.
+def write(run: Run, outcome: Outcome, kept: Job | None) -> None:
+    """Record `outcome`, and in the same transaction the retry that the transport keeps, if it does."""
+    if kept is None:
+        get_store().record(run, outcome)
+        return
+    with transaction.atomic(using=run.database):
+        get_store().record(run, outcome)  # first: without the claim, nothing is kept
+        outgoing.leave_on_commit(kept)
+
+
+def send_retry(run: Run, retry: Job) -> MessageTooLarge | InvalidArguments | None:
+    """Send the next retry, or return why it can never be sent; one that is to be kept is only checked.
 
     If it cannot be sent now, the claim is given back, and the message stays on the queue.
     """
     points.reached("retry:before_send")
     try:
-        outgoing.send_now(run.retry_job(min(delay, MAX_DELAY)))
+        outgoing.prepare(retry)
+        if not get_backend().keeps:
+            outgoing.dispatch([retry])
     except (MessageTooLarge, InvalidArguments) as refusal:
         return refusal  # as it will be each time, and the task would run each time
     except Exception as error:

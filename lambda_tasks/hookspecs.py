@@ -26,6 +26,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 LISTENERS: Final = frozenset(
     {
         "lambda_task_sent",
+        "lambda_task_unsent",
         "lambda_task_skipped",
         "lambda_task_started",
         "lambda_task_finished",
@@ -68,7 +69,19 @@ class Hooks:
         """Hear of a job that the transport has taken.
 
         When: after the commit, once the queue has answered. In eager mode: when it is put in line.
-        Inside: Django's `on_commit` callbacks; for a retry, outside of any transaction.
+        Inside: Django's `on_commit` callbacks; for a retry, or from a relay of the outbox, outside of any
+        transaction.
+        Return: nothing.
+        Raising: is logged.
+        """
+
+    @hookspec
+    def lambda_task_unsent(self, message_id: str, task_name: str, queue: str, error: Exception, dead: bool) -> None:
+        """Hear of a message that was not sent and stays in the outbox.
+
+        When: after each try that failed: after the commit, or in a relay. Only with the outbox. `dead` says
+        that it can never be sent and waits for somebody to look at it; otherwise it is tried again.
+        Inside: Django's `on_commit` callbacks; in a relay, nothing.
         Return: nothing.
         Raising: is logged.
         """
@@ -130,7 +143,8 @@ class Hooks:
 
         When: after an error was classified as a retry by the default.
         Inside: nothing.
-        Return: seconds, 0 to 900 (more is capped), or None for the task's `retry_delay` and jitter.
+        Return: seconds, 0 to 900, and with the outbox up to a year (more is capped); or None for the task's
+        `retry_delay` and jitter.
         Raising: is logged; the next plugin, or the default, decides.
         """
 
@@ -148,6 +162,8 @@ class Hooks:
     @hookspec
     def lambda_task_batch_finished(self, event: Mapping[str, Any], response: Mapping[str, Any]) -> None:
         """Hear of a batch that is done: flush exporters here, the container may freeze afterwards.
+
+        For the event that asks for maintenance, `response` is what was done.
 
         When: at the end of each invocation of the handler, before it returns `response`.
         Inside: nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from lambda_tasks.tracebacks import traceback_text
 
 if TYPE_CHECKING:
     from lambda_tasks.decorators import LambdaTaskWrapper
+    from lambda_tasks.handles import TaskHandle as TaskHandle  # noqa: PLC0414, it was here once
     from lambda_tasks.messages import SQSLambdaTaskMessage
     from lambda_tasks.plain import Invocation
 
@@ -29,13 +31,6 @@ QUEUE_ATTRIBUTE: Final = "lambda_tasks.queue"
 FIRST_SENT_ATTRIBUTE: Final = "lambda_tasks.first_sent"
 
 OWN_ATTRIBUTES: Final = frozenset({MESSAGE_ID_ATTRIBUTE, ROOT_ID_ATTRIBUTE, QUEUE_ATTRIBUTE, FIRST_SENT_ATTRIBUTE})
-
-
-@dataclass(frozen=True, slots=True)
-class TaskHandle:
-    """What `execute_on_commit()` returns: enough to find the record of the invocation later."""
-
-    message_id: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +50,8 @@ class Job:
     task: LambdaTaskWrapper[..., Any] | None = field(default=None, repr=False, compare=False)
     #: Seconds since 1970 at which the first invocation of the chain was sent, where its age matters.
     first_sent: float | None = None
+    #: The alias of the database with whose COMMIT it leaves.
+    database: str = "default"
 
     @classmethod
     def of_call(
@@ -64,10 +61,40 @@ class Job:
         queue: str,
         delay: int,
         task: LambdaTaskWrapper[..., Any] | None,
+        database: str,
     ) -> Job:
         """Return a new job, the first of its chain, with an id of its own."""
         message_id = identity.new_message_id()
-        return cls(message, message_id, root_id=message_id, queue=queue, delay=delay, task=task)
+        return cls(message, message_id, root_id=message_id, queue=queue, delay=delay, task=task, database=database)
+
+    @classmethod
+    def of_sent(
+        cls,
+        message: SQSLambdaTaskMessage | Invocation,
+        body: str,
+        attributes: Mapping[str, str],
+        *,
+        message_id: str,
+        queue: str,
+        delay: int,
+        task: LambdaTaskWrapper[..., Any] | None,
+        database: str,
+    ) -> Job:
+        """Return the job again that once had this `body` and these `message_attributes()`."""
+        sent = attributes.get(FIRST_SENT_ATTRIBUTE)
+        job = cls(
+            message,
+            message_id,
+            root_id=attributes.get(ROOT_ID_ATTRIBUTE, message_id),
+            queue=queue,
+            delay=delay,
+            attributes={name: value for name, value in attributes.items() if name not in OWN_ATTRIBUTES},
+            task=task,
+            first_sent=None if sent is None else int(sent) / 1000,
+            database=database,
+        )
+        job.__dict__["body"] = body  # to the letter
+        return job
 
     @property
     def task_name(self) -> str:
@@ -201,4 +228,12 @@ class Run:
             delay=delay,
             task=self.task,
             first_sent=None if self.task.expires_in is None else self.first_sent,
+            database=self.database,
         )
+
+
+def __getattr__(name: str) -> Any:
+    # Where the first versions had it: annotations of users name it.
+    if name == "TaskHandle":
+        return importlib.import_module("lambda_tasks.handles").TaskHandle
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -138,8 +138,8 @@ def _send(store: BaseStore, lost: Lost, task: LambdaTaskWrapper[..., Any] | None
             raise trouble
         assert task is not None
         with transaction.atomic(using=store.database):  # a plugin's query that fails must not spoil the rest
-            job = _job(lost, task)
-            outgoing.send_on_commit(job, using=store.database)
+            job = _job(lost, task, store.database)
+            outgoing.send_on_commit(job)
     except SoftTimeLimitExceeded:
         raise
     except Exception:
@@ -154,7 +154,7 @@ def _send(store: BaseStore, lost: Lost, task: LambdaTaskWrapper[..., Any] | None
     return True
 
 
-def _job(lost: Lost, task: LambdaTaskWrapper[..., Any]) -> Job:
+def _job(lost: Lost, task: LambdaTaskWrapper[..., Any], database: str) -> Job:
     return Job(
         message=_message(lost),
         message_id=lost.message_id,
@@ -162,6 +162,7 @@ def _job(lost: Lost, task: LambdaTaskWrapper[..., Any]) -> Job:
         queue=_queue(lost, task),
         task=task,
         first_sent=None if task.expires_in is None else _first_sent(lost),
+        database=database,
     )
 
 

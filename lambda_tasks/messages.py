@@ -19,12 +19,14 @@ from pydantic import (
 from pydantic_core import to_json
 
 from lambda_tasks import executor, identity, outgoing, registry
+from lambda_tasks.commits import open_transaction
 from lambda_tasks.exceptions import InvalidMessage, MaxRetriesExceededError
 from lambda_tasks.fidelity import problems_of
-from lambda_tasks.jobs import Job, TaskHandle
+from lambda_tasks.handles import TaskHandle
+from lambda_tasks.jobs import Job
 from lambda_tasks.outcomes import Failed, Outcome, Skipped
 from lambda_tasks.plain import MAX_NAME_LENGTH, MAX_RETRY_NUMBER
-from lambda_tasks.settings import MAX_DELAY
+from lambda_tasks.settings import MAX_KEPT_DELAY
 from lambda_tasks.storable import MAX_DEPTH, depth
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -127,15 +129,15 @@ class SQSLambdaTask(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
     message: SQSLambdaTaskMessage
-    delay: Annotated[int, Field(ge=0, le=MAX_DELAY)] = 0
+    delay: Annotated[int, Field(ge=0, le=MAX_KEPT_DELAY)] = 0
     queue: Annotated[str, Field(min_length=1)] = "default"
 
     def execute_on_commit(self) -> TaskHandle:
         """Send the invocation when the transaction commits: at once where there is none.
 
         What is wrong with it is refused here, inside the transaction: `UnknownQueue`,
-        `MessageTooLarge`, and whatever a plugin's `lambda_task_sending` raises. What the queue itself
-        refuses raises boto3's exception after the commit.
+        `MessageTooLarge`, a delay that is too long, and whatever a plugin's `lambda_task_sending` raises.
+        What the queue itself refuses raises boto3's exception after the commit, unless the outbox is on.
         """
         return outgoing.send_on_commit(self.new_job())
 
@@ -146,4 +148,5 @@ class SQSLambdaTask(BaseModel):
             queue=self.queue,
             delay=self.delay,
             task=task or registry.known_task(self.message.task_name),
+            database=open_transaction(),
         )

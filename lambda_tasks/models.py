@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
     from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
 
-__all__ = ["MaxRetriesExceededError", "SQSLambdaTask", "SQSLambdaTaskMessage", "TaskRecord", "TaskStatus"]
+__all__ = [
+    "MaxRetriesExceededError",
+    "OutboxMessage",
+    "SQSLambdaTask",
+    "SQSLambdaTaskMessage",
+    "TaskRecord",
+    "TaskStatus",
+]
 
 
 class DatabaseNow(Now):
@@ -101,6 +108,35 @@ class TaskRecord(models.Model):
     def check(cls, **kwargs: Any) -> list[CheckMessage]:
         # W037: MariaDB and MySQL put all rows into the index of retries, which is larger and does as well.
         return [message for message in super().check(**kwargs) if message.id != "models.W037"]
+
+
+class OutboxMessage(models.Model):
+    """One message that is not on its queue yet: written with the transaction that wants it, deleted when it is sent."""
+
+    id = models.UUIDField(_("message id"), primary_key=True, editable=False)
+    task_name = models.CharField(_("task"), max_length=255)
+    queue = models.CharField(_("queue"), max_length=255)
+    body = models.TextField(_("message"))
+    #: All message attributes: the ids, and what plugins have added.
+    attributes = models.JSONField(_("attributes"), default=dict)
+    created_at = models.DateTimeField(_("enqueued"))
+    #: When a worker may have it, if not at once.
+    run_at = models.DateTimeField(_("delayed until"), null=True, blank=True)
+    #: When it may be sent, in the database's time: with a delay that the queue itself takes, that much
+    #: earlier than `run_at`. None if it is dead: refused by the queue, and kept for somebody to look at.
+    due_at = models.DateTimeField(_("next try"), null=True, blank=True)
+    attempts = models.PositiveIntegerField(_("failed tries"), default=0)
+    error = models.TextField(_("error"), blank=True, default="")
+    #: Who is sending it, on databases that cannot skip what others have locked.
+    holder = models.UUIDField(null=True, blank=True, editable=False)
+
+    class Meta:
+        verbose_name = _("message in the outbox")
+        verbose_name_plural = _("messages in the outbox")
+        indexes = (models.Index(fields=["due_at", "id"], name="lambda_tasks_due"),)
+
+    def __str__(self) -> str:
+        return f"{self.task_name} [{self.pk}]"
 
 
 def __getattr__(name: str) -> Any:

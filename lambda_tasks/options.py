@@ -109,7 +109,7 @@ class Options:
         delay_seconds(self.delay, "delay")
 
     def _check_errors(self) -> None:
-        whole_number(0)(self.retry_delay, "retry_delay")
+        delay_seconds(self.retry_delay, "retry_delay")
         if self.retry_delay and not self.retry_on:
             raise ValueError(f"retry_delay is {self.retry_delay}, but retry_on is empty; name what is retried.")
         for error_type in self.retry_on:

@@ -9,28 +9,36 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from lambda_tasks import points, registry
-from lambda_tasks.exceptions import UnreachableTaskWarning
-from lambda_tasks.jobs import Job, TaskHandle
+from lambda_tasks.commits import before_commit
+from lambda_tasks.exceptions import InvalidArguments, UnreachableTaskWarning
+from lambda_tasks.handles import TaskHandle
+from lambda_tasks.jobs import Job
 from lambda_tasks.plugins import hooks, notify
-from lambda_tasks.strategies import get_backend
+from lambda_tasks.settings import too_long_delay
+from lambda_tasks.strategies import get_backend, longest_delay
 
 
-def send_on_commit(job: Job, *, using: str = DEFAULT_DB_ALIAS) -> TaskHandle:
-    """Check `job` now and send it when the transaction on `using` commits, or now if there is none."""
+def send_on_commit(job: Job) -> TaskHandle:
+    """Check `job` now and send it when the transaction on its database commits, or now if there is none.
+
+    Where the transport keeps jobs, that COMMIT makes it durable too.
+    """
     prepare(job)
-    departure = _Departure(job, _waiting_room(using))
-    transaction.on_commit(departure, using=using)
+    leave_on_commit(job)
     points.reached("enqueue:before_commit")
-    return TaskHandle(job.message_id)
+    return TaskHandle(job.message_id, job.database)
 
 
-def send_now(job: Job) -> None:
-    """Check and send `job` at once, whatever transaction is open: for retries."""
-    prepare(job)
-    dispatch([job])
+def leave_on_commit(job: Job) -> None:
+    """Send `job`, which is checked, when the transaction on its database commits."""
+    connection = connections[job.database]
+    if get_backend().keeps:
+        before_commit(connection, _keep_departures)
+    connection.on_commit(_Departure(job, _waiting_room(job.database)))
 
 
 def prepare(job: Job) -> None:
@@ -39,6 +47,8 @@ def prepare(job: Job) -> None:
     sending: Any = hooks().lambda_task_sending
     if sending.get_hookimpls():  # to ask is cheaper than to call nobody
         sending(job=job)
+    if job.delay > backend.max_delay and job.delay > longest_delay():
+        raise InvalidArguments(f"{job.task_name}: {too_long_delay('delay', job.delay)}")
     backend.validate(job)
     if backend.leaves_process and job.task is not None and (reason := registry.unreachable_reason(job.task)):
         warnings.warn(
@@ -64,10 +74,11 @@ class _Departure:
     all of them can leave in one batch, with the savepoint's semantics kept exactly.
     """
 
-    __slots__ = ("__weakref__", "_job", "_room")
+    __slots__ = ("__weakref__", "_job", "_kept", "_room")
 
     def __init__(self, job: Job, room: deque[weakref.ref[_Departure]]) -> None:
         self._job: Job | None = job
+        self._kept = False
         self._room = room
         while room and room[0]() is None:
             room.popleft()
@@ -77,23 +88,50 @@ class _Departure:
         if self._job is None:
             return  # it left with an earlier one
         points.reached("enqueue:after_commit")
+        together = [departure for departure in self._from_here_on() if departure._job is not None]
+        keep(together)  # only those for which no COMMIT came: in autocommit mode, and in Django's TestCase
+        self._leave_room()
         jobs = []
-        for departure in self._from_here_on():
-            if departure._job is not None:
-                jobs.append(departure._job)
-                departure._job = None
+        for departure in together:
+            assert departure._job is not None
+            jobs.append(departure._job)
+            departure._job = None
         dispatch(jobs)
 
     def _from_here_on(self) -> list[_Departure]:
-        """Return this departure and the later ones, and take them out of the room.
+        """Return this departure and the later ones.
 
-        Earlier ones stay: inside Django's `captureOnCommitCallbacks` they belong to another block.
+        Not the earlier ones: inside Django's `captureOnCommitCallbacks` they belong to another block.
         """
-        index = next(i for i, waiting in enumerate(self._room) if waiting() is self)
-        followers = [departure for waiting in list(self._room)[index:] if (departure := waiting()) is not None]
-        while len(self._room) > index:
+        return [departure for waiting in list(self._room)[self._place() :] if (departure := waiting()) is not None]
+
+    def _leave_room(self) -> None:
+        """Take this departure and the later ones out of the room."""
+        place = self._place()
+        while len(self._room) > place:
             self._room.pop()
-        return followers
+
+    def _place(self) -> int:
+        return next(i for i, waiting in enumerate(self._room) if waiting() is self)
+
+
+def _keep_departures(connection: BaseDatabaseWrapper) -> None:
+    """Have all jobs kept that leave with the COMMIT that comes next."""
+    keep([callback for _, callback, *_ in connection.run_on_commit if isinstance(callback, _Departure)])
+
+
+def keep(departures: Sequence[_Departure]) -> None:
+    """Have the transport write the jobs of `departures` into the open transaction, if it does such things."""
+    backend = get_backend()
+    if not backend.keeps:
+        return
+    unkept = [departure for departure in departures if departure._job is not None and not departure._kept]
+    if jobs := [departure._job for departure in unkept if departure._job is not None]:
+        points.reached("outbox:before_insert")
+        backend.keep(jobs, using=jobs[0].database)
+        points.reached("outbox:after_insert")
+        for departure in unkept:
+            departure._kept = True
 
 
 _rooms = threading.local()

@@ -11,8 +11,13 @@ from typing import Final
 #: Every point, in the order in which an invocation meets them, and what has happened up to there.
 POINTS: Final = {
     "enqueue:before_commit": "the job waits for the commit of its transaction",
+    "outbox:before_insert": "the jobs are about to be written into the transaction",
+    "outbox:after_insert": "they are written, COMMIT comes next",
     "enqueue:after_commit": "the transaction is committed, nothing is sent yet",
     "send:before": "jobs are about to be given to the transport",
+    "relay:held": "messages of the outbox are locked, and not sent",
+    "relay:sent": "they are sent, and stand in the outbox still",
+    "relay:settled": "they are deleted, COMMIT comes next",
     "send:after": "the transport has taken them",
     "batch:start": "a batch has arrived",
     "batch:next": "a message of the batch is about to be run",

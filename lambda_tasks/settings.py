@@ -18,6 +18,8 @@ PREFIX: Final = "LAMBDA_TASKS_"
 MAX_TIMEOUT: Final = 900
 #: Seconds: the most that SQS takes as `DelaySeconds`.
 MAX_DELAY: Final = 900
+#: Seconds: the most that the outbox keeps a message, a year.
+MAX_KEPT_DELAY: Final = 31_536_000
 #: Seconds after the end of its lease at which an invocation counts as lost: the visibility timeout that
 #: suits a function of ten minutes. Until then its own message may come back, which is the usual way.
 LOST_AFTER: Final = 3_600
@@ -41,7 +43,15 @@ def whole_number(low: int, high: int | None = None) -> Callable[[Any, str], int]
 
 #: Checks of numbers that stand in settings and in the decorator's options alike.
 timeout_seconds = whole_number(1, MAX_TIMEOUT)
-delay_seconds = whole_number(0, MAX_DELAY)
+delay_seconds = whole_number(0, MAX_KEPT_DELAY)
+
+
+def too_long_delay(name: str, seconds: int) -> str:
+    """Say what is wrong with a delay that SQS does not take, where no outbox keeps it."""
+    return (
+        f"{name} is {seconds}; give a whole number of 0 to {MAX_DELAY}, which is what SQS waits, "
+        "or set LAMBDA_TASKS_OUTBOX = True, which keeps a message until it is due."
+    )
 
 
 def _flag(value: Any, what: str) -> bool:
@@ -78,7 +88,8 @@ def _queues(value: Any, what: str) -> dict[str, str]:
     return dict(value)
 
 
-def _strategy(value: Any, what: str) -> tuple[str, dict[str, Any]]:
+def strategy(value: Any, what: str) -> tuple[str, dict[str, Any]]:
+    """Return the dotted path and the options of a strategy, as settings name one; raises TypeError or ValueError."""
     path, options = (value.get("BACKEND"), value.get("OPTIONS", {})) if isinstance(value, dict) else (value, {})
     if isinstance(value, dict) and not value.keys() <= {"BACKEND", "OPTIONS"}:
         raise ValueError(f"{what} has the keys {sorted(value)}; only BACKEND and OPTIONS mean something.")
@@ -132,9 +143,10 @@ class LambdaTasksSettings:
     max_takeovers = Setting(whole_number(0), 3)
     eager = Setting(_flag, False)
     singleton_cache = Setting(_text, "default")
-    backend = Setting(_strategy, "lambda_tasks.backends.sqs.SQSBackend")
-    lock = Setting(_strategy, "lambda_tasks.locks.cache.CacheLock")
-    store = Setting(_strategy, "lambda_tasks.stores.orm.ORMStore")
+    outbox = Setting(_flag, False)
+    backend = Setting(strategy, "lambda_tasks.backends.sqs.SQSBackend")
+    lock = Setting(strategy, "lambda_tasks.locks.cache.CacheLock")
+    store = Setting(strategy, "lambda_tasks.stores.orm.ORMStore")
     plugins = Setting(_sequence, ())
     modules = Setting(_texts, ())
 

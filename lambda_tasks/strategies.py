@@ -9,7 +9,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from lambda_tasks.exceptions import InvalidSetting
-from lambda_tasks.settings import PREFIX, app_settings
+from lambda_tasks.settings import MAX_KEPT_DELAY, PREFIX, app_settings
 
 if TYPE_CHECKING:
     from lambda_tasks.backends.base import BaseBackend
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from lambda_tasks.stores.base import BaseStore
 
 EAGER_BACKEND: Final = "lambda_tasks.backends.eager.EagerBackend"
+OUTBOX_BACKEND: Final = "lambda_tasks.backends.outbox.OutboxBackend"
 
 #: The settings whose change makes another instance.
 _RESTS_ON: Final = {
-    "backend": {f"{PREFIX}BACKEND", f"{PREFIX}EAGER"},
+    "backend": {f"{PREFIX}BACKEND", f"{PREFIX}EAGER", f"{PREFIX}OUTBOX"},
     "lock": {f"{PREFIX}LOCK", f"{PREFIX}SINGLETON_CACHE", "CACHES"},
-    # Its statements have the time zone of the connection in them.
-    "store": {f"{PREFIX}STORE", "DATABASES", "USE_TZ", "TIME_ZONE"},
+    "store": {f"{PREFIX}STORE", "DATABASES"},
 }
 
 _instances: dict[str, Any] = {}
@@ -31,7 +31,10 @@ _building = threading.RLock()
 
 
 def get_backend() -> BaseBackend:
-    """Return the transport: LAMBDA_TASKS_BACKEND, or the eager one where LAMBDA_TASKS_EAGER is set."""
+    """Return the transport: LAMBDA_TASKS_BACKEND, behind the outbox if LAMBDA_TASKS_OUTBOX is set.
+
+    Where LAMBDA_TASKS_EAGER is set, the eager one and no outbox.
+    """
     return cast("BaseBackend", _instances.get("backend") or _build("backend"))
 
 
@@ -45,21 +48,39 @@ def get_store() -> BaseStore:
     return cast("BaseStore", _instances.get("store") or _build("store"))
 
 
+def longest_delay() -> int:
+    """Return how many seconds a job may be delayed: in eager mode, which waits for none, as many as in production."""
+    # By its name, since tasks may be decorated before models can be imported.
+    if app_settings.outbox or app_settings.backend[0] == OUTBOX_BACKEND:
+        return MAX_KEPT_DELAY
+    if not app_settings.eager:
+        return get_backend().max_delay
+    path, _ = app_settings.backend
+    return cast(int, import_string(path).max_delay)
+
+
 def _chosen(kind: str) -> tuple[str, dict[str, Any]]:
-    if kind == "backend" and app_settings.eager:
+    chosen: tuple[str, dict[str, Any]] = getattr(app_settings, kind)
+    if kind != "backend":
+        return chosen
+    if app_settings.eager:
         return EAGER_BACKEND, {}
-    return cast("tuple[str, dict[str, Any]]", getattr(app_settings, kind))
+    path, options = chosen
+    if app_settings.outbox and path != OUTBOX_BACKEND:
+        return OUTBOX_BACKEND, {"transport": {"BACKEND": path, "OPTIONS": options}}
+    return chosen
 
 
 def _build(kind: str) -> object:
     with _building:
         if kind not in _instances:
             path, options = _chosen(kind)
-            _instances[kind] = _instance(f"{PREFIX}{kind.upper()}", path, options)
+            _instances[kind] = instance(f"{PREFIX}{kind.upper()}", path, options)
         return _instances[kind]
 
 
-def _instance(setting: str, path: str, options: dict[str, Any]) -> object:
+def instance(setting: str, path: str, options: dict[str, Any]) -> object:
+    """Return a strategy that `setting` names; raises `InvalidSetting` for what cannot be made."""
     try:
         strategy = import_string(path)
     except ImportError as error:

@@ -219,13 +219,18 @@ def _sqs_client(_sqs_endpoint: str) -> Any:
 
 
 @pytest.fixture
-def sqs(_sqs_endpoint: str, _sqs_client: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Sqs:
+def sqs(_sqs_endpoint: str, _sqs_client: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sqs]:
     """A real SQS server over HTTP, which the library sends to: its queues, addresses and transport are set."""
-    reset = urllib.request.Request(f"{_sqs_endpoint}/moto-api/reset", method="POST")
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(reset, timeout=20).close()
+    _forget_queues(_sqs_endpoint)
     queues = {name: _sqs_client.create_queue(QueueName=name)["QueueUrl"] for name in ("default", "other")}
     monkeypatch.setenv("AWS_ENDPOINT_URL", _sqs_endpoint)
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", _sqs_endpoint)
     settings.LAMBDA_TASKS_QUEUES = queues
     settings.LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.sqs.SQSBackend"
-    return Sqs(_sqs_endpoint, queues, _sqs_client)
+    yield Sqs(_sqs_endpoint, queues, _sqs_client)
+    _forget_queues(_sqs_endpoint)  # moto's servers of one process have them in common, as those that pages start
+
+
+def _forget_queues(endpoint: str) -> None:
+    reset = urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(reset, timeout=20).close()

@@ -20,7 +20,8 @@ from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
 from lambda_tasks.exceptions import InvalidArguments, LockError, UnreachableTaskWarning
 from lambda_tasks.handler import handler
-from lambda_tasks.jobs import Job, TaskHandle
+from lambda_tasks.handles import TaskHandle
+from lambda_tasks.jobs import Job
 from lambda_tasks.models import TaskRecord
 from lambda_tasks.options import Options, TaskOptions
 from lambda_tasks.plain import Invocation
@@ -246,12 +247,19 @@ class TestRefusedOptions:
             ({"soft_timeout": 300}, ValueError, "soft timeout of 300 s and a hard timeout of 300 s.*hard_timeout="),
             ({"hard_timeout": 270}, ValueError, "soft timeout of 270 s and a hard timeout of 270 s.*soft_timeout="),
             ({"delay": 901}, ValueError, "delay is 901; give a whole number of 0 to 900"),
-            ({"delay": -1}, ValueError, "delay is -1; give a whole number of 0 to 900"),
+            ({"delay": -1}, ValueError, "^delay is -1; give a whole number of 0 to 31536000"),
+            ({"delay": 901}, ValueError, "^delay is 901; give .* 0 to 900, .* set LAMBDA_TASKS_OUTBOX = True"),
+            ({"delay": 31_536_001}, ValueError, "^delay is 31536001; give a whole number of 0 to 31536000"),
             ({"delay": 1.0}, TypeError, "delay is 1.0; give a whole number"),
             ({"queue": ""}, ValueError, "queue is empty"),
             ({"queue": None}, TypeError, "queue is None; give the name of a queue"),
             ({"retry_delay": 5}, ValueError, "retry_delay is 5, but retry_on is empty"),
-            ({"retry_delay": -1, "retry_on": (OSError,)}, ValueError, "retry_delay is -1; give .* 0 or more"),
+            ({"retry_delay": -1, "retry_on": (OSError,)}, ValueError, "retry_delay is -1; give .* 0 to 31536000"),
+            (
+                {"retry_delay": 901, "retry_on": (OSError,)},
+                ValueError,
+                "^retry_delay is 901; give .* 0 to 900, .* set LAMBDA_TASKS_OUTBOX = True",
+            ),
             ({"retry_delay": 0.5, "retry_on": (OSError,)}, TypeError, "retry_delay is 0.5; give a whole number"),
             ({"retry_on": (int,)}, TypeError, "retry_on has <class 'int'>, which is no exception type"),
             ({"retry_on": ("OSError",)}, TypeError, "retry_on has 'OSError', which is no exception type"),

@@ -35,7 +35,7 @@ from lambda_tasks.exceptions import MaxRetriesExceededError
 from lambda_tasks.executor import execute
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
-from lambda_tasks.models import SQSLambdaTaskMessage, TaskRecord
+from lambda_tasks.models import OutboxMessage, SQSLambdaTaskMessage, TaskRecord
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry, Skipped, Succeeded
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.timeouts import SoftTimeLimitExceeded
@@ -439,7 +439,6 @@ class TestErrors:
             (30, 5.0, 35),
             (896, 5.0, 900),
             (900, 1.0, 900),
-            (5_000, 1.0, 900),
         ],
     )
     def test_the_delay_is_the_tasks_own_and_a_rounded_draw_up_to_what_sqs_allows(
@@ -460,6 +459,27 @@ class TestErrors:
 
         assert limits == [(1, 5)]
         assert [job.delay for job in queue] == [delay]
+
+    @pytest.mark.parametrize(("drawn", "delay"), [(1.0, 5_001), (4.6, 5_005)])
+    def test_a_delay_that_sqs_does_not_take_needs_the_outbox(
+        self, drawn: float, delay: int, queue: list[Job], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def export_much_later() -> None:
+            raise CrmBusy
+
+        monkeypatch.setattr(random, "uniform", lambda low, high: drawn)
+        with pytest.raises(ValueError, match=r"retry_delay is 5000; give a whole number of 0 to 900"):
+            lambda_task(retry_on=(CrmBusy,), retry_delay=5_000)(export_much_later)
+        with override_settings(LAMBDA_TASKS_OUTBOX=True):
+            outcome = run(lambda_task(retry_on=(CrmBusy,), retry_delay=5_000)(export_much_later))
+        assert isinstance(outcome, Retry)
+        assert outcome.delay == delay
+        message = OutboxMessage.objects.get()
+        assert message.run_at is not None
+        assert message.due_at is not None
+        assert (message.run_at - message.created_at).total_seconds() == pytest.approx(delay, abs=0.01)
+        assert (message.run_at - message.due_at).total_seconds() == pytest.approx(900, abs=0.01)
+        assert queue == []
 
     def test_unless_told_otherwise_the_last_retry_is_number_2880(self, queue: list[Job]) -> None:
         assert isinstance(run(export, 2879, error="busy"), Retry)

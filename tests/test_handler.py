@@ -20,8 +20,8 @@ from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import InvalidEvent
 from lambda_tasks.handler import handler
+from lambda_tasks.handles import TaskHandle
 from lambda_tasks.hookspecs import hookimpl
-from lambda_tasks.jobs import TaskHandle
 from lambda_tasks.models import SQSLambdaTask, TaskRecord
 from lambda_tasks.outcomes import Retry
 from lambda_tasks.stores.orm import ORMStore

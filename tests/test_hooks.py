@@ -39,7 +39,7 @@ from lambda_tasks.exceptions import (
 from lambda_tasks.handler import handler
 from lambda_tasks.hookspecs import LISTENERS, QUESTIONS, Hooks, hookimpl
 from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE, Job, Run
-from lambda_tasks.models import SQSLambdaTaskMessage, TaskRecord
+from lambda_tasks.models import OutboxMessage, SQSLambdaTaskMessage, TaskRecord
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry, Succeeded
 from lambda_tasks.plugins import hooks
 from lambda_tasks.singletons import LOCK_KEY
@@ -108,6 +108,18 @@ class FullQueue(MemoryBackend):
 
     def send(self, jobs: Any, *, taken: Any) -> None:
         raise ConnectionError
+
+
+class PickyQueue(MemoryBackend):
+    """Refuses everything for good."""
+
+    def send_each(self, jobs: Any, *, taken: Any, failed: Any, refused: Any) -> None:
+        for job in jobs:
+            refused(job, ValueError("not this one"))
+
+
+def behind_outbox(transport: type[MemoryBackend]) -> override_settings:
+    return override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.{transport.__name__}", LAMBDA_TASKS_OUTBOX=True)
 
 
 queue = KeptQueue.kept
@@ -295,6 +307,8 @@ class TestListeners:
     def test_one_that_raises_is_logged_and_silences_no_other(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
         witness = Witness()
         with plugged(Raising(name), witness):
+            with behind_outbox(FullQueue):
+                leave_effect.execute_on_commit(name="kept")
             record = record_of(leave_effect, name="a")
             assert handle(record) == []
             assert handle(record | {"messageId": "a copy"}) == []
@@ -515,6 +529,51 @@ class TestLambdaTaskSent:
             leave_effect.execute_on_commit(name="a")
             leave_effect.execute_on_commit(name="b")
         assert witness.names[:5] == ["sending", "sending", "sent", "sent", "started"]
+
+
+@runs_tasks
+class TestLambdaTaskUnsent:
+    @pytest.mark.parametrize(
+        ("transport", "error", "dead"), [(FullQueue, ConnectionError, False), (PickyQueue, ValueError, True)]
+    )
+    def test_it_is_told_the_message_the_error_and_whether_it_is_tried_again(
+        self, witness: Witness, transport: type[MemoryBackend], error: type[Exception], dead: bool
+    ) -> None:
+        with behind_outbox(transport), atomic():
+            handles = [leave_effect.using(queue="other").execute_on_commit(name=name) for name in "ab"]
+            assert witness.told("lambda_task_unsent") == []
+        told = witness.told("lambda_task_unsent")
+        assert [details["message_id"] for details in told] == [handle.message_id for handle in handles]
+        for details in told:
+            assert (details["task_name"], details["queue"]) == (leave_effect.name, "other")
+            assert type(details["error"]) is error
+            assert details["dead"] is dead
+
+    def test_it_is_called_outside_of_any_transaction_and_what_it_is_told_is_written_by_then(self) -> None:
+        seen = []
+
+        def lambda_task_unsent(message_id: str) -> None:
+            seen.append((connection.in_atomic_block, OutboxMessage.objects.get(pk=message_id).attempts))
+
+        with plugged(plugin(lambda_task_unsent)), behind_outbox(FullQueue), atomic():
+            leave_effect.execute_on_commit(name="a")
+        assert seen == [(False, 1)]
+
+    def test_it_is_called_for_each_try_of_a_relay_too(self, witness: Witness) -> None:
+        with behind_outbox(FullQueue):
+            leave_effect.execute_on_commit(name="a")
+            for _ in range(2):
+                OutboxMessage.objects.update(due_at=Now())
+                handler({"lambda_tasks": "maintenance"}, None)
+        assert len(witness.told("lambda_task_unsent")) == 3
+        assert witness.was_in_transaction("lambda_task_unsent") == [False] * 3
+
+    def test_it_is_not_called_for_what_is_sent_nor_without_the_outbox(self, witness: Witness) -> None:
+        with override_settings(LAMBDA_TASKS_OUTBOX=True):
+            leave_effect.execute_on_commit(name="a")
+        with override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.FullQueue"), pytest.raises(ConnectionError):
+            leave_effect.execute_on_commit(name="b")
+        assert witness.names == ["sending", "sent", "sending"]
 
 
 @runs_tasks

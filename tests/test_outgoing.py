@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -20,9 +20,10 @@ from lambda_tasks import outgoing
 from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import UnknownQueue, UnreachableTaskWarning
+from lambda_tasks.handles import TaskHandle
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.identity import new_message_id
-from lambda_tasks.jobs import Job, TaskHandle
+from lambda_tasks.jobs import Job
 from lambda_tasks.messages import SQSLambdaTaskMessage
 from lambda_tasks.strategies import get_backend
 
@@ -226,7 +227,7 @@ def test_a_retry_is_sent_at_once_whatever_transaction_is_open(recorder: Recorder
     message = SQSLambdaTaskMessage(task_name=note.name, kwargs={"number": 7}, n_retries=1)
     with rolled_back():
         send(1)
-        outgoing.send_now(Job(message=message, message_id=message_id, root_id=message_id, task=note))
+        outgoing.dispatch([Job(message=message, message_id=message_id, root_id=message_id, task=note)])
         assert recorder.calls == [[7]]
     assert recorder.calls == [[7]]
 
@@ -240,7 +241,7 @@ def test_each_database_has_transactions_of_its_own(recorder: Recorder) -> None:
             root_id="",
             task=note,
         )
-        outgoing.send_on_commit(job, using=alias)
+        outgoing.send_on_commit(replace(job, database=alias))
 
     with transaction.atomic(using="default"):
         send_on("default", 1)
@@ -255,14 +256,16 @@ def test_each_database_has_transactions_of_its_own(recorder: Recorder) -> None:
 
 
 @pytest.mark.django_db(databases=["default", "sqlite"], transaction=True)
-def test_a_call_waits_for_the_transactions_of_default_alone(recorder: Recorder) -> None:
+def test_a_call_waits_for_the_transaction_of_default_or_for_that_of_the_one_other_that_has_one(
+    recorder: Recorder,
+) -> None:
     with transaction.atomic(using="sqlite"):
         note.execute_on_commit(number=1)
-        assert recorder.calls == [[1]]
         with transaction.atomic(using="default"):
             note.execute_on_commit(number=2)
-            assert recorder.calls == [[1]]
-        assert recorder.calls == [[1], [2]]
+            assert recorder.calls == []
+        assert recorder.calls == [[2]]
+    assert recorder.calls == [[2], [1]]
 
 
 @committing

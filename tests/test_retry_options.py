@@ -170,11 +170,25 @@ class TestBackoff:
         assert max(drawn) >= longest - longest // 20
         assert abs(sum(drawn) / len(drawn) - (1 + longest) / 2) <= longest / 20
 
-    def test_a_delay_that_is_longer_from_the_beginning_is_cut(self) -> None:
-        @lambda_task(retry_on=[Busy], retry_delay=5_000, retry_backoff=True)
+    def test_one_that_begins_with_more_than_sqs_waits_needs_the_outbox_and_does_not_grow(self) -> None:
         def task() -> None: ...
 
-        assert max(delay for delay, _ in zip(delays(task, 0), range(1_000), strict=False)) <= 900
+        with pytest.raises(ValueError, match=r"retry_delay is 5000; .* 0 to 900, .* LAMBDA_TASKS_OUTBOX = True"):
+            lambda_task(retry_on=[Busy], retry_delay=5_000, retry_backoff=True)(task)
+        with override_settings(LAMBDA_TASKS_OUTBOX=True):
+            patient = lambda_task(retry_on=[Busy], retry_delay=5_000, retry_backoff=True)(task)
+            for n_retries in (0, 7):
+                drawn = [delay for delay, _ in zip(delays(patient, n_retries), range(1_000), strict=False)]
+                assert 4_000 < max(drawn) <= 5_000
+
+    def test_without_a_longer_one_of_its_own_the_outbox_makes_no_delay_longer_than_sqs_waits(self) -> None:
+        with override_settings(LAMBDA_TASKS_OUTBOX=True):
+            for options in ({"retry_delay": 900}, {"retry_delay": 600, "retry_backoff": True}):
+
+                @lambda_task(retry_on=[Busy], **options)  # type: ignore[call-overload, misc]  # one at a time
+                def task() -> None: ...
+
+                assert max(delay for delay, _ in zip(delays(task, 9), range(1_000), strict=False)) <= 900
 
     def test_a_lock_that_is_taken_is_waited_for_in_the_same_way(self) -> None:
         @lambda_task(retry_on=[Busy], retry_delay=100, retry_backoff=True, singleton=True)

@@ -167,6 +167,18 @@ class TestSendingLater:
             ("another.project.tasks.do", "default", 5, None)
         ]
 
+    def test_a_delay_that_sqs_does_not_take_is_refused_at_the_call_where_no_outbox_keeps_it(self) -> None:
+        with override_settings(LAMBDA_TASKS_OUTBOX=True):
+            payload = send_welcome_email.using(delay=901).serialize(user_id=1, template="a")
+        task = SQSLambdaTask.model_validate(payload)
+        with pytest.raises(InvalidArguments, match=r"send_welcome_email: delay is 901; .* LAMBDA_TASKS_OUTBOX = True"):
+            task.execute_on_commit()
+        assert queue() == []
+        with override_settings(LAMBDA_TASKS_OUTBOX=True):
+            handle = task.execute_on_commit()
+            assert handle.status == "WAITING"
+        assert queue() == []
+
     def test_a_queue_that_is_not_in_the_settings_is_refused_at_the_call(self) -> None:
         payload = send_welcome_email.using(queue="gone").serialize(user_id=1, template="a")
         with pytest.raises(UnknownQueue, match=r"'gone' is not in LAMBDA_TASKS_QUEUES.*send_welcome_email") as caught:
@@ -178,7 +190,7 @@ class TestRefusedPayloads:
     @pytest.mark.parametrize(
         "change",
         [
-            {"delay": 901},
+            {"delay": 31_536_001},
             {"delay": -1},
             {"delay": "5"},
             {"delay": 1.5},

@@ -9,14 +9,19 @@ from typing import Any
 
 from lambda_tasks.backends.base import BaseBackend
 from lambda_tasks.jobs import Job
+from lambda_tasks.settings import MAX_DELAY
 
 
 class MemoryBackend(BaseBackend):
-    """Keeps the jobs in `jobs`, oldest first, until they are taken out."""
+    """Keeps the jobs in `jobs`, oldest first, until they are taken out.
+
+    Options: `max_delay`, the longest delay in seconds that it takes; none is waited for.
+    """
 
     leaves_process = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_delay: int = MAX_DELAY) -> None:
+        self.max_delay = max_delay
         self.jobs: list[Job] = []
 
     def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:

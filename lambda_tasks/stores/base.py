@@ -66,6 +66,10 @@ class BaseStore(ABC):
         """
         return set()
 
+    def status(self, message_id: str) -> str | None:
+        """Return the status of an invocation's record; None if there is none. For `TaskHandle.status`."""
+        return None
+
     def lost(self, *, older_than: float, limit: int, after: str = "") -> list[Lost]:
         """Return invocations that stand as RUNNING and whose lease was over more than `older_than` seconds ago.
 

@@ -21,7 +21,7 @@ from django.test import TestCase, override_settings
 from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
-from lambda_tasks.strategies import get_backend
+from lambda_tasks.strategies import get_backend, longest_delay
 
 MEMORY_BACKEND: Final = "lambda_tasks.backends.memory.MemoryBackend"
 
@@ -108,6 +108,10 @@ class TaskQueue:
 
 @contextmanager
 def collect_tasks() -> Iterator[TaskQueue]:
-    """Keep what is enqueued inside the block in a `TaskQueue`, whatever the settings say."""
-    with override_settings(LAMBDA_TASKS_BACKEND=MEMORY_BACKEND, LAMBDA_TASKS_EAGER=False):
+    """Keep what is enqueued inside the block in a `TaskQueue`, whatever the settings say.
+
+    There is no outbox in between; delays may be as long as it allows, if the settings have one.
+    """
+    backend = {"BACKEND": MEMORY_BACKEND, "OPTIONS": {"max_delay": longest_delay()}}
+    with override_settings(LAMBDA_TASKS_BACKEND=backend, LAMBDA_TASKS_EAGER=False, LAMBDA_TASKS_OUTBOX=False):
         yield TaskQueue(cast(MemoryBackend, get_backend()))

@@ -12,7 +12,7 @@ from uuid import UUID
 from typing_extensions import assert_type
 
 from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
-from lambda_tasks.jobs import TaskHandle
+from lambda_tasks.handles import TaskHandle
 from lambda_tasks.models import (
     MaxRetriesExceededError,
     SQSLambdaTask,

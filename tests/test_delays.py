@@ -1,0 +1,237 @@
+"""Delays: those that the queue takes are its own affair, longer ones are waited for in the outbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.db import transaction
+
+from lambda_tasks.backends.relay import Relayed
+from lambda_tasks.decorators import lambda_task
+from lambda_tasks.exceptions import InvalidArguments
+from lambda_tasks.handler import handler
+from lambda_tasks.identity import new_message_id, retry_id
+from lambda_tasks.jobs import Job
+from lambda_tasks.models import DatabaseNow, OutboxMessage, TaskRecord
+from lambda_tasks.plain import Invocation
+from lambda_tasks.settings import MAX_KEPT_DELAY
+from tests.conftest import Sqs
+from tests.courier import (
+    COURIER,
+    IN_HOUSE,
+    OUTBOX,
+    Courier,
+    later,
+    note,
+    numbers,
+    outbox,
+    rows,
+    seconds_until,
+    use_outbox,
+)
+
+on_each_database = pytest.mark.databases(transaction=True)
+committing = pytest.mark.django_db(transaction=True)
+
+DAY = 86_400
+
+
+class Busy(Exception):
+    """What a task meets that wants to be retried."""
+
+
+@pytest.fixture
+def courier(database: str, settings: Any) -> Courier:
+    return use_outbox(settings, database)
+
+
+def send(delay: int, database: str, number: int = 1) -> None:
+    note.using(database=database, delay=delay).execute_on_commit(number=number)
+
+
+@on_each_database
+@pytest.mark.parametrize("delay", [0, 1, 899, 900])
+def test_a_delay_that_the_queue_takes_is_sent_at_once_and_left_to_it(
+    database: str, courier: Courier, delay: int
+) -> None:
+    send(delay, database)
+    assert [job.delay for job in courier.jobs] == [delay]
+    assert rows(database) == []
+
+
+@on_each_database
+@pytest.mark.parametrize("delay", [901, 3_600, 30 * DAY, MAX_KEPT_DELAY])
+def test_a_longer_one_is_kept_until_what_is_left_is_as_much_as_the_queue_takes(
+    database: str, courier: Courier, delay: int
+) -> None:
+    handle = note.using(database=database, delay=delay).execute_on_commit(number=1)
+    [row] = rows(database)
+    assert row.run_at is not None
+    assert row.due_at is not None
+    assert (row.run_at - row.due_at).total_seconds() == 900
+    assert (row.run_at - row.created_at).total_seconds() == pytest.approx(delay, abs=0.01)
+    assert handle.status == "WAITING"
+    assert outbox().relay() == Relayed()
+    assert courier.calls == []
+
+    if delay > 1_000:  # else the test itself may take that long
+        later(delay - 900 - 60, database)
+        assert outbox().relay() == Relayed()
+        later(60, database)
+    else:
+        later(delay - 900, database)
+    assert outbox().relay() == Relayed(sent=1)
+    [job] = courier.jobs
+    assert 840 <= job.delay <= 900
+    assert rows(database) == []
+
+
+@on_each_database
+@pytest.mark.parametrize(("overdue", "left"), [(0, 900), (300, 600), (899, 1), (900, 0), (5 * DAY, 0)])
+def test_what_a_relay_is_late_comes_off_the_delay(database: str, courier: Courier, overdue: int, left: int) -> None:
+    send(2 * 3_600, database)
+    later(seconds_until("due_at", database)[0] or 0, database)
+    later(overdue, database)
+    assert outbox().relay() == Relayed(sent=1)
+    # Less by what the test has taken until here.
+    assert [job.delay for job in courier.jobs] == [pytest.approx(left, abs=60)]
+    assert courier.jobs[0].delay <= left
+    assert rows(database) == []
+
+
+@on_each_database
+def test_messages_leave_when_they_are_due_each_for_itself(database: str, courier: Courier) -> None:
+    with transaction.atomic(using=database):
+        send(3 * DAY, database, number=3)
+        send(0, database, number=0)
+        send(2 * DAY, database, number=2)
+        send(60, database, number=1)
+    assert courier.sent == [0, 1]
+    assert numbers(database) == [3, 2]
+    later(2 * DAY - 900, database)
+    assert outbox().relay() == Relayed(sent=1)
+    assert courier.sent == [0, 1, 2]
+    later(DAY, database)
+    assert outbox().relay() == Relayed(sent=1)
+    assert courier.sent == [0, 1, 2, 3]
+
+
+@on_each_database
+def test_one_that_could_not_be_sent_is_not_delayed_longer(database: str, courier: Courier) -> None:
+    courier.away = {"default"}
+    send(600, database)
+    [run_in] = seconds_until("run_at", database)
+    assert run_in == pytest.approx(600, abs=60)
+    courier.away = set()
+    later(400, database)
+    assert outbox().relay() == Relayed(sent=1)
+    assert [job.delay for job in courier.jobs] == [pytest.approx(200, abs=60)]
+    assert courier.jobs[0].delay <= 200
+
+
+@on_each_database
+def test_a_transport_that_takes_no_delay_is_given_none(database: str, settings: Any) -> None:
+    courier = use_outbox(settings, database, transport={"BACKEND": COURIER, "OPTIONS": {"max_delay": 0}})
+    send(60, database)
+    assert courier.calls == []
+    [row] = rows(database)
+    assert row.due_at == row.run_at != row.created_at
+    later(60, database)
+    assert outbox().relay() == Relayed(sent=1)
+    assert [job.delay for job in courier.jobs] == [0]
+
+
+@on_each_database
+def test_one_that_is_sent_by_hand_is_not_delayed_any_more(database: str, courier: Courier) -> None:
+    send(DAY, database, number=1)
+    send(DAY, database, number=2)
+    [first, _] = rows(database)
+    assert outbox().send_now([first.pk], using=database) == Relayed(sent=1)
+    assert [(job.message_id, job.delay) for job in courier.jobs] == [(str(first.pk), 0)]
+    assert numbers(database) == [2]
+
+
+@committing
+def test_sqs_is_given_the_delay_that_is_left(settings: Any, sqs: Sqs) -> None:
+    settings.LAMBDA_TASKS_BACKEND = OUTBOX
+    note.using(delay=DAY).execute_on_commit(number=1)
+    note.using(delay=600).execute_on_commit(number=2)
+    assert sqs.depth() == {"visible": 0, "delayed": 1, "in_flight": 0}
+    later(DAY - 900)
+    assert outbox().relay() == Relayed(sent=1)
+    assert sqs.depth() == {"visible": 0, "delayed": 2, "in_flight": 0}
+    note.using(delay=DAY).execute_on_commit(number=3)
+    later(DAY + 1)
+    assert outbox().relay() == Relayed(sent=1)
+    assert sqs.depth() == {"visible": 1, "delayed": 2, "in_flight": 0}
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("delay", [901, MAX_KEPT_DELAY])
+def test_without_the_outbox_a_long_delay_is_refused_with_the_remedy(delay: int) -> None:
+    sentence = rf"^delay is {delay}; give a whole number of 0 to 900, .* or set LAMBDA_TASKS_OUTBOX = True, "
+    with pytest.raises(ValueError, match=sentence):
+        note.using(delay=delay)
+
+
+@pytest.mark.parametrize("chosen", ["by the setting", "by its path"])
+def test_with_the_outbox_a_year_is_the_limit(settings: Any, chosen: str) -> None:
+    if chosen == "by its path":
+        use_outbox(settings)
+    else:
+        settings.LAMBDA_TASKS_OUTBOX = True
+    assert note.using(delay=MAX_KEPT_DELAY).delay == MAX_KEPT_DELAY == 365 * DAY
+    with pytest.raises(ValueError, match="delay is 31536001; give a whole number of 0 to 31536000"):
+        note.using(delay=MAX_KEPT_DELAY + 1)
+
+
+@committing
+def test_an_outbox_that_is_taken_away_refuses_what_was_prepared_for_it(settings: Any) -> None:
+    settings.LAMBDA_TASKS_OUTBOX = True
+    patient = note.using(delay=DAY)
+    settings.LAMBDA_TASKS_OUTBOX = False
+    with pytest.raises(InvalidArguments, match=rf"{note.name}: delay is {DAY}; give .* 0 to 900"):
+        patient.execute_on_commit(number=1)
+
+
+# Retries
+
+
+@committing
+@pytest.mark.parametrize(("retry_delay", "kept"), [(895, False), (3_600, True), (30 * DAY, True)])
+def test_a_retry_waits_as_long_as_its_task_asks_for(settings: Any, retry_delay: int, kept: bool) -> None:
+    courier = use_outbox(settings, transport=IN_HOUSE)
+
+    @lambda_task(retry_on=[Busy], retry_delay=retry_delay)
+    def busy_for_long() -> None:
+        raise Busy
+
+    message_id = new_message_id()
+    job = Job(Invocation(busy_for_long.name, {}), message_id, message_id, task=busy_for_long)
+    courier.jobs.append(job)
+    assert handler({"Records": courier.take_records()}, None) == {"batchItemFailures": []}
+    assert TaskRecord.objects.get().status == "RETRYING"
+    if not kept:
+        assert [job.delay for job in courier.jobs] == [pytest.approx(898, abs=2)]
+        return
+    [row] = rows()
+    assert str(row.pk) == retry_id(message_id, 1)
+    assert row.run_at is not None
+    assert retry_delay + 1 <= round((row.run_at - row.created_at).total_seconds()) <= retry_delay + 5
+    later(retry_delay - 900 + 5)
+    assert outbox().relay() == Relayed(sent=1)
+    assert [job.message_id for job in courier.jobs] == [str(row.pk)]
+
+
+@on_each_database
+def test_the_relay_asks_the_clock_of_the_database_and_not_its_own(
+    database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(DAY, database)
+    for name in ("time", "time_ns", "monotonic"):
+        monkeypatch.setattr(f"time.{name}", lambda: 9e18)
+    assert outbox().relay() == Relayed()
+    assert OutboxMessage.objects.using(database).filter(due_at__gt=DatabaseNow()).count() == 1
