@@ -77,7 +77,8 @@ def check_strategies(**_: Any) -> list[CheckMessage]:
             if get_strategy is not get_lock or _leaves_process():
                 messages += strategy.check()
         except ImproperlyConfigured as error:
-            messages += _unless_known(error, "lambda_tasks.E004")
+            # The outbox may have met the store's before.
+            messages += [each for each in _unless_known(error, "lambda_tasks.E004") if each not in messages]
     return messages
 
 
@@ -95,7 +96,7 @@ def check_plugins(**_: Any) -> list[CheckMessage]:
 
 @register(Tags.compatibility)
 def check_tasks(**_: Any) -> list[CheckMessage]:
-    """Report what is wrong with the tasks that are imported: queue, limits (E007), annotations (E008)."""
+    """Report what is wrong with the tasks that are imported: queue, limits, delays (E007), annotations (E008)."""
     return [message for task in registry.registered_tasks() for message in _check_task(task)]
 
 
@@ -105,6 +106,10 @@ def _check_task(task: Any) -> Iterator[CheckMessage]:
             task.timeouts()
         if LambdaTasksSettings.queues.is_set:
             app_settings.queue_url(task.queue, task_name=task.name)
+        try:
+            task.check_delays()
+        except ValueError as error:
+            yield Error(f"{task.name}: {error}", obj=task, id="lambda_tasks.E007")
     except ImproperlyConfigured as error:
         yield from _unless_known(error, "lambda_tasks.E007", obj=task)
     try:

@@ -20,20 +20,19 @@ import django
 from django.apps import apps
 from django.db import InterfaceError, OperationalError, connections
 
-from lambda_tasks import executor, points, watchdog
+from lambda_tasks import executor, maintenance, points, watchdog
 from lambda_tasks.deliveries import Delivery, deliveries
 from lambda_tasks.exceptions import InvalidMessage, Redeliver, UnknownTask
 from lambda_tasks.logging import SteadyLogger
 from lambda_tasks.outcomes import Outcome, Skipped, Succeeded
-from lambda_tasks.plain import Invocation
 from lambda_tasks.plugins import hooks, notify
+from lambda_tasks.reading import read_message
 from lambda_tasks.secret_loader import resolve_secrets_into_env
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.timeouts import KILL_GRACE
 
 if TYPE_CHECKING:
     from lambda_tasks.decorators import LambdaTaskWrapper
-    from lambda_tasks.messages import SQSLambdaTaskMessage
 
 logger = SteadyLogger(logging.getLogger("lambda_tasks.handler"), {})
 
@@ -58,21 +57,42 @@ _booted = False
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """Run the tasks of an event and say which messages must stay on their queue.
 
+    The event `{"lambda_tasks": "maintenance"}`, of a schedule, relays the outbox and reaps lost tasks
+    instead, and is answered with what was done.
+
     Raises `InvalidEvent` for an event without usable message ids: any answer to it would delete
     messages that nobody ran. A cold start that fails raises too, and the next invocation starts again.
     """
     boot()
-    batch = Batch(deliveries(event), deadline_of(context))
+    deadline = deadline_of(context)
+    if maintenance.wanted(event):
+        return _maintain(event, deadline)
+    batch = Batch(deliveries(event), deadline)
     # A batch is to Django's connections what a request is: checked before it, closed after it if not to be kept.
     close_stale_connections()
     try:
         with watchdog.shared():
             batch.run()
+        if not batch.database_away:  # else the answer would wait for it once more
+            close_doubtful_connections()
+            maintenance.relay_now_and_then(deadline)
         # A dict of its own for the listeners: they are told, and change nothing.
         notify(hooks().lambda_task_batch_finished, event=event, response=batch.response())
     finally:
         close_stale_connections()
     return batch.response()
+
+
+def _maintain(event: Mapping[str, Any], deadline: float | None) -> dict[str, Any]:
+    # New connections: those that are open may have died over a freeze, which only a second try would survive.
+    close_connections()
+    done: dict[str, Any] = {}
+    try:
+        maintenance.maintain(deadline, done)
+    finally:
+        notify(hooks().lambda_task_batch_finished, event=event, response=dict(done))
+        close_connections()
+    return done
 
 
 def boot() -> None:
@@ -127,6 +147,7 @@ class Batch:
         self._started_any = False
         self._postponed: list[tuple[Mapping[str, Any], float]] = []
         self.failed: list[str] = []
+        self.database_away = False
 
     def run(self) -> None:
         """Run one delivery after the other; every one ends acknowledged or in `failed`."""
@@ -140,6 +161,7 @@ class Batch:
                 copy_context().run(self._run_one, delivery)
             except (OperationalError, InterfaceError):
                 logger.exception("The database does not answer; the rest of the batch goes back to the queue.")
+                self.database_away = True
                 for waiting in self._waiting[index:]:
                     self._keep(waiting, visible_in=OUTAGE_PAUSE * 2 ** min(waiting.receives - 1, 5))
                 break
@@ -203,15 +225,6 @@ class Batch:
         self.failed.append(delivery.raw_id)
         if visible_in is not None:
             self._postponed.append((delivery.record, visible_in))
-
-
-def read_message(body: str) -> Invocation | SQSLambdaTaskMessage:
-    """Read the body of a message, most of them without pydantic; raises `InvalidMessage`."""
-    if (invocation := Invocation.plain(body)) is not None:
-        return invocation
-    from lambda_tasks.messages import SQSLambdaTaskMessage
-
-    return SQSLambdaTaskMessage.from_body(body)
 
 
 def close_stale_connections() -> None:

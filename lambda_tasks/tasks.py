@@ -5,10 +5,15 @@ from __future__ import annotations
 from datetime import timedelta
 from time import monotonic
 from typing import Final
+from uuid import UUID
+
+from django.db import router
+from django.db.models import Exists, OuterRef
 
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.logging import current_message_id, task_logger
-from lambda_tasks.models import DatabaseNow, TaskRecord
+from lambda_tasks.maintenance import outbox
+from lambda_tasks.models import DatabaseNow, OutboxMessage, TaskRecord
 from lambda_tasks.settings import LOST_AFTER
 from lambda_tasks.strategies import get_store
 from lambda_tasks.timeouts import TimeLimits
@@ -26,26 +31,35 @@ MAX_REAPED: Final = 5_000
 def cleanup_task_records(*, retention_days: int = 7) -> int:
     """Delete the records that were started more than `retention_days` days ago; return their number.
 
-    Whatever their status. Its own record stays. In a worker it ends when half of its time is over, and
+    Whatever their status. Its own record stays, and so do those whose message is in the outbox still: it may
+    have been sent already, and must not run again. In a worker it ends when half of its time is over, and
     leaves the rest to the next run. Raises ValueError for a negative number of days.
     """
     if retention_days < 0:
         raise ValueError(f"retention_days is {retention_days}; give 0 or more.")
     deadline = monotonic() + _seconds_to_spend()
-    records = TaskRecord.objects.using(get_store().database)
+    database = get_store().database
+    records = TaskRecord.objects.using(database)
     old = (
         records.filter(start_time__lt=DatabaseNow() - timedelta(days=retention_days))
         .exclude(pk=current_message_id())
         .order_by("start_time")
         .values_list("pk", "start_time")
     )
+    if router.allow_migrate_model(database, OutboxMessage):
+        old = old.exclude(Exists(OutboxMessage.objects.filter(pk=OuterRef("pk"))))
+    outboxes_elsewhere = _databases_of_outboxes() - {database}
+    spared: set[UUID] = set()
     deleted = 0
     left = old
-    while batch := list(left[:BATCH_SIZE]):
-        _, rows = records.filter(pk__in=[pk for pk, _ in batch]).delete()
-        if not rows.get(TaskRecord._meta.label):
+    while batch := list(left.exclude(pk__in=spared)[:BATCH_SIZE]):
+        keys = {pk for pk, _ in batch}
+        for alias in outboxes_elsewhere:
+            spared.update(OutboxMessage.objects.using(alias).filter(pk__in=keys).values_list("pk", flat=True))
+        _, rows = records.filter(pk__in=keys - spared).delete()
+        if not rows.get(TaskRecord._meta.label) and keys.isdisjoint(spared):
             break  # somebody else has deleted them, and our snapshot does not show it
-        deleted += rows[TaskRecord._meta.label]
+        deleted += rows.get(TaskRecord._meta.label, 0)
         task_logger.debug("%d records deleted so far", deleted)
         if monotonic() >= deadline:
             task_logger.warning("%d records deleted; the time is over, the next run goes on.", deleted)
@@ -71,6 +85,11 @@ def reap_lost_tasks(*, older_than: int = LOST_AFTER) -> dict[str, int]:
     if not reaped.complete:
         task_logger.warning("%d lost tasks settled; there are more, the next run goes on.", reaped.total)
     return {"sent_again": reaped.sent_again, "failed": reaped.failed, "unsent": reaped.unsent}
+
+
+def _databases_of_outboxes() -> set[str]:
+    kept = outbox()
+    return set() if kept is None else set(kept.databases)
 
 
 def _seconds_to_spend() -> float:

@@ -1,4 +1,4 @@
-"""`cleanup_task_records`: old records go, in batches, and never its own."""
+"""`cleanup_task_records`: old records go, in batches; never its own, nor one whose message waits to be sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.handler import handler
 from lambda_tasks.identity import new_message_id
-from lambda_tasks.models import SQSLambdaTaskMessage, TaskRecord, TaskStatus
+from lambda_tasks.models import OutboxMessage, SQSLambdaTaskMessage, TaskRecord, TaskStatus
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.tasks import BATCH_SIZE, cleanup_task_records
 
@@ -83,6 +83,55 @@ class TestWhatIsDeleted:
         monkeypatch.setattr(django_timezone, "now", lambda: now + 1000 * DAY)
         assert cleanup_task_records() == 1
         assert kept() == {young}
+
+
+def message_of(record: TaskRecord, **fields: Any) -> OutboxMessage:
+    """Return the message of an invocation, as it stands in the outbox."""
+    values: dict[str, Any] = {"task_name": record.task_name, "queue": "default", "body": "{}"}
+    now = django_timezone.now()
+    return OutboxMessage(id=record.pk, **values | {"created_at": now, "due_at": now} | fields)
+
+
+class TestMessagesInTheOutbox:
+    """It may have been sent, and its worker's record be all that keeps a second delivery from running."""
+
+    @pytest.mark.parametrize("due_at", [None, django_timezone.now(), django_timezone.now() + DAY], ids=str)
+    def test_a_record_stays_while_its_message_is_there(self, due_at: datetime | None) -> None:
+        with_message = record(age=8 * DAY)
+        record(age=9 * DAY)
+        message_of(with_message, due_at=due_at).save(force_insert=True)
+
+        assert cleanup_task_records() == 1
+        assert kept() == {with_message}
+
+        OutboxMessage.objects.all().delete()
+        assert cleanup_task_records() == 1
+        assert kept() == set()
+
+    def test_so_it_does_where_the_outbox_is_off_by_now(self) -> None:
+        with_message = record(age=8 * DAY)
+        message_of(with_message).save(force_insert=True)
+        with override_settings(LAMBDA_TASKS_OUTBOX=False):
+            assert cleanup_task_records() == 0
+        assert kept() == {with_message}
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 1000])
+    @pytest.mark.databases("sqlite", transaction=True)
+    def test_so_it_does_if_the_message_is_in_the_outbox_of_another_database(
+        self, database: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tasks, "BATCH_SIZE", batch_size)
+        with_message = [record(age=age * DAY) for age in (8, 10, 11, 14)]
+        for age in (9, 12, 13):
+            record(age=age * DAY)
+        for each in with_message:
+            message_of(each).save(using=database, force_insert=True)
+        options = {"transport": "lambda_tasks.backends.memory.MemoryBackend", "databases": ["default", database]}
+        outbox = {"BACKEND": "lambda_tasks.backends.outbox.OutboxBackend", "OPTIONS": options}
+
+        with override_settings(LAMBDA_TASKS_BACKEND=outbox):
+            assert cleanup_task_records() == 3
+        assert kept() == set(with_message)
 
 
 class TestArguments:

@@ -20,7 +20,7 @@ from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.models import TaskRecord
-from lambda_tasks.strategies import get_store
+from lambda_tasks.strategies import OUTBOX_BACKEND, get_store
 from tests.test_settings import TABLE, unset
 
 __all__ = ["unset"]
@@ -42,7 +42,15 @@ class Outspoken(MemoryBackend):
         return [Warning("The pigeons are tired.", id="pigeons.W001")]
 
 
+class NoOutboxes:
+    """A router that keeps the table out."""
+
+    def allow_migrate(self, db: str, app_label: str, model_name: str | None = None, **hints: Any) -> bool | None:
+        return False if model_name == "outboxmessage" else None
+
+
 REAL_QUEUE = f"{__name__}.QueueOfAnotherProcess"
+MEMORY = "lambda_tasks.backends.memory.MemoryBackend"
 
 
 class Misspelt:
@@ -93,6 +101,18 @@ def with_short_limit() -> list[CheckMessage]:
     return messages(
         task_on(soft_timeout=100), LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT=50, LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT=9
     )
+
+
+def with_long_delay(name: str) -> list[CheckMessage]:
+    """It was defined while the outbox would have kept it."""
+    with override_settings(LAMBDA_TASKS_OUTBOX=True):
+        task = task_on(**{name: 3600}, **({"retry_on": (OSError,)} if name == "retry_delay" else {}))
+    return messages(task)
+
+
+def with_outbox(**options: Any) -> list[CheckMessage]:
+    options = {"transport": MEMORY, **options}
+    return messages(LAMBDA_TASKS_BACKEND={"BACKEND": OUTBOX_BACKEND, "OPTIONS": options})
 
 
 def with_model() -> list[CheckMessage]:
@@ -153,6 +173,40 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
             ),
             r"STORE gives 'lambda_tasks.stores.orm.ORMStore' the OPTIONS \['alias'\], which it refuses",
         ),
+        (
+            lambda: messages(LAMBDA_TASKS_OUTBOX=True, LAMBDA_TASKS_BACKEND="shop.Pigeons"),
+            "names 'shop.Pigeons', which",
+        ),
+        (lambda: with_outbox(databases=[]), r"which it refuses: databases is \[\]; give a list of aliases"),
+        (lambda: with_outbox(databases="default"), "which it refuses: databases is 'default'; give a list of aliases"),
+        (
+            lambda: with_outbox(databases=["default", "orders"]),
+            "the outbox database 'orders', which is not in DATABASES",
+        ),
+        (lambda: with_outbox(alias="x"), r"the OPTIONS \['alias', 'transport'\], which it refuses"),
+        (lambda: with_outbox(transport=5), "which it refuses: transport is 5; give a dotted path"),
+        (lambda: with_outbox(transport="shop.Pigeons"), "BACKEND names 'shop.Pigeons', which cannot be imported"),
+        (lambda: with_outbox(transport={"BACKEND": MEMORY, "OPTIONS": {"wings": 2}}), r"OPTIONS \['wings'\]"),
+        (lambda: with_outbox(transport=OUTBOX_BACKEND), "name a transport that is no outbox itself"),
+        (lambda: with_outbox(transport="builtins.dict"), "name a transport that is no outbox itself"),
+        (
+            lambda: messages(LAMBDA_TASKS_OUTBOX=True, LAMBDA_TASKS_STORE="shop.Store"),
+            "STORE names 'shop.Store', which cannot be imported",
+        ),
+        (
+            lambda: messages(
+                LAMBDA_TASKS_OUTBOX=True,
+                LAMBDA_TASKS_STORE={
+                    "BACKEND": "lambda_tasks.stores.orm.ORMStore",
+                    "OPTIONS": {"database": "recods"},
+                },
+            ),
+            "LAMBDA_TASKS_STORE names database 'recods', which is not in DATABASES",
+        ),
+        (
+            lambda: messages(LAMBDA_TASKS_OUTBOX=True, DATABASE_ROUTERS=[f"{__name__}.NoOutboxes"]),
+            "The outbox is to be kept in 'default', where DATABASE_ROUTERS do not allow its table",
+        ),
     ],
     "E005": [
         (lambda: messages(LAMBDA_TASKS_PLUGINS=[Misspelt]), "a hook that does not exist: .*lambda_task_stated"),
@@ -167,6 +221,8 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
     "E007": [
         (lambda: messages(task_on(queue="mail")), "Queue 'mail' is not in LAMBDA_TASKS_QUEUES .* fix queue= on .*send"),
         (with_short_limit, "send would have a soft timeout of 100 s and a hard timeout of 50 s"),
+        (lambda: with_long_delay("delay"), "send: delay is 3600; .* or set LAMBDA_TASKS_OUTBOX = True"),
+        (lambda: with_long_delay("retry_delay"), "send: retry_delay is 3600; .* or set LAMBDA_TASKS_OUTBOX = True"),
     ],
     "E008": [(with_model, "The annotations of .*send include a type that cannot travel as JSON: .*TaskRecord")],
     "W001": [
@@ -236,6 +292,15 @@ class TestNothingWrong:
         if django_settings.CACHES[alias]["BACKEND"].endswith("LocMemCache"):
             pytest.skip("no Redis")
         assert messages(LAMBDA_TASKS_BACKEND=REAL_QUEUE, LAMBDA_TASKS_SINGLETON_CACHE=alias) == []
+
+    def test_long_delays_are_not_mentioned_where_the_outbox_keeps_them(self) -> None:
+        with override_settings(LAMBDA_TASKS_OUTBOX=True):
+            task = task_on(delay=3600, retry_delay=1000, retry_on=(OSError,))
+        assert messages(task, LAMBDA_TASKS_OUTBOX=True) == []
+        assert messages(task, LAMBDA_TASKS_OUTBOX=True, LAMBDA_TASKS_EAGER=True) == []
+
+    def test_an_outbox_with_options_is_not_mentioned(self) -> None:
+        assert with_outbox(databases=["default", "sqlite"]) == []
 
 
 class TestSeveralThingsWrong:

@@ -30,6 +30,7 @@ HEAVY: Final = (
     # Each of their dataclasses compiles its methods anew in every process.
     *("lambda_tasks.jobs", "lambda_tasks.outcomes", "lambda_tasks.deliveries", "lambda_tasks.secret_loader"),
     *("lambda_tasks.admin", "lambda_tasks.doctor", "lambda_tasks.local", "lambda_tasks.lost", "lambda_tasks.testing"),
+    *("lambda_tasks.backends.outbox", "lambda_tasks.backends.relay"),
 )
 
 FILES: Final = {
@@ -47,6 +48,7 @@ FILES: Final = {
             "BACKEND": "lambda_tasks.backends.sqs.SQSBackend",
             "OPTIONS": {"endpoint_url": os.environ.get("ENDPOINT")},
         }
+        LAMBDA_TASKS_OUTBOX = "OUTBOX" in os.environ
     """,
     "shop/models.py": """
         from django.db import models
@@ -192,6 +194,10 @@ FILES: Final = {
 
         from lambda_tasks.models import TaskRecord
         assert TaskRecord.objects.filter(status="SUCCESS").count() == 3
+        TaskRecord.objects.all().delete()
+
+        assert "lost" in lambda_tasks.handler.handler({"lambda_tasks": "maintenance"}, None)
+        say("maintenance done")
     """,
 }
 
@@ -233,11 +239,11 @@ class Project:
         self._run("-m", "django", "migrate", "--run-syncdb", "--skip-checks", "--verbosity=0")
         self._django = self._loaded("django_alone.py", ENDPOINT=None)
 
-    def added(self, program: str) -> dict[str, list[str]]:
+    def added(self, program: str, **environment: str) -> dict[str, list[str]]:
         """Run a program and return, step by step, what it has loaded and a Django with a database has not."""
         return {
             step: [name for name in names if name not in self._django["database used"]]
-            for step, names in self._loaded(program).items()
+            for step, names in self._loaded(program, **environment).items()
         }
 
     def _loaded(self, program: str, **environment: str | None) -> dict[str, list[str]]:
@@ -278,8 +284,18 @@ def in_web_process(project: Project) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
+def in_web_process_with_outbox(project: Project) -> dict[str, list[str]]:
+    return project.added("web_process.py", OUTBOX="on")
+
+
+@pytest.fixture(scope="module")
 def in_worker(project: Project) -> dict[str, list[str]]:
     return project.added("worker.py")
+
+
+@pytest.fixture(scope="module")
+def in_worker_with_outbox(project: Project) -> dict[str, list[str]]:
+    return project.added("worker.py", OUTBOX="on")
 
 
 PYDANTIC: Final = {"pydantic", "pydantic_core", "typing_extensions", "annotated_types"}
@@ -287,12 +303,28 @@ PYDANTIC: Final = {"pydantic", "pydantic_core", "typing_extensions", "annotated_
 PLUGIN_SEARCH: Final = {"importlib.metadata", "zipfile"}
 #: The way to the transport, or from it.
 PIPELINE: Final = {"pluggy", "lambda_tasks.jobs", "lambda_tasks.outcomes"}
+OUTBOX: Final = {"lambda_tasks.backends.outbox", "lambda_tasks.backends.relay"}
 WORKER: Final = PIPELINE | {"lambda_tasks.deliveries", "lambda_tasks.secret_loader"}
 
 
 @pytest.mark.parametrize("step", ["set up", "tasks decorated", "tasks imported", "records read", "task called"])
 def test_a_process_that_sends_nothing_loads_none_of_it(in_web_process: dict[str, list[str]], step: str) -> None:
     assert in_web_process[step] == []
+
+
+@pytest.mark.parametrize("step", ["set up", "tasks decorated", "tasks imported", "records read", "task called"])
+def test_with_the_outbox_it_loads_none_of_it_either(
+    in_web_process_with_outbox: dict[str, list[str]], step: str
+) -> None:
+    assert in_web_process_with_outbox[step] == []
+
+
+def test_what_enqueues_with_the_outbox_loads_that_and_boto3_only_when_something_is_sent(
+    in_web_process_with_outbox: dict[str, list[str]],
+) -> None:
+    for step in ("task enqueued", "ran eagerly"):
+        assert set(in_web_process_with_outbox[step]) - PLUGIN_SEARCH == PIPELINE | PYDANTIC | OUTBOX
+    assert {"boto3", "botocore"} <= set(in_web_process_with_outbox["task sent"])
 
 
 def test_what_enqueues_a_task_loads_pydantic_and_neither_boto3_nor_redis(in_web_process: dict[str, list[str]]) -> None:
@@ -329,3 +361,23 @@ def test_a_singleton_task_loads_no_more_where_its_cache_has_no_redis(in_worker: 
 
 def test_an_error_of_a_task_loads_no_more(in_worker: dict[str, list[str]]) -> None:
     assert in_worker["failure recorded"] == in_worker["singleton run"]
+
+
+def test_maintenance_loads_what_settles_lost_tasks_and_no_outbox_where_there_is_none(
+    in_worker: dict[str, list[str]],
+) -> None:
+    assert set(in_worker["maintenance done"]) == {*in_worker["failure recorded"], "lambda_tasks.lost"}
+
+
+@pytest.mark.parametrize("step", ["handler imported", "booted"])
+def test_a_cold_start_does_not_load_the_outbox(in_worker_with_outbox: dict[str, list[str]], step: str) -> None:
+    assert set(in_worker_with_outbox[step]) == WORKER
+
+
+def test_a_worker_with_the_outbox_loads_it_and_no_boto3_while_nothing_waits(
+    in_worker_with_outbox: dict[str, list[str]],
+) -> None:
+    assert set(in_worker_with_outbox["message run"]) == WORKER | OUTBOX
+    assert set(in_worker_with_outbox["maintenance done"]) - PLUGIN_SEARCH == (
+        WORKER | PYDANTIC | OUTBOX | {"lambda_tasks.lost"}
+    )

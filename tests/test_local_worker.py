@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import boto3
@@ -26,6 +27,7 @@ from lambda_tasks.local.event_source import EventSource, QueueUnavailable
 from lambda_tasks.local.progress import (
     Event,
     Finished,
+    Maintained,
     Output,
     Received,
     RuntimeReady,
@@ -47,6 +49,12 @@ HANDLER = """
 import json, os, signal, socket, time
 
 def handler(event, context):
+    if "Records" not in event:
+        with open(os.environ["SEEN"], "a") as seen:
+            seen.write(json.dumps({"event": event}) + "\\n")
+        order = json.loads(os.environ.get("SCHEDULED", "{}"))
+        obey(order)
+        return order.get("answer")
     failed = []
     for record in event["Records"]:
         order = json.loads(record["body"])
@@ -615,6 +623,115 @@ def test_options_that_lambda_would_refuse(options: dict[str, Any], message: str)
         LocalWorker(**{"queues": {"default": "http://127.0.0.1:9/1/q"}, **options})
 
 
+# The schedule
+
+
+def scheduled(monkeypatch: pytest.MonkeyPatch, **order: Any) -> None:
+    """What the handler is to do, and to answer, when the schedule's event comes."""
+    monkeypatch.setenv("SCHEDULED", json.dumps(order))
+
+
+def events() -> list[Any]:
+    return [entry["event"] for entry in seen() if "event" in entry]
+
+
+ANSWER = {"outbox": {"sent": 1, "failed": 0, "dead": 0}, "lost": {"sent_again": 0, "failed": 0, "unsent": 0}}
+
+
+def test_what_the_schedules_event_has_sent_is_done_before_the_queues_count_as_empty(
+    queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduled(monkeypatch, do="send", to=queue.url, answer=ANSWER)
+
+    worker = LocalWorker({"default": queue.url}, "orders.handler", maintenance_every=3600, report=watch)
+    summary = worker.run(until_idle=True)
+
+    assert summary == Summary(batches=1, done=1)
+    assert events() == [{"lambda_tasks": "maintenance"}]
+    [maintained] = watch.all(Maintained)
+    assert str(maintained) == "default-1: maintenance, outbox: 1 sent"
+
+
+def test_of_all_processes_one_gets_the_event(queue: Queue, other: Queue, watch: Watch) -> None:
+    urls = {"default": queue.url, "other": other.url}
+
+    LocalWorker(urls, "orders.handler", concurrency=2, maintenance_every=3600, report=watch).run(until_idle=True)
+
+    assert len(watch.all(RuntimeReady)) == 4
+    assert len(events()) == 1
+    assert watch.all(Maintained) == []  # there was nothing to do
+
+
+def test_it_comes_again_and_again(queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduled(monkeypatch, answer={"outbox": {"sent": 2}, "lost": {"sent_again": 1, "failed": 3}})
+
+    with running(LocalWorker({"default": queue.url}, "orders.handler", maintenance_every=0.01, report=watch)):
+        for _ in range(3):
+            watch.wait_for(Maintained)
+            watch.events.clear()
+
+    assert str(Maintained("default-1", {"outbox": {"sent": 2}, "lost": {"sent_again": 1, "failed": 3}})) == (
+        "default-1: maintenance, outbox: 2 sent; lost: 1 sent again, 3 failed"
+    )
+
+
+def test_without_a_schedule_it_never_comes(queue: Queue, watch: Watch) -> None:
+    queue.send()
+    worker_for(watch, default=queue).run(until_idle=True)
+    assert events() == []
+
+
+def test_it_is_due_at_once_and_then_when_the_seconds_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    schedule = worker_module._Schedule(10)
+    due = []
+    for seconds in (0, 0, 9.9, 0.1, 5, 40, 0):
+        now[0] += seconds
+        due.append(schedule.is_due())
+    assert due == [True, False, False, True, False, True, False]
+    assert not worker_module._Schedule(None).is_due()
+
+
+@pytest.mark.parametrize(
+    ("order", "reason"),
+    [
+        ({"do": "raise"}, "the handler raised ValueError: no stock"),
+        ({"do": "segfault"}, "the runtime crashed: killed by SIGSEGV"),
+    ],
+    ids=["raises", "crashes"],
+)
+def test_an_event_that_fails_is_reported_and_the_worker_goes_on(
+    queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch, order: dict[str, Any], reason: str
+) -> None:
+    scheduled(monkeypatch, **order)
+    queue.send()
+
+    worker = LocalWorker({"default": queue.url}, "orders.handler", maintenance_every=3600, report=watch)
+    summary = worker.run(until_idle=True)
+
+    assert summary.done == 1
+    [maintained] = watch.all(Maintained)
+    assert maintained.reason == reason
+    assert str(maintained) == f"default-1: maintenance failed: {reason}"
+
+
+@pytest.mark.parametrize("answer", [None, [], "text", {"outbox": 5}, {"batchItemFailures": []}], ids=str)
+def test_an_answer_of_any_shape_is_survived(
+    queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    scheduled(monkeypatch, answer=answer)
+    LocalWorker({"default": queue.url}, "orders.handler", maintenance_every=3600, report=watch).run(until_idle=True)
+    assert len(events()) == 1
+    assert watch.all(Maintained) == []
+
+
+@pytest.mark.parametrize("every", [0, -1, float("nan")])
+def test_a_schedule_that_makes_no_sense_is_refused(every: float) -> None:
+    with pytest.raises(ValueError, match=r"maintenance_every is .*; give seconds, more than 0"):
+        LocalWorker({"default": "url"}, maintenance_every=every)
+
+
 # Reports
 
 
@@ -655,10 +772,14 @@ def test_by_default_a_worker_logs(caplog: pytest.LogCaptureFixture) -> None:
 
     log(Started({"default": "url"}, "h.h", 1))
     log(Warned("too short"))
+    log(Maintained("default-1", reason="no database"))
+    log(Maintained("default-1", {"outbox": {"sent": 1}}))
 
     assert [(record.levelname, record.getMessage().splitlines()[0]) for record in caplog.records] == [
         ("INFO", "Worker for h.h, 1 process for each queue:"),
         ("WARNING", "Warning: too short"),
+        ("WARNING", "default-1: maintenance failed: no database"),
+        ("INFO", "default-1: maintenance, outbox: 1 sent"),
     ]
 
 
@@ -719,7 +840,7 @@ def test_the_command_warns_of_eager_mode(settings: Any, capsys: Any) -> None:
 
 
 @contextmanager
-def command(queue: Queue, directory: Path) -> Iterator[subprocess.Popen[str]]:
+def command(queue: Queue, directory: Path, **settings: Any) -> Iterator[subprocess.Popen[str]]:
     """The command in a process group of its own, as a shell starts it."""
     (directory / "shop_settings.py").write_text(
         f"""
@@ -727,6 +848,7 @@ SECRET_KEY = "only for tests"
 INSTALLED_APPS = ["lambda_tasks"]
 DATABASES = {{"default": {{"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}}}
 LAMBDA_TASKS_QUEUES = {{"default": {queue.url!r}}}
+globals().update({settings!r})
 """
     )
     process = subprocess.Popen(
@@ -755,6 +877,23 @@ def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
         if text in line:
             return lines
     raise AssertionError(f"{text!r} is not in {lines}")
+
+
+@pytest.mark.parametrize("outbox", [True, False])
+def test_the_command_has_a_schedule_where_the_settings_have_an_outbox(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outbox: bool
+) -> None:
+    """Without it, nobody would send on a developer's machine what was delayed."""
+    scheduled(monkeypatch, answer=ANSWER)
+    queue.send()
+
+    with command(queue, tmp_path, LAMBDA_TASKS_OUTBOX=outbox) as process:
+        said = read_until(process, "1 message done")
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+    assert ("default-1: maintenance, outbox: 1 sent\n" in said) == outbox
+    assert len(events()) == outbox
 
 
 def test_ctrl_c_lets_the_batch_finish(queue: Queue, tmp_path: Path, listener: socket.socket) -> None:

@@ -1,13 +1,13 @@
 """The statements of the library find their rows along an index, and there is no index that none of them needs.
 
-They are explained on a table of ten thousand records: enough for a database to prefer an index where one
-serves. Each has its own way to explain; `_steps` knows them.
+They are explained on tables of ten thousand records and messages: enough for a database to prefer an index
+where one serves. Each has its own way to explain; `_steps` knows them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -19,12 +19,16 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from lambda_tasks import admin, identity, tasks
+from lambda_tasks import identity, tasks
+from lambda_tasks.admin import listing, records
+from lambda_tasks.backends import relay
+from lambda_tasks.backends.memory import MemoryBackend
+from lambda_tasks.backends.outbox import OutboxBackend
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import TaskLostError
-from lambda_tasks.jobs import Run
+from lambda_tasks.jobs import Job, Run
 from lambda_tasks.messages import SQSLambdaTaskMessage
-from lambda_tasks.models import TaskRecord, TaskStatus
+from lambda_tasks.models import OutboxMessage, TaskRecord, TaskStatus
 from lambda_tasks.outcomes import Claimed, Failed, Finished, Lost, Retry, Succeeded
 from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.tasks import cleanup_task_records
@@ -40,7 +44,12 @@ STATUS: Final = {
     3: TaskStatus.RETRYING,
 }
 TABLE: Final = TaskRecord._meta.db_table
+OUTBOX: Final = OutboxMessage._meta.db_table
 PRIMARY_KEY: Final = "primary key"
+OUTBOX_KEY: Final = "primary key of the outbox"
+#: How databases call the keys.
+KEYS: Final = {f"{TABLE}_pkey": PRIMARY_KEY, f"{OUTBOX}_pkey": OUTBOX_KEY}
+DUE: Final = "lambda_tasks_due"
 START: Final = "lambda_tasks_start"
 STATUS_START: Final = "lambda_tasks_status_start"
 RETRIES: Final = "lambda_tasks_retries"
@@ -66,21 +75,25 @@ def _table(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
     now = timezone.now()
     with django_db_blocker.unblock():
         TaskRecord.objects.bulk_create((_record(number, now) for number in range(ROWS)), batch_size=1000)
+        OutboxMessage.objects.bulk_create((_message(number, now) for number in range(ROWS)), batch_size=1000)
         if connection.vendor != "sqlite":  # it does not analyse its tables by itself, as the others do
             with connection.cursor() as cursor:
-                cursor.execute(f"ANALYZE {'TABLE ' if connection.vendor == 'mysql' else ''}{TABLE}")
+                for table in (TABLE, OUTBOX):
+                    cursor.execute(f"ANALYZE {'TABLE ' if connection.vendor == 'mysql' else ''}{table}")
     yield
     with django_db_blocker.unblock():
         TaskRecord.objects.all().delete()
+        OutboxMessage.objects.all().delete()
 
 
 @pytest.fixture(autouse=True)
 def _small_bites(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table is a small model of a large one, so what is read of it at once is small too."""
-    monkeypatch.setattr(admin, "MOST_LISTED", 150)
-    monkeypatch.setattr(admin, "MOST_SEARCHED", 120)
-    monkeypatch.setattr(admin, "RECENT", 10)
+    monkeypatch.setattr(listing, "MOST_LISTED", 150)
+    monkeypatch.setattr(records, "MOST_SEARCHED", 120)
+    monkeypatch.setattr(listing, "RECENT", 10)
     monkeypatch.setattr(tasks, "BATCH_SIZE", 10)
+    monkeypatch.setattr(relay, "BATCH_SIZE", 10)
 
 
 def _record(number: int, now: datetime) -> TaskRecord:
@@ -102,13 +115,37 @@ def _record(number: int, now: datetime) -> TaskRecord:
     )
 
 
+def outbox_key(number: int) -> UUID:
+    return uuid5(UUID(int=1), str(number))
+
+
+def _message(number: int, now: datetime) -> OutboxMessage:
+    """Return a message that waits: one of ten is due since so many seconds, one of a hundred dead."""
+    job = _job(str(outbox_key(number)))
+    due_at = now + timedelta(seconds=-number if number % 10 == 0 else number)
+    return OutboxMessage(
+        id=job.message_id,
+        task_name=job.task_name,
+        queue=job.queue,
+        body=job.body,
+        attributes=job.message_attributes(),
+        created_at=now,
+        due_at=None if number % 100 == 1 else due_at,
+    )
+
+
+def _job(message_id: str) -> Job:
+    message = SQSLambdaTaskMessage(task_name=example.name, kwargs={})
+    return Job(message, message_id, root_id=message_id, queue="default", task=example)
+
+
 def steps_of(work: Callable[[], object]) -> dict[str, set[str]]:
-    """Do `work`; return its statements on the table, each with the indexes along which it reads."""
+    """Do `work`; return its statements on the tables, each with the indexes along which it reads."""
     found: dict[str, set[str]] = {}
     words = {"postgresql": "EXPLAIN (FORMAT JSON)", "sqlite": "EXPLAIN QUERY PLAN", "mysql": "EXPLAIN"}
 
     def explain(execute: Any, sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
-        if TABLE in sql and sql.startswith(("SELECT", "UPDATE", "DELETE")):
+        if (TABLE in sql or OUTBOX in sql) and sql.startswith(("SELECT", "UPDATE", "DELETE")):
             execute(f"{words[connection.vendor]} {sql}", params, False, context)
             found[sql] = set(_steps(context["cursor"].fetchall()))
         return execute(sql, params, many, context)
@@ -125,23 +162,24 @@ def _steps(answer: list[Any]) -> Iterator[str]:
             yield from _nodes((json.loads(plans) if isinstance(plans, str) else plans)[0]["Plan"])
         case "sqlite":
             for *_, detail in answer:
-                if f"USING INDEX sqlite_autoindex_{TABLE}" in detail:
-                    yield PRIMARY_KEY
+                if " INDEX sqlite_autoindex_lambda_tasks_" in detail:
+                    yield OUTBOX_KEY if OUTBOX in detail else PRIMARY_KEY
                 elif " INDEX lambda_tasks_" in detail:
                     yield detail.partition(" INDEX ")[2].split()[0]
-                elif detail.startswith("SCAN") and TABLE in detail:
+                elif detail.startswith(("SCAN lambda_tasks_", "SCAN U")):
                     yield WHOLE_TABLE
         case _:
             for row in answer:
-                if row[2] == TABLE:  # the others are subqueries
+                if row[2] in (TABLE, OUTBOX, "U0"):  # the others are no tables
+                    primary = PRIMARY_KEY if row[2] == TABLE else OUTBOX_KEY
                     # Of an index_merge, several.
                     names = row[5] or WHOLE_TABLE
-                    yield from (PRIMARY_KEY if name == "PRIMARY" else name for name in names.split(","))
+                    yield from (primary if name == "PRIMARY" else name for name in names.split(","))
 
 
 def _nodes(node: dict[str, Any]) -> Iterator[str]:
     if index := node.get("Index Name"):
-        yield PRIMARY_KEY if index == f"{TABLE}_pkey" else index
+        yield KEYS.get(index, index)
     elif node["Node Type"] == "Seq Scan":
         yield WHOLE_TABLE
     for child in node.get("Plans", ()):
@@ -249,6 +287,50 @@ def find_a_chain() -> None:
     assert [record.n_retries for record in TaskRecord.objects.chain(str(key(103)))] == [0, 1]
 
 
+class FarQueue(MemoryBackend):
+    """For which messages are locked where the database can."""
+
+    leaves_process = True
+
+
+class ClosedQueue(FarQueue):
+    def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
+        raise ConnectionError("closed")
+
+
+def outbox(queue: type[MemoryBackend] = FarQueue) -> OutboxBackend:
+    return OutboxBackend(transport=f"{__name__}.{queue.__name__}")
+
+
+def relay_what_is_due() -> None:
+    assert outbox().relay(limit=20).sent == 20
+
+
+def relay_to_a_closed_queue() -> None:
+    assert outbox(ClosedQueue).relay(limit=20).failed == 10
+
+
+def relay_within_the_process() -> None:
+    assert outbox(MemoryBackend).relay(limit=20).sent == 20
+
+
+def send_after_commit() -> None:
+    taken: list[Job] = []
+    for queue in (FarQueue, MemoryBackend):
+        jobs = [_job(identity.new_message_id()) for _ in range(3)]
+        outbox(queue).keep(jobs, using="default")
+        outbox(queue).send(jobs, taken=taken.append)
+    assert len(taken) == 6
+
+
+def send_now() -> None:
+    assert outbox().send_now([outbox_key(number) for number in (1, 2, 10)], using="default").sent == 3
+
+
+def ask_what_waits() -> None:
+    assert outbox().status(str(outbox_key(1)), database="default") == "DEAD"
+
+
 #: What each reads along, beside other indexes that the database may choose to read as well.
 STATEMENTS: Final[dict[Callable[[], None], set[str]]] = {
     claim_what_is_new: set(),
@@ -263,8 +345,14 @@ STATEMENTS: Final[dict[Callable[[], None], set[str]]] = {
     ask_what_was_begun: set(),  # by key, or by status: there are few of both
     find_lost: {STATUS_START},
     settle_lost: {PRIMARY_KEY},
-    clean_up: {START, PRIMARY_KEY},
+    clean_up: {START, PRIMARY_KEY, OUTBOX_KEY},
     find_a_chain: {PRIMARY_KEY, RETRIES},
+    relay_what_is_due: {DUE, OUTBOX_KEY},
+    relay_to_a_closed_queue: {DUE, OUTBOX_KEY},
+    relay_within_the_process: {DUE, OUTBOX_KEY},
+    send_after_commit: {OUTBOX_KEY},
+    send_now: {OUTBOX_KEY},
+    ask_what_waits: {OUTBOX_KEY},
 }
 PAGES: Final = {
     "": {START},
@@ -303,11 +391,13 @@ def test_a_page_of_the_admin_reads_along_the_index_that_is_meant_for_it(query: s
 
 
 def test_every_index_serves_a_statement() -> None:
-    """Each is paid for with every task that is recorded."""
+    """Each is paid for with every task that is recorded, or kept."""
     served = set().union(*STATEMENTS.values(), *PAGES.values())
-    assert {index.name for index in TaskRecord._meta.indexes} | {PRIMARY_KEY} == served
+    models = (TaskRecord, OutboxMessage)
+    assert {index.name for model in models for index in model._meta.indexes} | {PRIMARY_KEY, OUTBOX_KEY} == served
     # A field may have one too.
-    assert not any(field.db_index or field.unique for field in TaskRecord._meta.fields if not field.primary_key)
+    fields = [field for model in models for field in model._meta.fields if not field.primary_key]
+    assert not any(field.db_index or field.unique for field in fields)
 
 
 @pytest.mark.parametrize(("query", "queries"), [("", 5), ("?status__exact=FAILED", 5), ("?q=step_7", 6)])

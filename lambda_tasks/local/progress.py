@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -86,6 +86,27 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Maintained:
+    """The schedule's event was handled, and there was something to do; or it was not, and `reason` says why.
+
+    `done` is the handler's answer without zeros, as `{"outbox": {"sent": 2}}`.
+    """
+
+    environment: str
+    done: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"{self.environment}: maintenance failed: {self.reason}"
+        parts = (
+            f"{part}: {', '.join(f'{number} {what}'.replace('_', ' ') for what, number in numbers.items())}"
+            for part, numbers in self.done.items()
+        )
+        return f"{self.environment}: maintenance, {'; '.join(parts)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Trouble:
     """A call to SQS failed."""
 
@@ -137,7 +158,9 @@ class Summary:
 
 
 #: Everything that a worker reports.
-Event: TypeAlias = Started | Warned | RuntimeReady | Received | Finished | Trouble | Output | Stopping | Summary
+Event: TypeAlias = (
+    Started | Warned | RuntimeReady | Received | Finished | Maintained | Trouble | Output | Stopping | Summary
+)
 
 
 def _count(number: int, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import threading
@@ -24,6 +25,7 @@ from lambda_tasks.local.event_source import (
 )
 from lambda_tasks.local.runtime import Function, Runtime, RuntimeStartError
 from lambda_tasks.local.runtime_api import Answered, Crashed, Errored, InvocationResult, TimedOut
+from lambda_tasks.maintenance import MAINTENANCE_EVENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -39,12 +41,16 @@ POLL_SECONDS: Final = 2
 POLL_SECONDS_UNTIL_IDLE: Final = 1
 #: Seconds between two polls of a queue while SQS does not answer.
 RETRY_SECONDS: Final = 2
+#: Seconds between two events of the schedule, where there is one.
+MAINTENANCE_SECONDS: Final = 10
 
 
 def log(event: progress.Event) -> None:
     """Log `event` as a line of the logger `lambda_tasks.local`."""
-    level = logging.WARNING if isinstance(event, progress.Warned | progress.Trouble) else logging.INFO
-    logger.log(level, "%s", event)
+    unwelcome = isinstance(event, progress.Warned | progress.Trouble)
+    if isinstance(event, progress.Maintained):
+        unwelcome = bool(event.reason)
+    logger.log(logging.WARNING if unwelcome else logging.INFO, "%s", event)
 
 
 class LocalWorker:
@@ -61,6 +67,8 @@ class LocalWorker:
     `function_timeout` is in seconds; its default is the longest that Lambda has, since the handler
     hands back at once what it has no time for. `environment` are variables for the processes beside
     this process's own. `endpoint_url` is SQS's, here and there; AWS_ENDPOINT_URL_SQS does the same.
+    `maintenance_every` so many seconds one of the processes gets the event that a schedule of
+    EventBridge's would bring, which relays the outbox; without it none does.
     `report` gets everything that there is to tell, one call at a time, from any thread.
 
     A worker runs once.
@@ -77,6 +85,7 @@ class LocalWorker:
         function_timeout: float = MAX_FUNCTION_TIMEOUT,
         environment: Mapping[str, str] | None = None,
         endpoint_url: str | None = None,
+        maintenance_every: float | None = None,
         report: Callable[[progress.Event], None] = log,
     ) -> None:
         if not queues:
@@ -88,6 +97,8 @@ class LocalWorker:
             raise ValueError(f"batch_size is {batch_size}; above {MAX_PER_CALL}, set batching_window too.")
         if not 0 < function_timeout <= MAX_FUNCTION_TIMEOUT:
             raise ValueError(f"function_timeout is {function_timeout}; give up to {MAX_FUNCTION_TIMEOUT} seconds.")
+        if maintenance_every is not None and not maintenance_every > 0:
+            raise ValueError(f"maintenance_every is {maintenance_every:g}; give seconds, more than 0, or None.")
         self._queues = dict(queues)
         self._concurrency = concurrency
         self._batch_size = batch_size
@@ -98,6 +109,7 @@ class LocalWorker:
         self._report_to = report
         self._report_lock = threading.RLock()  # a signal may want to report while its thread does
         self._tally = _Tally()
+        self._schedule = _Schedule(maintenance_every)
         self._stopping = threading.Event()
         self._killed = threading.Event()
         self._until_idle = False
@@ -194,12 +206,22 @@ class LocalWorker:
         with closing(runtime):
             while not self._stopping.is_set():
                 self._make_ready(runtime, name)  # first: what cannot start must not use up receives
+                if self._schedule.is_due():
+                    self._maintain(runtime, name)
+                    self._make_ready(runtime, name)
                 self._take_turn(source, runtime, name)
 
     def _make_ready(self, runtime: Runtime, name: str) -> None:
         if not runtime.is_alive:
             pid = runtime.start()
             self._report(progress.RuntimeReady(name, pid, is_restart=runtime.starts > 1))
+
+    def _maintain(self, runtime: Runtime, name: str) -> None:
+        with self._tally.running():  # it may send messages
+            result = runtime.invoke(MAINTENANCE_EVENT)
+        maintained = _maintained(name, result)
+        if maintained.done or maintained.reason:
+            self._report(maintained)
 
     def _take_turn(self, source: EventSource, runtime: Runtime, name: str) -> None:
         try:
@@ -249,6 +271,25 @@ class LocalWorker:
 
     def _output_of(self, name: str) -> Callable[[str], None]:
         return lambda line: self._report(progress.Output(name, line))
+
+
+class _Schedule:
+    """Says for all threads, to one of them at a time, when it is time again; the first time at once."""
+
+    def __init__(self, every: float | None) -> None:
+        self._every = every
+        self._next = time.monotonic()
+        self._lock = threading.Lock()
+
+    def is_due(self) -> bool:
+        if self._every is None:
+            return False
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next:
+                return False
+            self._next = now + self._every
+            return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +346,24 @@ def _finished(
         kept_ids=tuple(each for each in batch.message_ids if each in verdict.failed_ids),
         reason=verdict.reason,
         seconds=seconds,
+    )
+
+
+def _maintained(name: str, result: InvocationResult) -> progress.Maintained:
+    if not isinstance(result, Answered):
+        return progress.Maintained(name, reason=judge(result, ()).reason)
+    try:
+        answer = json.loads(result.body)
+    except ValueError as error:
+        return progress.Maintained(name, reason=f"the handler's answer is not JSON ({error})")
+    parts = answer.items() if isinstance(answer, dict) else ()
+    return progress.Maintained(
+        name,
+        done={
+            part: {what: number for what, number in numbers.items() if number}
+            for part, numbers in parts
+            if isinstance(numbers, dict) and any(numbers.values())
+        },
     )
 
 

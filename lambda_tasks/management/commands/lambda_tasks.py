@@ -8,6 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from lambda_tasks.lost import reap
+from lambda_tasks.maintenance import outbox, relay_once, relay_until_stopped
 from lambda_tasks.settings import LOST_AFTER, app_settings
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         subcommands = parser.add_subparsers(dest="subcommand", metavar="subcommand", required=True)
         self._add_worker(subcommands)
+        self._add_relay(subcommands)
         self._add_reap(subcommands)
         self._add_doctor(subcommands)
 
@@ -87,7 +89,7 @@ class Command(BaseCommand):
         # Imported here because it brings boto3, which costs other subcommands half a second.
         from lambda_tasks.local.event_source import QueueUnavailable
         from lambda_tasks.local.runtime import RuntimeStartError
-        from lambda_tasks.local.worker import LocalWorker
+        from lambda_tasks.local.worker import MAINTENANCE_SECONDS, LocalWorker
 
         try:
             self._warn_of_eager_mode()
@@ -98,11 +100,43 @@ class Command(BaseCommand):
                 batch_size=batch_size,
                 batching_window=batching_window,
                 function_timeout=function_timeout,
+                maintenance_every=None if outbox() is None else MAINTENANCE_SECONDS,
                 report=self._report,
             )
             worker.run(until_idle=until_idle)
         except (ImproperlyConfigured, ValueError, QueueUnavailable, RuntimeStartError) as error:
             raise CommandError(str(error)) from error
+
+    # relay
+
+    def _add_relay(self, subcommands: Any) -> None:
+        parser: CommandParser = subcommands.add_parser(
+            "relay",
+            help="Send what waits in the outbox: what could not be sent after its commit, and what is due by now.",
+        )
+        parser.set_defaults(run=self._relay)
+        how = parser.add_mutually_exclusive_group()
+        how.add_argument("--once", action="store_true", help="end when everything that is due was tried, as for cron")
+        how.add_argument(
+            "--interval",
+            type=float,
+            default=10,
+            metavar="S",
+            help="seconds from one look at the outbox to the next (default: %(default)s); ends on SIGTERM and Ctrl-C",
+        )
+
+    def _relay(self, *, once: bool, interval: float, **_: Any) -> None:
+        try:
+            self._warn_of_eager_mode()
+            if not once:
+                relay_until_stopped(interval, report=self._print)
+                return
+            relayed = relay_once()
+        except (ImproperlyConfigured, ValueError) as error:
+            raise CommandError(str(error)) from error
+        self._print(str(relayed))
+        if relayed.failed:
+            raise CommandError("Not all that is due could be sent; the log says why, and the next relay tries again.")
 
     # reap
 
@@ -188,6 +222,8 @@ class Command(BaseCommand):
         match event:
             case progress.Finished(kept_ids=[_, *_]):
                 self._print(str(event), self.style.ERROR)
+            case progress.Maintained(reason=str(reason)) if reason:
+                self._print(str(event), self.style.WARNING)
             case progress.Warned() | progress.Trouble():
                 self._print(str(event), self.style.WARNING)
             case _:
