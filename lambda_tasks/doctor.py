@@ -1,4 +1,4 @@
-"""What about the queues and functions on AWS, and about the database settings, would lose or repeat work.
+"""What about the queues and functions on AWS, the outbox, and the database settings would lose or repeat work.
 
 `diagnose()` asks and returns findings; `manage.py lambda_tasks doctor` prints them. Nothing is changed
 anywhere, and no message is received or sent.
@@ -11,15 +11,23 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from django.db import connections
+from django.db.models import Count, Min
 
 from lambda_tasks import registry
+from lambda_tasks.backends.relay import from_now
+from lambda_tasks.databases import DATABASE_ERRORS
 from lambda_tasks.handler import ANSWER_RESERVE
+from lambda_tasks.maintenance import outbox
+from lambda_tasks.models import OutboxMessage
 from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.timeouts import KILL_GRACE
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 Level: TypeAlias = Literal["error", "warning", "unasked"]
 
@@ -47,6 +55,9 @@ LEVELS: Final[Mapping[str, Level]] = {
     "D302": "warning",
     "D303": "warning",
     "D304": "warning",
+    "D401": "error",
+    "D402": "error",
+    "D403": "warning",
 }
 
 #: Receives below which good messages end in the dead letter queue, and the number to advise.
@@ -58,7 +69,12 @@ VISIBILITY_FACTOR: Final = 6
 RESERVE: Final = KILL_GRACE + ANSWER_RESERVE
 #: Days for which `cleanup_task_records` keeps records unless it is told otherwise.
 DEFAULT_CLEANUP_DAYS: Final = 7
+#: Seconds after which a message of the outbox that is due is one that nobody relays: it is put off for half as long
+#: at most, and relays come by every minute.
+OVERDUE: Final = 600
 _DAY: Final = 86_400
+#: Characters of an error that a finding quotes.
+_QUOTED: Final = 200
 #: Seconds within which somebody must have repaired what is broken, a weekend and a day.
 _LEAST_RETENTION: Final = 3 * _DAY
 #: Seconds that the doctor waits for an answer of AWS.
@@ -93,11 +109,11 @@ class Finding:
 
 
 def diagnose(*, function: str | None = None, connect: Connect | None = None) -> list[Finding]:
-    """Ask about every queue of LAMBDA_TASKS_QUEUES, its functions, and the record's database.
+    """Ask about every queue of LAMBDA_TASKS_QUEUES, its functions, the outbox, and the record's database.
 
     `function` is the name of the Lambda function that takes from the queues; without it, the functions
-    are those of the queues' event source mappings. What AWS does not answer (a missing permission, no
-    network) is a finding of the level `unasked`.
+    are those of the queues' event source mappings. What AWS or an outbox's database does not answer (a missing
+    permission, no network) is a finding of the level `unasked`.
 
     Raises ImproperlyConfigured for settings that cannot be used.
     """
@@ -105,6 +121,9 @@ def diagnose(*, function: str | None = None, connect: Connect | None = None) -> 
     for name, url in app_settings.queues.items():
         doctor.look_at_queue(_Queue(name, url))
     doctor.look_at_database(get_store().database)
+    if (kept := outbox()) is not None:
+        for database in kept.databases:
+            doctor.look_at_outbox(database)
     return doctor.findings
 
 
@@ -276,7 +295,8 @@ class _Doctor:
             )
 
     def _check_size(self, queue: _Queue, attributes: Mapping[str, str]) -> None:
-        ours = getattr(get_backend(), "max_message_bytes", None)
+        backend = get_backend()
+        ours = getattr(getattr(backend, "transport", backend), "max_message_bytes", None)
         theirs = int(attributes.get("MaximumMessageSize") or 0)
         if ours is not None and theirs and theirs < ours:
             self.find(
@@ -423,6 +443,62 @@ class _Doctor:
             )
         if connections[alias].vendor == "postgresql":
             self.findings += _missing_limits(subject, settings.get("OPTIONS", {}))
+
+    # The outbox
+
+    def look_at_outbox(self, alias: str) -> None:
+        """Ask how many messages of the outbox in this database are dead, or due for too long."""
+        subject = f"outbox in database {alias!r}"
+        try:
+            if OutboxMessage._meta.db_table in connections[alias].introspection.table_names():
+                self._look_at_messages(alias, subject)
+            else:
+                self.find(
+                    "D401",
+                    subject,
+                    "there is no table for it: every commit with a task fails.",
+                    f"Run `manage.py migrate --database {alias}`, and see that DATABASE_ROUTERS allow it.",
+                )
+        except DATABASE_ERRORS as error:
+            self.find(
+                "D001",
+                subject,
+                f"could not be asked: {error}".strip().rstrip(".") + ".",
+                "See that the database can be reached from here, or look yourself; this is not to say that all is "
+                "well.",
+            )
+
+    def _look_at_messages(self, alias: str, subject: str) -> None:
+        messages = OutboxMessage.objects.using(alias)
+        dead = messages.filter(due_at=None)
+        if number := dead.count():
+            oldest = dead.order_by("created_at", "id").defer("body", "attributes")[0]
+            self.find(
+                "D402",
+                subject,
+                f"{_messages(number)} dead, the oldest since {_minute(oldest.created_at)} ({oldest.task_name}: "
+                f"{oldest.error[:_QUOTED]}). What was refused is not tried again: these tasks do not run.",
+                "Look at them in the admin (/lambda_tasks/outboxmessage/?state=dead); repair what is wrong and send "
+                "them, or discard them.",
+            )
+        overdue = messages.filter(due_at__lt=from_now(-OVERDUE)).aggregate(number=Count("pk"), since=Min("due_at"))
+        if overdue["number"]:
+            self.find(
+                "D403",
+                subject,
+                f"{_messages(overdue['number'])} due for more than {OVERDUE // 60} minutes, the first since "
+                f"{_minute(overdue['since'])}: nobody relays them, or not fast enough.",
+                'Have EventBridge send {"lambda_tasks": "maintenance"} to the function every minute, or run '
+                "`manage.py lambda_tasks relay`; its log says what goes wrong.",
+            )
+
+
+def _messages(number: int) -> str:
+    return "1 message is" if number == 1 else f"{number:,} messages are"
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M}{' UTC' if moment.tzinfo else ''}"
 
 
 def _missing_limits(subject: str, options: Mapping[str, Any]) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone as django_timezone
 
-from lambda_tasks import admin
+from lambda_tasks.admin import listing, records
 from lambda_tasks.models import TaskRecord, TaskStatus
 
 pytestmark = pytest.mark.django_db
@@ -108,8 +108,8 @@ class TestList:
     def test_it_ends_after_ten_thousand_records_and_says_so(
         self, staff: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert admin.MOST_LISTED == 10_000
-        monkeypatch.setattr(admin, "MOST_LISTED", 300)
+        assert listing.MOST_LISTED == 10_000
+        monkeypatch.setattr(listing, "MOST_LISTED", 300)
         TaskRecord.objects.bulk_create(
             TaskRecord(id=uuid4(), task_name="shop.tasks.send_parcel", start_time=NOON) for _ in range(299)
         )
@@ -160,8 +160,8 @@ class TestFilters:
     def test_tasks_are_offered_that_are_known_or_ran_lately_or_are_chosen(
         self, staff: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert admin.RECENT == 1_000
-        monkeypatch.setattr(admin, "RECENT", 1)
+        assert listing.RECENT == 1_000
+        monkeypatch.setattr(listing, "RECENT", 1)
         record(task_name="shop.tasks.of_yore", start_time=NOON - timedelta(days=1))
         record(task_name="shop.tasks.of_late")
         names = [name for name, _ in staff.get(LIST).context["cl"].filter_specs[1].lookup_choices]
@@ -195,8 +195,8 @@ class TestSearch:
     def test_a_text_is_looked_for_in_the_latest_records_that_the_filters_leave(
         self, staff: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert admin.MOST_SEARCHED == 10_000
-        monkeypatch.setattr(admin, "MOST_SEARCHED", 2)
+        assert records.MOST_SEARCHED == 10_000
+        monkeypatch.setattr(records, "MOST_SEARCHED", 2)
         failed = record(status=TaskStatus.FAILED, traceback="PrinterOnFire", start_time=NOON - timedelta(days=1))
         record()
         record()

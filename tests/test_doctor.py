@@ -8,21 +8,25 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import boto3
 import pytest
 from botocore.awsrequest import AWSRequest, AWSResponse
 from django.core.management import CommandError, call_command
-from django.db import connections
+from django.db import OperationalError, connections
 from django.test import override_settings
 
 from lambda_tasks import doctor
+from lambda_tasks.backends.relay import LONGEST_PAUSE, from_now
 from lambda_tasks.backends.sqs import SQSBackend
 from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
 from lambda_tasks.doctor import Finding, connect_to_aws, diagnose
+from lambda_tasks.models import DatabaseNow, OutboxMessage
 from tests.conftest import Sqs
 from tests.test_checks import only
 
@@ -399,6 +403,115 @@ def test_a_connect_timeout_in_the_environment_is_one(healthy: Cloud, monkeypatch
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "5")
     with database_settings(OPTIONS=LIMITS | {"connect_timeout": None}):
         assert healthy.ids() == []
+
+
+# The outbox
+
+
+@pytest.fixture
+def with_outbox(healthy: Cloud, settings: Any) -> Cloud:
+    """A cloud with nothing to find, and an outbox that is empty."""
+    settings.LAMBDA_TASKS_OUTBOX = True
+    return healthy
+
+
+def message(*, due: float | None, using: str = "default", **fields: Any) -> OutboxMessage:
+    """Put a message into the outbox that is due in so many seconds, or dead."""
+    values: dict[str, Any] = {"task_name": "shop.tasks.charge", "queue": "default", "body": "4242"}
+    values |= {"due_at": None if due is None else from_now(due), "created_at": DatabaseNow()}
+    return OutboxMessage.objects.using(using).create(id=uuid4(), **values | fields)
+
+
+@pytest.mark.django_db
+def test_there_is_nothing_to_find_in_an_outbox_where_all_is_well(with_outbox: Cloud) -> None:
+    message(due=86_400)  # delayed
+    message(due=300, error="SQS is away")  # put off for the longest time
+    message(due=0)
+    message(due=-590)  # the next relay takes it
+    assert with_outbox.findings() == []
+
+
+@pytest.mark.django_db
+def test_dead_messages_are_an_error_with_the_reason_of_the_oldest(with_outbox: Cloud) -> None:
+    message(due=None, error="ClientError: too large")
+    assert "1 message is dead" in only_finding(with_outbox).text
+    long_ago = datetime(2025, 6, 1, 12, tzinfo=timezone.utc)
+    message(due=None, error="ClientError: " + "x" * 500, created_at=long_ago)
+    finding = only_finding(with_outbox)
+    assert (finding.id, finding.level, finding.subject) == ("D402", "error", "outbox in database 'default'")
+    assert "2 messages are dead, the oldest since 2025-06-01 12:00 UTC (shop.tasks.charge: Client" in finding.text
+    assert "x" * 190 not in finding.text
+    assert "4242" not in str(finding)
+    assert "send them, or discard them" in finding.remedy
+
+
+@pytest.mark.django_db
+def test_messages_that_nobody_relays_are_found(with_outbox: Cloud) -> None:
+    message(due=-610)
+    message(due=None)
+    message(due=-3_600)
+    finding = with_outbox.findings()[1]
+    assert (finding.id, finding.level) == ("D403", "warning")
+    assert "2 messages are due for more than 10 minutes, the first since 20" in finding.text
+    assert "manage.py lambda_tasks relay" in finding.remedy
+
+
+def test_what_is_put_off_for_as_long_as_can_be_is_not_taken_for_forgotten() -> None:
+    assert doctor.OVERDUE >= 2 * LONGEST_PAUSE
+
+
+@pytest.mark.django_db(databases=["default", "sqlite"])
+def test_every_database_that_has_an_outbox_is_asked(with_outbox: Cloud, settings: Any) -> None:
+    settings.LAMBDA_TASKS_BACKEND = outbox_in("sqlite")
+    message(due=None)
+    message(due=None, using="sqlite")
+    assert [(finding.id, finding.subject) for finding in with_outbox.findings()] == [
+        ("D402", "outbox in database 'sqlite'"),
+        ("D402", "outbox in database 'default'"),
+    ]
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "sqlite"])
+def test_an_outbox_without_a_table_is_an_error(with_outbox: Cloud, settings: Any) -> None:
+    settings.LAMBDA_TASKS_BACKEND = outbox_in("sqlite")
+    with connections["sqlite"].schema_editor() as editor:
+        editor.delete_model(OutboxMessage)
+    try:
+        finding = only_finding(with_outbox)
+    finally:
+        with connections["sqlite"].schema_editor() as editor:
+            editor.create_model(OutboxMessage)
+    assert (finding.id, finding.level, finding.subject) == ("D401", "error", "outbox in database 'sqlite'")
+    assert "migrate --database sqlite" in finding.remedy
+
+
+@pytest.mark.django_db
+def test_a_database_that_does_not_answer_is_not_called_fine(
+    with_outbox: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(connections["default"].introspection, "table_names", refuse)
+    finding = only_finding(with_outbox)
+    assert (finding.id, finding.level, finding.subject) == ("D001", "unasked", "outbox in database 'default'")
+    assert "could not be asked: connection refused." in finding.text
+
+
+@pytest.mark.django_db
+def test_the_transport_behind_the_outbox_is_the_one_whose_limit_is_compared(with_outbox: Cloud) -> None:
+    with_outbox.set_attributes(MaximumMessageSize="262143")
+    assert with_outbox.ids() == ["D110"]
+
+
+def test_without_an_outbox_its_table_is_left_alone(healthy: Cloud) -> None:
+    """Without the permission to ask a database, as pytest-django gives it, a query would raise."""
+    assert healthy.findings() == []
+
+
+def outbox_in(*databases: str) -> dict[str, Any]:
+    options = {"transport": f"{__name__}.SmallMessages", "databases": list(databases)}
+    return {"BACKEND": "lambda_tasks.backends.outbox.OutboxBackend", "OPTIONS": options}
 
 
 # The command
