@@ -40,13 +40,13 @@ lint: $(VENV)/.installed-dev ## Check style, types, the direction of imports, an
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m django makemigrations --check --dry-run --settings tests.settings
 
-chaos: $(VENV)/.installed-test ## Random worlds in which workers die; SEEDS=1000 for a long run
+chaos: $(VENV)/.installed-test ## Random worlds in which workers die; SEEDS=1000 for a long run; ARGS=--outbox=yes
 	$(VENV)/bin/python -m tests.simulation chaos --seeds $(SEEDS) $(ARGS)
 
 crashes: $(VENV)/.installed-test ## PostgreSQL crashes while workers stand at every point; ARGS="--durable-claims no"
 	$(VENV)/bin/python -m tests.simulation crashes --seeds $(SEEDS) $(ARGS)
 
-sweep: $(VENV)/.installed-test ## Every kind of task, struck at every point by every fault
+sweep: $(VENV)/.installed-test ## Every kind of task, struck at every point by every fault; ARGS=--outbox=yes
 	$(VENV)/bin/python -m tests.simulation sweep $(ARGS)
 
 protocols: $(VENV)/.installed-test ## The protocol without one of its protections at a time: each must be found out

@@ -64,10 +64,33 @@ def test_so_do_those_whose_claims_do_not_wait_for_the_disk(
 
 @pytest.mark.parametrize("part", [0, 20])
 def test_a_part_of_the_sweep_finds_nothing(postgres: object, redis_server: object, tmp_path: Path, part: int) -> None:
-    """The whole is `make sweep`, which CI runs; it also fails when there is a point at which nothing dies."""
+    """The whole is `make sweep`, which CI runs; it also fails when there is a point at which nothing dies.
+
+    The points of the outbox are met with `--outbox yes` alone, which CI runs for these points.
+    """
     report = simulate(tmp_path / "report.json", "sweep", "--part", str(part), "--parts", "40")
     assert report.sentences == []
     assert report.sums["faults"] > 10
+
+
+def test_with_the_outbox_nothing_is_lost_that_is_committed(
+    postgres: object, redis_server: object, tmp_path: Path
+) -> None:
+    report = simulate(tmp_path / "report.json", "chaos", "--seeds", "2", "--first-seed", "1", "--outbox", "yes")
+    assert report.sentences == []
+    assert report.sums["not sent (no outbox)"] == 0
+    assert report.sums["faults"] > 20
+    assert report.sums["relays of the outbox"] > 10
+
+
+def test_nor_where_a_relay_is_struck_at_each_of_its_points(
+    postgres: object, redis_server: object, tmp_path: Path
+) -> None:
+    arguments = ("sweep", "--outbox", "yes", "--kinds", "plain", "--points", "relay:", "--part", "0", "--parts", "3")
+    report = simulate(tmp_path / "report.json", *arguments)
+    assert report.sentences == []
+    assert report.sums["faults"] > 20
+    assert report.sums["messages sent again"] > 0
 
 
 def test_the_claim_is_struck_on_mariadb_too(

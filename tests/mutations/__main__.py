@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from tests.mutations import batches, core, databases, doctor, is_noticed, limits, lost, messages, sending
+from tests.mutations import batches, core, databases, doctor, is_noticed, limits, lost, messages, outbox, sending
 
 
 def main(words: list[str]) -> int:
     mutations = [
         mutation
-        for family in (core, limits, databases, batches, lost, messages, doctor, sending)
+        for family in (core, limits, databases, batches, lost, messages, doctor, sending, outbox)
         for mutation in family.MUTATIONS
     ]
     chosen = [mutation for mutation in mutations if not words or any(word in mutation.name for word in words)]

@@ -169,14 +169,14 @@ MUTATIONS: Final = (
     Mutation(
         "backoff has no jitter",
         "default_plugin.py",
-        "return random.randint(1, min(run.task.retry_delay * 2 ** min(run.n_retries, 10), MAX_DELAY))",
-        "return min(run.task.retry_delay * 2 ** min(run.n_retries, 10), MAX_DELAY)",
+        "return random.randint(1, min(run.task.retry_delay * 2 ** min(run.n_retries, 10), longest))",
+        "return min(run.task.retry_delay * 2 ** min(run.n_retries, 10), longest)",
         RETRIES + "::TestStorm::test_what_failed_together_does_not_come_back_together",
     ),
     Mutation(
         "backoff knows no bound",
         "default_plugin.py",
-        "min(run.n_retries, 10), MAX_DELAY))",
+        "min(run.n_retries, 10), longest))",
         "min(run.n_retries, 10), 10**9))",
         RETRIES + "::TestBackoff",
     ),

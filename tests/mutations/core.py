@@ -42,8 +42,8 @@ MUTATIONS: Final = (
     Mutation(
         "a retry is recorded before it is sent",
         "executor.py",
-        "            if refusal := send_retry(run, delay):\n                outcome = Failed(refusal)\n",
-        "            get_store().record(run, outcome)\n            send_retry(run, delay)\n            return outcome\n",
+        "            if refusal := send_retry(run, retry):\n                outcome, kept = Failed(refusal), None\n",
+        "            get_store().record(run, outcome)\n            send_retry(run, retry)\n            return outcome\n",
     ),
     Mutation(
         "no fence",

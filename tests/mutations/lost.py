@@ -58,8 +58,8 @@ MUTATIONS: Final = (
     Mutation(
         "a lost task is sent before the commit",
         "lost.py",
-        "outgoing.send_on_commit(job, using=store.database)",
-        "outgoing.send_now(job)",
+        "            outgoing.send_on_commit(job)\n",
+        "            outgoing.prepare(job)\n            outgoing.dispatch([job])\n",
         LOST + "::TestTrouble",
     ),
     Mutation(

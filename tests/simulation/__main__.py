@@ -45,10 +45,11 @@ def main() -> int:
     print("\n".join(report.lines()))
     if options.what != "sweep":
         print(f"  seeds {options.first_seed} to {options.first_seed + options.seeds - 1}", end=", ")
-    print(f"  {time.monotonic() - started:.0f} s on {options.database}")
+    outbox = ", with the outbox" if options.outbox == "yes" else ""
+    print(f"  {time.monotonic() - started:.0f} s on {options.database}{outbox}")
     for sentence in report.sentences[:20]:
         print(f"\n{sentence}")
-    if options.what == "sweep" and (missed := report.never_killed()):
+    if options.what == "sweep" and (missed := report.never_killed(options.points, outbox=options.outbox == "yes")):
         print(f"\nNothing was killed at: {', '.join(missed)}")
         return 1
     return 1 if report.sentences else 0
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side (one a core)")
     parser.add_argument("--database", choices=("postgres", "mariadb"), default="postgres")
     parser.add_argument("--durable-claims", choices=("yes", "no"), default="yes", help="the store's option (yes)")
+    parser.add_argument("--outbox", choices=("yes", "no"), default=os.environ.get("SIMULATION_OUTBOX", "no"))
+    parser.add_argument("--points", nargs="+", default=[], help="sweep these points: the beginnings of their names")
     parser.add_argument("--kinds", nargs="+", default=[], help="only tasks of these kinds, as in shop/tasks.py")
     parser.add_argument("--faults", nargs="+", default=[], choices=[*FAULTS, FROZEN], help="only these faults")
     parser.add_argument("--verbose", action="store_true", help="show what the workers log")
@@ -79,6 +82,7 @@ def _run_here(options: argparse.Namespace) -> Report:
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.simulation.settings"
     os.environ["SIMULATION_DATABASE"] = options.database
     os.environ["SIMULATION_DURABLE_CLAIMS"] = options.durable_claims
+    os.environ["SIMULATION_OUTBOX"] = options.outbox
     server = _server_to_crash() if options.what == "crashes" else None
     import django
 
@@ -96,7 +100,8 @@ def _run_here(options: argparse.Namespace) -> Report:
     try:
         with tempfile.TemporaryDirectory() as folder:
             if options.what == "sweep":
-                return sweep(Path(folder), part=options.part, parts=options.parts)
+                chosen = {"kinds": options.kinds, "prefixes": options.points}
+                return sweep(Path(folder), **chosen, part=options.part, parts=options.parts)
             seeds = range(options.first_seed, options.first_seed + options.seeds)[options.part :: options.parts]
             if server is not None:
                 durable = options.durable_claims == "yes"
@@ -128,10 +133,11 @@ def _run_in_parts(options: argparse.Namespace) -> Report:
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.simulation.settings"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.simulation", options.what, "--database", options.database]
-        command += ["--durable-claims", options.durable_claims]
+        command += ["--durable-claims", options.durable_claims, "--outbox", options.outbox]
+        command += ["--kinds", *options.kinds] if options.kinds else []
+        command += ["--points", *options.points] if options.points else []
         if options.what != "sweep":
             command += ["--seeds", str(options.seeds), "--first-seed", str(options.first_seed)]
-            command += ["--kinds", *options.kinds] if options.kinds else []
             command += ["--faults", *options.faults] if options.faults else []
         if options.verbose:
             command += ["--verbose"]

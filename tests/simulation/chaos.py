@@ -7,13 +7,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from lambda_tasks.points import POINTS
+from lambda_tasks.settings import app_settings
 from tests.simulation.faults import FAULTS, FROZEN
 from tests.simulation.invariants import EXPECTED, check
 from tests.simulation.invocations import Strike
 from tests.simulation.queue import Message
 from tests.simulation.report import Report
-from tests.simulation.world import PAST_ANY_LEASE, Placement, World, kind_of, order_of, points_of
+from tests.simulation.sweep import RELAY_POINTS
+from tests.simulation.world import (
+    PAST_ANY_LEASE,
+    Placement,
+    World,
+    kind_of,
+    order_of,
+    points_of,
+    points_of_customer,
+)
 
 ORDERS: Final = 16
 STEPS: Final = 60
@@ -22,15 +31,15 @@ MAX_FROZEN: Final = 5
 
 #: Death and sleep come more often than the rest: they are what the protocol is for.
 _FAULTS: Final = [*FAULTS, "killed", FROZEN, FROZEN, FROZEN]
-_AT_ENQUEUE: Final = [point for point in POINTS if point.startswith(("enqueue:", "send:"))]
 
 
 def chaos(folder: Path, seeds: Iterable[int], kinds: Sequence[str] = (), faults: Sequence[str] = ()) -> Report:
     """Run one world for each seed, with some kinds of tasks and faults or all, and return what came of them."""
     report = Report()
     points = {kind: points_of(folder, kind) for kind in kinds or EXPECTED}
+    at_enqueue = points_of_customer(folder)
     for seed in seeds:
-        world = _World(folder, seed, points, faults or _FAULTS)
+        world = _World(folder, seed, points, at_enqueue, faults or _FAULTS)
         try:
             world.live()
             world.come_to_rest()
@@ -43,10 +52,14 @@ def chaos(folder: Path, seeds: Iterable[int], kinds: Sequence[str] = (), faults:
 class _World(World):
     """A world in which chance decides; the same seed decides the same."""
 
-    def __init__(self, folder: Path, seed: int, points: dict[str, list[str]], faults: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, seed: int, points: dict[str, list[str]], at_enqueue: list[str], faults: Sequence[str]
+    ) -> None:
         self._random = random.Random(seed)
         self._faults = faults
         self._points_of = points
+        self._at_enqueue = at_enqueue
+        self._outbox: bool = app_settings.outbox
         super().__init__(folder, visibility_timeout=self._random.choice((30, 200, 900)))
 
     def live(self) -> None:
@@ -56,10 +69,15 @@ class _World(World):
             for number in range(1, ORDERS + 1)
         ]
         steps = [self._deliver, self._deliver_again, self._thaw, self._pass_time, self._redrive]
-        for step in self._random.choices(steps, (50, 12, 14, 22, 2), k=STEPS):
+        weights = [50, 12, 14, 22, 2]
+        if self._outbox:
+            steps += [self._relay, self._lose_sqs]
+            weights += [25, 6]
+        for step in self._random.choices(steps, weights, k=STEPS):
             if placements and self._random.random() < 0.5:
                 count = self._random.randint(1, 5)
-                self.place(placements[:count], self._strikes(_AT_ENQUEUE, 0.3))
+                # With the outbox nothing of theirs is lost: they may die more often.
+                self.place(placements[:count], self._strikes(self._at_enqueue, 0.5 if self._outbox else 0.3))
                 del placements[:count]
             step()
         if placements:
@@ -85,9 +103,13 @@ class _World(World):
         for message in messages:
             points += self._points_of[kind_of(message)]
         strikes = self._strikes(points, 0.9)
-        if len(self.frozen) >= MAX_FROZEN:
-            strikes = [strike for strike in strikes if strike.fault != FROZEN]
         self.deliver(messages, strikes, answer_arrives=self._random.random() < 0.9)
+
+    def _relay(self) -> None:
+        self.relay(self._strikes([*RELAY_POINTS], 0.7))
+
+    def _lose_sqs(self) -> None:
+        self.lose_sqs(away=self._random.random() < 0.5)
 
     def _thaw(self) -> None:
         if self.frozen:
@@ -105,6 +127,8 @@ class _World(World):
         while self._random.random() < probability:
             strikes.append(Strike(self._random.choice(points), self._random.choice(self._faults)))
             probability /= 2
+        if len(self.frozen) >= MAX_FROZEN:
+            return [strike for strike in strikes if strike.fault != FROZEN]
         return strikes
 
 

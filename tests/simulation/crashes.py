@@ -17,12 +17,13 @@ from django.db import connections
 
 from lambda_tasks.models import TaskRecord, TaskStatus
 from lambda_tasks.points import POINTS
+from lambda_tasks.settings import app_settings
 from tests.services import OwnPostgres
 from tests.simulation.faults import CRASHED, FROZEN
 from tests.simulation.invariants import EXPECTED, check
 from tests.simulation.invocations import Strike
 from tests.simulation.queue import Message
-from tests.simulation.report import Report
+from tests.simulation.report import OF_OUTBOX, Report
 from tests.simulation.world import PAST_ANY_LEASE, Invocation, Placement, World, order_of
 
 #: Where a worker stands that has committed its claim and nothing else, and the kind of task that leads there.
@@ -47,8 +48,9 @@ ENDED: Final = (("finish:after_commit", "plain"), ("settle:after_write", "moody"
 #: when the server is back; or last of all, when others have done its work.
 FATES: Final = ("killed", "goes on without a server", "goes on with the new server", "goes on last")
 
-#: Where a worker of a random world may freeze.
-WHERE_WORKERS_FREEZE: Final = [point for point in POINTS if not point.startswith(("enqueue:", "send:", "batch:"))]
+#: Where a worker of a random world may freeze. With the outbox, retries leave as the orders of customers do.
+_ELSEWHERE: Final = ("batch:",) if app_settings.outbox else ("batch:", "enqueue:", "send:", *OF_OUTBOX)
+WHERE_WORKERS_FREEZE: Final = [point for point in POINTS if not point.startswith(_ELSEWHERE)]
 
 ORDERS: Final = 16
 CRASHES: Final = 4

@@ -66,6 +66,11 @@ def send_refused() -> None:
     FileBackend.next_failure = "before"
 
 
+def sqs_away() -> None:
+    """No message reaches SQS for the rest of the process."""
+    FileBackend.away = True
+
+
 def send_answer_lost() -> None:
     """The next message reaches SQS, and the answer does not come back."""
     FileBackend.next_failure = "after"
@@ -101,6 +106,7 @@ FAULTS: Final[dict[str, Callable[[], object]]] = {
     "database away": database_away,
     "answer to COMMIT lost": commit_answer_lost,
     "send refused": send_refused,
+    "SQS away": sqs_away,
     "answer to send lost": send_answer_lost,
     "locks forgotten": locks_forgotten,
     "Redis away": redis_away,

@@ -28,10 +28,11 @@ class Protocol:
     mutation: Mutation | None = None
     kind: str | None = None
     faults: tuple[str, ...] = ()
+    outbox: bool = False
 
 
-def without(name: str, file: str, text: str, instead: str, kind: str, *faults: str) -> Protocol:
-    return Protocol(name, Mutation(name, file, text, instead), kind, faults)
+def without(name: str, file: str, text: str, instead: str, kind: str, *faults: str, outbox: bool = False) -> Protocol:
+    return Protocol(name, Mutation(name, file, text, instead), kind, faults, outbox)
 
 
 REAL: Final = Protocol("the protocol as it is")
@@ -52,9 +53,9 @@ PROTOCOLS: Final = (
     without(
         "a retry is recorded before it is sent",
         "executor.py",
-        "            if refusal := send_retry(run, delay):\n                outcome = Failed(refusal)\n",
+        "            if refusal := send_retry(run, retry):\n                outcome, kept = Failed(refusal), None\n",
         "            get_store().record(run, outcome)\n"
-        "            send_retry(run, delay)\n"
+        "            send_retry(run, retry)\n"
         "            return outcome\n",
         "retried",
         "killed",
@@ -107,6 +108,24 @@ PROTOCOLS: Final = (
         "        if True:\n",
         "callback",
     ),
+    without(
+        "a message goes into the outbox after COMMIT",
+        "outgoing.py",
+        "        before_commit(connection, _keep_departures)\n",
+        "        pass\n",
+        "plain",
+        "killed",
+        outbox=True,
+    ),
+    without(
+        "RETRYING and the retry's row are two transactions",
+        "executor.py",
+        "    with transaction.atomic(using=run.database):\n        get_store().record(run, outcome)  # first",
+        "    get_store().record(run, outcome)\n    with transaction.atomic(using=run.database):\n        pass  # first",
+        "retried",
+        "killed",
+        outbox=True,
+    ),
 )
 
 
@@ -137,6 +156,7 @@ def _simulate(protocol: Protocol, options: argparse.Namespace) -> Report:
         file = Path(copy, "report.json")
         command = [sys.executable, "-m", "tests.simulation", "chaos", "--report", str(file)]
         command += ["--seeds", str(options.seeds), "--first-seed", str(options.first_seed)]
+        command += ["--outbox", "yes" if protocol.outbox else "no"]
         command += ["--kinds", protocol.kind] if protocol.kind else []
         command += ["--faults", *protocol.faults] if protocol.faults else []
         subprocess.run(command, cwd=copy, check=True, stderr=subprocess.DEVNULL)

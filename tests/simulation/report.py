@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tests.simulation.invariants import Books
     from tests.simulation.world import Figures
 
+#: How the points begin that nothing comes to without the outbox.
+OF_OUTBOX: Final = ("outbox:", "relay:")
 #: The names of broken promises, in the order of the report.
 NAMES: Final = ("lost", "doubled", "stuck", "ghost", "gap", "disagreeing", "overlapped", "needless", "accident")
 
@@ -38,6 +40,8 @@ class Report:
                 "orders committed": books.orders,
                 "orders rolled back": books.rolled_back,
                 "not sent (no outbox)": books.unsent,
+                "relays of the outbox": figures.relays,
+                "messages sent again": figures.sent_again,
                 "deliveries": figures.deliveries,
                 "duplicates": figures.duplicates,
                 "redrives": figures.redrives,
@@ -74,9 +78,11 @@ class Report:
             sentences=given["sentences"],
         )
 
-    def never_killed(self) -> list[str]:
-        """Return the points at which no process was killed."""
-        return [point for point in POINTS if not self.struck[f"{point}|killed"]]
+    def never_killed(self, prefixes: Sequence[str] = (), *, outbox: bool) -> list[str]:
+        """Return the points at which no process was killed, of all or of those that begin in one of these ways."""
+        elsewhere = () if outbox else OF_OUTBOX
+        meant = [point for point in POINTS if point.startswith(tuple(prefixes) or "")]
+        return [point for point in meant if not point.startswith(elsewhere) and not self.struck[f"{point}|killed"]]
 
     def lines(self) -> Iterator[str]:
         """Yield the report as it is printed."""

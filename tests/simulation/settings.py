@@ -13,6 +13,8 @@ SERVERS: Final = services.find_all(start=True)
 KIND: Final = os.environ.get("SIMULATION_DATABASE", "postgres")
 #: What a COMMIT waits for by itself: nothing, or ("on") the disk, where the server is to crash.
 COMMITS: Final = os.environ.get("SIMULATION_COMMITS", "off")
+#: Whether messages are rows of the customers' transactions first.
+OUTBOX: Final = os.environ.get("SIMULATION_OUTBOX", "no") == "yes"
 #: What this run names on servers that other runs may use at the same time.
 NAME: Final = f"simulation_{os.getpid()}"
 
@@ -51,6 +53,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 LAMBDA_TASKS_QUEUES = {"default": "https://sqs.eu-west-1.amazonaws.com/123456789012/simulation"}
 LAMBDA_TASKS_BACKEND = "tests.simulation.transport.FileBackend"
+LAMBDA_TASKS_OUTBOX = OUTBOX
 LAMBDA_TASKS_LOCK = {
     "BACKEND": "tests.simulation.transport.PrefixedRedisLock",
     "OPTIONS": {"url": REDIS_URL, "prefix": NAME},

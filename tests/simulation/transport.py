@@ -24,10 +24,12 @@ class FileBackend(BaseBackend):
     file: ClassVar[Path]
     #: "before" or "after": how the next send fails.
     next_failure: ClassVar[str | None] = None
+    #: Whether every send fails without effect: for a process, or for all that are forked meanwhile.
+    away: ClassVar[bool] = False
 
     def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
         failure, FileBackend.next_failure = FileBackend.next_failure, None
-        if failure == "before":
+        if failure == "before" or FileBackend.away:
             raise SendFailed("the connection was refused")
         lines = [json.dumps(_as_sent(job)) + "\n" for job in jobs]
         handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)

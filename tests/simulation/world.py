@@ -14,10 +14,12 @@ from typing import Any, Final
 from django.db import connections, transaction
 from django.db.models import F
 
-from lambda_tasks import registry
+from lambda_tasks import maintenance, registry
 from lambda_tasks.handler import boot, handler
+from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE
 from lambda_tasks.messages import SQSLambdaTaskMessage
-from lambda_tasks.models import TaskRecord, TaskStatus
+from lambda_tasks.models import DatabaseNow, OutboxMessage, TaskRecord, TaskStatus
+from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_backend
 from tests.simulation.faults import FROZEN
 from tests.simulation.invocations import Process, Strike
@@ -59,10 +61,16 @@ class Context:
 
 @dataclass(slots=True)
 class Invocation:
-    """A process that runs the handler, and the messages that it was given."""
+    """A process, and the messages that it was given: none for a customer, and for a relay."""
 
     process: Process
-    batch: list[Message]
+    batch: list[Message] = field(default_factory=list)
+    #: The orders that a customer places.
+    orders: tuple[int, ...] = ()
+
+    @property
+    def about(self) -> list[int]:
+        return [*self.orders, *map(order_of, self.batch)]
 
 
 @dataclass(slots=True)
@@ -70,6 +78,9 @@ class Figures:
     """What happened in a world, for the report."""
 
     deliveries: int = 0
+    relays: int = 0
+    #: Messages that came to the queue again under their own id.
+    sent_again: int = 0
     duplicates: int = 0
     redrives: int = 0
     #: How often the database's server crashed, and how many claims it had forgotten afterwards.
@@ -92,17 +103,19 @@ class World:
         #: The faults that an order met on its way.
         self.strikes_of: dict[int, list[Strike]] = {}
         self.sent: set[int] = set()
+        self._sent_ids: set[str] = set()
         #: Orders whose messages came again for other reasons than a fault in their worker.
         self.repeated: set[int] = set()
         self.frozen: list[Invocation] = []
-        self._outbox = folder / "outbox.jsonl"
+        self._file = folder / "sent.jsonl"
         for file in folder.iterdir():
             file.unlink()
-        self._outbox.touch()
+        self._file.touch()
         self._read = 0
-        FileBackend.file = self._outbox
+        FileBackend.file = self._file
+        FileBackend.away = False
         locks().forget_everything()
-        for model in (Order, Effect, Counter, TaskRecord):
+        for model in (Order, Effect, Counter, TaskRecord, OutboxMessage):
             model._base_manager.all()._raw_delete(model._base_manager.db)
         Counter._default_manager.create(name="singleton")
 
@@ -112,14 +125,28 @@ class World:
         """Place orders in a process of their own, each in a transaction of its own."""
         self.placements |= {placement.number: placement for placement in placements}
         process = Process(lambda: place_orders(placements), strikes)
-        process.run()
-        while process.state == "frozen":  # maybe at more than one point
-            process.thaw()
-        self.figures.struck.update(process.struck)
-        for placement in placements:
-            self._note(process, placement.number)
-        self.collect()
+        self.go_on(Invocation(process, orders=tuple(placement.number for placement in placements)))
         return process
+
+    # The outbox
+
+    def relay(self, strikes: Sequence[Strike] = ()) -> Process:
+        """Have a schedule of EventBridge's ask for maintenance: what waits in the outbox is sent."""
+        process = Process(lambda: handler({maintenance.EVENT_FIELD: maintenance.MAINTENANCE}, Context()), strikes)
+        self.figures.relays += 1
+        self.go_on(Invocation(process))
+        return process
+
+    def seconds_to_relay(self) -> float | None:
+        """Return when the next message of the outbox is due; None if there is none."""
+        waiting = OutboxMessage.objects.filter(due_at__isnull=False).annotate(now=DatabaseNow())
+        for due_at, now in waiting.order_by("due_at").values_list("due_at", "now")[:1]:
+            return max(float((due_at - now).total_seconds()), 0.0)
+        return None
+
+    def lose_sqs(self, *, away: bool) -> None:
+        """Let SQS go away for every process that starts from now on, or come back."""
+        FileBackend.away = away
 
     # Workers
 
@@ -144,8 +171,8 @@ class World:
             invocation.process.run()
         if invocation.process.state == "frozen":
             self.frozen.append(invocation)
-            for message in invocation.batch:
-                self._note(invocation.process, order_of(message))
+            for order in invocation.about:
+                self._note(invocation.process, order)
         else:
             self._ended(invocation, answer_arrives=answer_arrives)
 
@@ -160,15 +187,17 @@ class World:
 
     def _ended(self, invocation: Invocation, *, answer_arrives: bool) -> None:
         process = invocation.process
-        for message in invocation.batch:
-            self._note(process, order_of(message))
-        if process.state in ("hung", "raised"):
+        for order in invocation.about:
+            self._note(process, order)
+        if process.state == "hung" or (process.state == "raised" and not _may_raise(invocation)):
             self.figures.accidents.append(
-                f"a worker {process.state} after {process.reached[-1:]} ({_strikes(process)}): {process.error}; frozen "
-                f"beside it: {[_strikes(invocation.process) for invocation in self.frozen]}"
+                f"{_who(invocation)} {process.state} after {process.reached[-1:]} ({_strikes(process)}): "
+                f"{process.error}; frozen beside it: {[_strikes(invocation.process) for invocation in self.frozen]}"
             )
         self.figures.struck.update(process.struck)
         self.collect()
+        if not invocation.batch:
+            return
         if process.state == "answered" and not process.struck:
             self._look_for_needless_returns(invocation)
         if not answer_arrives:
@@ -194,18 +223,24 @@ class World:
 
     def collect(self) -> None:
         """Put on the queue what was sent since."""
-        with self._outbox.open() as lines:
+        with self._file.open() as lines:
             lines.seek(self._read)
             for line in lines:
                 sent = json.loads(line)
                 message = self.queue.add(sent["body"], sent["attributes"], sent["delay"])
                 self.sent.add(order_of(message))
+                message_id = sent["attributes"][MESSAGE_ID_ATTRIBUTE]
+                if message_id in self._sent_ids:
+                    self.figures.sent_again += 1
+                    self.repeated.add(order_of(message))
+                self._sent_ids.add(message_id)
             self._read = lines.tell()
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass: for the queue, and for leases, which end so much earlier by the database's clock.
+        """Let time pass: for the queue, for leases, which end so much earlier by the database's clock, and the outbox.
 
-        A record that an open transaction is writing cannot be taken over whatever its lease says.
+        A record that an open transaction is writing cannot be taken over whatever its lease says, and a
+        message that a relay holds is not sent by another one however long it is due.
         """
         self.queue.now += seconds
         locks().pass_time(seconds)
@@ -218,17 +253,24 @@ class World:
             TaskRecord.objects.filter(pk__in=list(running)).update(
                 lease_until=F("lease_until") - timedelta(seconds=seconds)
             )
+            waiting = OutboxMessage.objects.select_for_update(skip_locked=True).values_list("pk", flat=True)
+            OutboxMessage.objects.filter(pk__in=list(waiting)).update(
+                due_at=F("due_at") - timedelta(seconds=seconds), run_at=F("run_at") - timedelta(seconds=seconds)
+            )
 
     def come_to_rest(self) -> None:
         """Deliver without further faults until nothing moves any more."""
+        self.lose_sqs(away=False)
         for round_ in range(MAX_ROUNDS):
             if visible := self.queue.visible():
                 self.deliver(visible[:10])
             elif self.frozen:
                 self.thaw(self.frozen[0])
-            elif (next_change := self.queue.next_change()) is not None:
+            elif (next_relay := self.seconds_to_relay()) == 0:
+                self.relay()
+            elif (next_change := self._next_change(next_relay)) is not None:
                 # Those that wait for a lock come again every few seconds, until its holder's message is back.
-                self.pass_time(max(next_change - self.queue.now, 0 if round_ < PATIENT_ROUNDS else LONG_STEP))
+                self.pass_time(max(next_change, 0 if round_ < PATIENT_ROUNDS else LONG_STEP))
             elif self.queue.dead:
                 self.figures.redrives += len(self.queue.dead)
                 self.queue.redrive()
@@ -236,6 +278,12 @@ class World:
             else:
                 return
         self.figures.accidents.append(f"{len(self.queue.messages)} messages do not come to rest")
+
+    def _next_change(self, next_relay: float | None) -> float | None:
+        """Return the seconds until a message becomes visible, or is to be relayed; None if there is none."""
+        next_visible = self.queue.next_change()
+        changes = [] if next_visible is None else [next_visible - self.queue.now]
+        return min(changes if next_relay is None else [*changes, next_relay], default=None)
 
     def close(self) -> None:
         """End what is still frozen."""
@@ -297,7 +345,9 @@ def place_order(placement: Placement) -> None:
     except Abandoned:
         pass
     except SendFailed:
-        pass  # documented: after the commit the caller hears that it could not be sent
+        if app_settings.outbox:
+            raise
+        # Documented: after the commit the caller hears that it could not be sent.
 
 
 def _place_in_savepoint(placement: Placement, send: Callable[..., object]) -> None:
@@ -309,6 +359,24 @@ def _place_in_savepoint(placement: Placement, send: Callable[..., object]) -> No
             raise Abandoned
     except Abandoned:
         return
+
+
+def points_of_customer(folder: Path) -> list[str]:
+    """Return the points that a customer comes to, in their order."""
+    process = World(folder).place([Placement(1, "plain")])
+    return list(dict.fromkeys(process.reached))
+
+
+def _may_raise(invocation: Invocation) -> bool:
+    """Tell whether what a process raised is no surprise: customers and relays hear of the database's troubles."""
+    struck = bool(invocation.process.struck)
+    return not invocation.batch and struck and SendFailed.__name__ not in str(invocation.process.error)
+
+
+def _who(invocation: Invocation) -> str:
+    if invocation.batch:
+        return "a worker"
+    return "a customer" if invocation.orders else "a relay"
 
 
 def _strikes(process: Process) -> str:
