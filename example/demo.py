@@ -25,12 +25,12 @@ from demonstration.road import (
     FUNCTIONS,
     LOGIN,
     CannotRun,
+    SqsServer,
     Workers,
     bind,
     make_databases,
     make_login,
     prepare_environment,
-    sqs_server,
     website,
 )
 
@@ -54,19 +54,19 @@ def run(*, serve: bool) -> int:
         stack.callback(server.server_close)
         state = serve_state() if serve else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-")))
         prepare_environment(state)
-        sqs = stack.enter_context(sqs_server())
+        sqs = stack.enter_context(SqsServer())
         console.say("sqs", f"moto at {os.environ['AWS_ENDPOINT_URL_SQS']}, {len(FUNCTIONS)} queues")
         make_databases()
         console.say("database", "SQLite, migrated")
         site = stack.enter_context(website(server))
         console.say("site", f"{site}/")
 
-        from demonstration.story import Story, Watcher  # their models need a Django that is set up
+        from demonstration.story import Relay, Story, Watcher  # their models need a Django that is set up
 
         log = state / "worker.log"
         story = Story(console, site, sqs, log)
         story.place_orders()
-        with Workers(console, log) as workers:
+        with Workers(console, log) as workers, Relay(console):
             watcher = Watcher(console, workers)
             story.watch_until_ended(watcher)
             if serve:

@@ -139,7 +139,7 @@ def browser(example: Path) -> Iterator[Browser]:
 
 
 @contextmanager
-def runserver(example: Path) -> Iterator[str]:
+def runserver(example: Path, **more: str) -> Iterator[str]:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     log = example / "runserver.log"
@@ -147,7 +147,7 @@ def runserver(example: Path) -> Iterator[str]:
         server = subprocess.Popen(
             [sys.executable, "manage.py", "runserver", "--noreload", str(port)],
             cwd=example,
-            env=environment(example),
+            env=environment(example, **more),
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -200,6 +200,7 @@ def test_the_documented_address_triggers_a_task_whose_record_the_admin_shows(bro
         ("retry", ["RETRYING", "RETRYING", "SUCCESS"], '"Reserved at attempt 3."'),
         ("async", ["SUCCESS"], '"DOGE": 2.0'),
         ("delay", ["SUCCESS"], '"Reminded'),
+        ("tomorrow", ["SUCCESS"], '"Reminded'),
         ("reap", ["SUCCESS"], '"sent_again": 0'),
         ("rollback", [], ""),
     ],
@@ -244,6 +245,45 @@ def test_cleaning_up_leaves_its_own_record_alone(browser: Browser) -> None:
     browser.get("/trigger/?kind=cleanup")
     (record,) = browser.get_json("/records/")["records"]
     assert (record["task"], record["status"]) == ("cleanup_task_records", "SUCCESS")
+
+
+# With queues, and no SQS
+
+
+def test_what_sqs_does_not_take_waits_in_the_outbox_where_the_page_and_the_admin_show_it(tmp_path: Path) -> None:
+    example = copy_of_example(tmp_path)
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+    queues = {name: f"{nobody}/1/{name}" for name in ("default", "stock", "parcels")}
+    more = {
+        "EXAMPLE_QUEUES": json.dumps(queues),
+        "AWS_ENDPOINT_URL_SQS": nobody,
+        "AWS_ACCESS_KEY_ID": "none",
+        "AWS_SECRET_ACCESS_KEY": "none",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "DJANGO_SUPERUSER_PASSWORD": PASSWORD,
+    }
+    account = ("--noinput", "--username", "owner", "--email", "owner@example.com")
+    for command in (("migrate",), ("createcachetable", "--database", "cache"), ("createsuperuser", *account)):
+        done = run(example, "manage.py", *command, **more)
+        assert done.returncode == 0, done.stderr
+    with runserver(example, **more) as site:
+        browser = Browser(site)
+        browser.get("/")
+        (now,) = json.loads(browser.post("/trigger/", kind="success", name="Bob"))["sent"]
+        (tomorrow,) = json.loads(browser.post("/trigger/", kind="tomorrow", name="Bob"))["sent"]
+        shown = {message["id"]: message for message in browser.get_json("/records/")["outbox"]}
+        assert shown.keys() == {now, tomorrow}
+        assert "EndpointConnectionError" in shown[now]["error"]
+        assert shown[tomorrow]["error"] == ""
+
+        browser.get("/admin/login/")
+        browser.post("/admin/login/", username="owner", password=PASSWORD, next="/admin/")
+        page = "/admin/lambda_tasks/outboxmessage/"
+        assert tomorrow in browser.get(f"{page}?state=delayed")
+        assert now not in browser.get(f"{page}?state=delayed")
+        assert now in browser.get(f"{page}?state=waiting")
+        assert "order_id" in browser.get(shown[now]["url"])
 
 
 # The demo
@@ -310,6 +350,14 @@ def test_the_demo_takes_every_kind_of_task_down_the_whole_road(demo: tuple[subpr
     assert "ok: every record ended as it should" in text
     assert "kills process" in text
     assert "/trigger/?kind=rollback: rolled back, 0 messages sent" in text
+    down, kept, up, relayed, run = (
+        text.index(words)
+        for words in (
+            *("is down", "outbox     keeps send_receipt: EndpointConnectionError", "is up again"),
+            *("send_receipt was relayed to SQS, and has left it", "sent to Bob"),
+        )
+    )
+    assert down < kept < up < min(relayed, run)
     assert max(map(len, text.splitlines())) <= 100
     assert "\033" not in text
     assert_all_ended(text)
@@ -321,7 +369,7 @@ def test_the_demo_takes_every_kind_of_task_down_the_whole_road(demo: tuple[subpr
         statuses.setdefault(task, []).append(ended)
     counts = statuses.pop("count_stock")
     assert statuses == {
-        "send_receipt": ["SUCCESS"],
+        "send_receipt": ["SUCCESS", "SUCCESS"],
         "charge_card": ["FAILED"],
         "send_newsletter": ["SUCCESS"],
         "reserve_stock": ["RETRYING", "RETRYING", "SUCCESS"],

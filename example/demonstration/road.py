@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from demonstration.console import Console
 
@@ -67,33 +67,46 @@ def prepare_environment(state: Path) -> None:
     )
 
 
-@contextmanager
-def sqs_server() -> Iterator[Any]:
-    """Run moto in threads, make the queues, tell the environment of them; yield a client."""
-    import boto3
+class SqsServer:
+    """moto in threads, with the queues, of which the environment is told."""
 
-    try:
-        from moto.server import ThreadedMotoServer
-    except ImportError as error:
-        raise CannotRun(f"moto's server is missing ({error}). Install the extra: pip install -e '.[demo]'") from None
+    def __enter__(self) -> SqsServer:
+        import boto3
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        os.environ["AWS_ENDPOINT_URL_SQS"] = f"http://{host}:{port}"
-        client = boto3.client("sqs")
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._start(port=0)
+        host, self._port = self._server.get_host_and_port()
+        os.environ["AWS_ENDPOINT_URL_SQS"] = f"http://{host}:{self._port}"
+        self.client = boto3.client("sqs")
         queues = {
-            function.queue: client.create_queue(
+            function.queue: self.client.create_queue(
                 QueueName=function.queue, Attributes={"VisibilityTimeout": str(function.timeout)}
             )["QueueUrl"]
             for function in FUNCTIONS
         }
         os.environ["EXAMPLE_QUEUES"] = json.dumps(queues)
-        yield client
-    finally:
-        server.stop()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.stop()
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """Let nobody listen for a while; the queues keep what they have."""
+        self._server.stop()
+        try:
+            yield
+        finally:
+            self._start(self._port)
+
+    def _start(self, port: int) -> None:
+        try:
+            from moto.server import ThreadedMotoServer
+        except ImportError as error:
+            remedy = "Install the extra: pip install -e '.[demo]'"
+            raise CannotRun(f"moto's server is missing ({error}). {remedy}") from None
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        self._server.start()
 
 
 def queue_urls() -> dict[str, str]:
@@ -132,7 +145,8 @@ def website(server: ThreadedWSGIServer) -> Iterator[str]:
     from django.core.wsgi import get_wsgi_application
 
     server.set_app(StaticFilesHandler(get_wsgi_application()))
-    for name in ("django.server", "django.request"):  # the page asks every second
+    # The page asks every second; and what stays in the outbox is told in the demo's own words.
+    for name in ("django.server", "django.request", "lambda_tasks.outbox"):
         logging.getLogger(name).setLevel(logging.ERROR)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="site", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""What goes down the road: an order with one task of each kind, and how their records must end.
+"""What goes down the road: orders, one with a task of each kind, and how their records must end.
 
 Imported once Django is set up, since it needs the models.
 """
@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,18 +20,22 @@ from typing import Any, Final
 from urllib.request import ProxyHandler, Request, build_opener
 from uuid import UUID
 
+from django.db import DatabaseError, connection
 from django.db.models import Sum
 from django.utils import timezone
 from shop.models import Measurement, OrderEvent
 from shop.records import outcome, seconds, short_name
 
 from demonstration.console import Console
-from demonstration.road import PARCELS, CannotRun, Workers, messages, queue_urls
-from lambda_tasks.models import TaskRecord
+from demonstration.road import PARCELS, CannotRun, SqsServer, Workers, messages, queue_urls
+from lambda_tasks.maintenance import relay_once
+from lambda_tasks.models import OutboxMessage, TaskRecord
 
 #: Seconds within which everything must have ended, and for which nobody may be left without a word.
 PATIENCE: Final = 90
 SILENCE: Final = 4
+#: Seconds from one relay of the outbox to the next; on AWS, EventBridge asks for one each minute.
+RELAY_EVERY: Final = 1
 #: Seconds for which a parcel is packed before its worker is killed.
 UNTIL_KILLED: Final = 0.3
 #: Lines of the workers' output that are shown when something went wrong.
@@ -51,6 +56,7 @@ class Expected:
 
 EXPECTED: Final = (
     Expected("send_receipt", "SUCCESS", "sent to Alice"),
+    Expected("send_receipt", "SUCCESS", "sent to Bob"),  # out of the outbox
     Expected("charge_card", "FAILED", "CardRefused"),
     Expected("send_newsletter", "SUCCESS", "Unsubscribed"),
     Expected("reserve_stock", "RETRYING RETRYING SUCCESS", "attempt 3"),
@@ -65,7 +71,7 @@ EXPECTED: Final = (
 )
 #: What the tasks must have written: once for each SUCCESS, and nothing where one failed or was killed.
 EXPECTED_EVENTS: Final = {
-    "receipt sent": 1,
+    "receipt sent": 2,
     "stock reserved": 1,
     "stock counted": 2,
     "report built": 1,
@@ -78,23 +84,40 @@ EXPECTED_EVENTS: Final = {
 class Story:
     """From the requests to the table."""
 
-    def __init__(self, console: Console, site: str, sqs: Any, log: Path) -> None:
+    def __init__(self, console: Console, site: str, sqs: SqsServer, log: Path) -> None:
         self.console = console
         self._site = site
         self._sqs = sqs
         self._log = log
-        self._order = 0
+        self._orders: list[int] = []
         self._sent: list[str] = []
 
     def place_orders(self) -> None:
-        """Place an order that is rolled back, and one with a task of each kind."""
+        """Place an order that is rolled back, one with a task of each kind, and one while SQS is down."""
         refused = self._trigger("rollback")
         self.console.say("request", f"/trigger/?kind=rollback: rolled back, {messages(len(refused['sent']))} sent")
-        placed = self._trigger("everything")
-        self._order, self._sent = placed["order"], placed["sent"]
-        self.console.say("request", f"/trigger/?kind=everything: order {self._order} and its tasks committed")
+        order = self._place("everything")
+        self.console.say("request", f"/trigger/?kind=everything: order {order} and its tasks committed")
         waiting = ", ".join(f"{count} in {queue}" for queue, count in self._depths().items())
         self.console.say("sqs", f"messages that wait: {waiting}")
+        self._place_while_sqs_is_down()
+
+    def _place_while_sqs_is_down(self) -> None:
+        with self._sqs.outage():
+            self.console.say("sqs", "is down: nobody listens there")
+            order = self._place("success", name="Bob")
+        self.console.say("request", f"/trigger/?kind=success: order {order} and its task committed all the same")
+        for message in OutboxMessage.objects.order_by("due_at"):
+            self.console.say("outbox", f"keeps {short_name(message.task_name)}: {message.error.partition(':')[0]}")
+        self.console.say("sqs", "is up again")
+
+    def _place(self, kind: str, *, name: str = "Alice") -> int:
+        """Have an order placed, and remember what is to become of its tasks; return its number."""
+        placed = self._trigger(kind, name=name)
+        order: int = placed["order"]
+        self._orders.append(order)
+        self._sent += placed["sent"]
+        return order
 
     def watch_until_ended(self, watcher: Watcher) -> None:
         """Tell what happens until every task has ended and nothing is left on the queues."""
@@ -116,7 +139,7 @@ class Story:
         """Print the table and what to think of it; True if everything is as it should be."""
         rows = table([record for chain in chains(self._sent) for record in chain])
         self.console.write("", *map(self.console.fitted, rows), "")
-        if wrong := faults(self._sent, self._order):
+        if wrong := faults(self._sent, *self._orders):
             log = self._log.read_text(encoding="utf-8").splitlines()[-LOG_LINES:]
             self.console.write("WRONG:", *(f"  {fault}" for fault in wrong), "", "Last lines of the workers:", *log)
             return False
@@ -126,9 +149,9 @@ class Story:
         )
         return True
 
-    def _trigger(self, kind: str) -> dict[str, Any]:
+    def _trigger(self, kind: str, *, name: str = "Alice") -> dict[str, Any]:
         """Ask the site for tasks of a kind, as a browser would; return its answer."""
-        request = Request(f"{self._site}/trigger/?name=Alice&kind={kind}", headers={"Accept": "application/json"})
+        request = Request(f"{self._site}/trigger/?name={name}&kind={kind}", headers={"Accept": "application/json"})
         with build_opener(ProxyHandler({})).open(request, timeout=30) as answer:
             placed: dict[str, Any] = json.load(answer)
         return placed
@@ -139,7 +162,7 @@ class Story:
         return {
             queue: sum(int(counts[name]) for name in names)
             for queue, url in queue_urls().items()
-            for counts in [self._sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]]
+            for counts in [self._sqs.client.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]]
         }
 
     def _all_ended(self) -> bool:
@@ -147,19 +170,46 @@ class Story:
         return ended and not any(self._depths().values())
 
 
+class Relay:
+    """Sends what waits in the outbox, in a thread, as the maintenance that EventBridge asks for does on AWS."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(RELAY_EVERY):
+            try:
+                relay_once()
+            except DatabaseError as error:
+                self._console.say("relay", f"tries again: {error}")
+        connection.close()
+
+
 class Watcher:
-    """Tells of each change of a record, and kills who packs a parcel for the first time."""
+    """Tells of what leaves the outbox, and of each change of a record; kills who packs a parcel for the first time."""
 
     def __init__(self, console: Console, workers: Workers) -> None:
         self._console = console
         self._workers = workers
         self._seen: dict[UUID, tuple[str, int]] = {}
         self._kill_at: dict[UUID, float] = {}
+        self._kept = dict(OutboxMessage.objects.filter(attempts__gt=0).values_list("pk", "task_name"))
 
     def look(self) -> None:
         """Look once at the newest records; raises `CannotRun` if a worker has ended by itself."""
         if self._workers.failures:
             raise CannotRun(f"A worker has ended: {self._workers.failures[0]}")
+        if self._kept:
+            self._look_at_outbox()
         for record in TaskRecord.objects.order_by("-start_time")[:100][::-1]:
             state = (record.status, record.takeovers)
             if self._seen.get(record.pk) != state:
@@ -167,6 +217,12 @@ class Watcher:
                 self._tell(record)
             if state == ("RUNNING", 0) and short_name(record.task_name) == "pack_parcel":
                 self._kill_in_time(record)
+
+    def _look_at_outbox(self) -> None:
+        """Whether the relay or a worker at the end of its invocation has sent it, nobody needs to know."""
+        kept = set(OutboxMessage.objects.filter(pk__in=self._kept).values_list("pk", flat=True))
+        for key in self._kept.keys() - kept:
+            self._console.say("outbox", f"{short_name(self._kept.pop(key))} was relayed to SQS, and has left it")
 
     def _tell(self, record: TaskRecord) -> None:
         text = outcome(record)
@@ -192,7 +248,7 @@ def chains(roots: list[str]) -> list[list[TaskRecord]]:
     return list(found.values())
 
 
-def faults(roots: list[str], order: int) -> list[str]:
+def faults(roots: list[str], *orders: int) -> list[str]:
     """Return what is not as it should be."""
     found: list[str] = []
     ended = sorted(filter(None, chains(roots)), key=len)
@@ -203,7 +259,7 @@ def faults(roots: list[str], order: int) -> list[str]:
         else:
             ended.remove(chain)
             found += faults_of(chain, expected)
-    events = Counter(OrderEvent.objects.filter(order_id=order).values_list("text", flat=True))
+    events = Counter(OrderEvent.objects.filter(order_id__in=orders).values_list("text", flat=True))
     if events != EXPECTED_EVENTS:
         found.append(f"The tasks wrote {dict(events)}, and should have written {EXPECTED_EVENTS}.")
     return found

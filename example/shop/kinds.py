@@ -8,7 +8,7 @@ from typing import Final
 
 from django.db import transaction
 
-from lambda_tasks.jobs import TaskHandle
+from lambda_tasks.handles import TaskHandle
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
 from shop import tasks
 from shop.models import Order
@@ -94,6 +94,13 @@ KINDS: Final = (
         "Delay",
         "A reminder that waits for 3 seconds.",
         lambda order: [tasks.send_reminder.using(delay=3).execute_on_commit(order_id=order.pk)],
+    ),
+    Kind(
+        "tomorrow",
+        "Tomorrow",
+        "SQS delays by 15 minutes at most, so the outbox keeps this reminder. The admin can send it now.",
+        lambda order: [tasks.send_reminder.using(delay=24 * 3600).execute_on_commit(order_id=order.pk)],
+        in_everything=False,
     ),
     Kind(
         "crash",

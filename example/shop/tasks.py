@@ -105,9 +105,9 @@ async def fetch_rates(*, order_id: int, currencies: list[str]) -> dict[str, floa
 
 @lambda_task
 def send_reminder(*, order_id: int) -> str:
-    """Delay: an ordinary task, which is sent with `send_reminder.using(delay=3)`."""
+    """Delay: an ordinary task, which is sent with `send_reminder.using(delay=3)`, or for tomorrow."""
     OrderEvent.objects.create(order_id=order_id, text="reminder sent")
-    return "Reminded, 3 seconds later at the earliest."
+    return "Reminded, no sooner than was asked for."
 
 
 @lambda_task(queue="parcels", soft_timeout=3, hard_timeout=4)

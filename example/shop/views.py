@@ -12,12 +12,13 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods
 
-from lambda_tasks.models import TaskRecord
+from lambda_tasks.models import OutboxMessage, TaskRecord
 from shop.kinds import KINDS, chosen_kinds
 from shop.models import Measurement, Order
 from shop.records import outcome, seconds, short_name
 
 RECORDS_SHOWN = 60
+OUTBOX_SHOWN = 10
 
 
 @require_GET
@@ -47,11 +48,13 @@ def trigger(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 def records(request: HttpRequest) -> JsonResponse:
-    """Return what the page shows, the newest record first."""
+    """Return what the page shows: what is due first in the outbox, and the newest record first."""
     now = timezone.now()
     newest = TaskRecord.objects.order_by("-start_time", "-pk")[:RECORDS_SHOWN]
+    kept = OutboxMessage.objects.order_by("due_at", "pk").defer("body", "attributes")[:OUTBOX_SHOWN]
     return JsonResponse(
         {
+            "outbox": [_kept(message) for message in kept],
             "records": [_record(record, now) for record in newest],
             "measurements": [
                 {
@@ -93,4 +96,15 @@ def _record(record: TaskRecord, now: Any) -> dict[str, Any]:
         "seconds": seconds(record, now=now),
         "outcome": outcome(record),
         "url": reverse("admin:lambda_tasks_taskrecord_change", args=[record.pk]),
+    }
+
+
+def _kept(message: OutboxMessage) -> dict[str, Any]:
+    return {
+        "id": str(message.pk),
+        "task": short_name(message.task_name),
+        "dead": message.due_at is None,
+        "until": message.run_at or message.due_at,
+        "error": message.error,
+        "url": reverse("admin:lambda_tasks_outboxmessage_change", args=[message.pk]),
     }

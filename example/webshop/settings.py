@@ -18,6 +18,9 @@ STATE = Path(os.environ.get("EXAMPLE_STATE", BASE_DIR))
 
 # On PostgreSQL, "lambda_tasks.contrib.postgres" before it: time limits then end queries in the server too.
 LAMBDA_TASKS_PLUGINS = ["shop.lambda_plugins"]
+# A message is a row of the request's transaction until SQS has it: none is lost while SQS is down, and each may be
+# delayed for as long as it likes. In eager mode nothing is sent, so nothing is kept.
+LAMBDA_TASKS_OUTBOX = True
 LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT = 20
 LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT = 25
 

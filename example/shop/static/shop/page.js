@@ -57,6 +57,21 @@ function waitingRow(count) {
   return row;
 }
 
+function keptRow(kept) {
+  const row = document.createElement("tr");
+  const until = kept.until && new Date(kept.until).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
+  const text = kept.error || `in the outbox, ${until}`;
+  const status = kept.dead ? "FAILED" : "WAITING";
+  row.append(
+    cell(element("a", kept.task, { href: kept.url, title: kept.id })),
+    cell(element("span", kept.dead ? "DEAD" : "WAITING", { class: `status ${status}` })),
+    cell("", "number"),
+    cell(element("span", text, { title: text }), "outcome"),
+    cell(""),
+  );
+  return row;
+}
+
 function measuredRow(measured) {
   const row = document.createElement("tr");
   row.append(
@@ -69,12 +84,12 @@ function measuredRow(measured) {
   return row;
 }
 
-function show({ records, measurements }) {
-  for (const record of records) waiting.delete(record.id);
+function show({ outbox, records, measurements }) {
+  for (const { id } of [...outbox, ...records]) waiting.delete(id);
   const waitingRows = waiting.size ? [waitingRow(waiting.size)] : [];
-  document.getElementById("records").replaceChildren(...waitingRows, ...records.map(recordRow));
+  document.getElementById("records").replaceChildren(...waitingRows, ...outbox.map(keptRow), ...records.map(recordRow));
   document.getElementById("measured").replaceChildren(...measurements.map(measuredRow));
-  document.getElementById("no-records").hidden = records.length > 0 || waiting.size > 0;
+  document.getElementById("no-records").hidden = records.length + outbox.length + waiting.size > 0;
   const running = records.filter((record) => record.status === "RUNNING").length;
   live.textContent = running || waiting.size ? `${running} running, ${waiting.size} waiting` : "";
   return running > 0 || waiting.size > 0;
