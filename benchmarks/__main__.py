@@ -27,6 +27,7 @@ REPORTS: Final = FOLDER / "reports.json"
 #: In the order of the page: the name of a report, and the command that makes it.
 PROGRAMS: Final = {
     "enqueue": ["benchmarks.enqueue"],
+    "outbox": ["benchmarks.outbox"],
     "execute-postgres": ["benchmarks.execute", "--database", "postgres"],
     "execute-sqlite": ["benchmarks.execute", "--database", "sqlite"],
     "hooks": ["benchmarks.hooks"],
@@ -63,6 +64,7 @@ Times depend on the machine, counts do not. The tests assert them:
 |---|---|
 | The statements of a task: INSERT, BEGIN, UPDATE, COMMIT, and what it does itself | `tests/test_execute_cost.py` |
 | The requests of a transaction to SQS | `tests/test_enqueue_cost.py` |
+| The statements of the outbox | `tests/test_outbox_cost.py` |
 | The modules that a process has loaded after each step | `tests/test_imports_cost.py` |
 | The index that serves each statement, and that each index serves one | `tests/test_query_plans.py` |
 """
