@@ -42,12 +42,12 @@ from django.core.checks import ERROR
 from django.db.utils import ConnectionHandler
 from django.test import override_settings
 
-from lambda_tasks import checks, exceptions, handler, jobs, registry, timeouts
-from lambda_tasks.backends import sqs
+from lambda_tasks import checks, exceptions, handler, jobs, maintenance, registry, timeouts
+from lambda_tasks.backends import outbox, relay, sqs
 from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
-from lambda_tasks.models import TaskRecord, TaskStatus
+from lambda_tasks.models import OutboxMessage, TaskRecord, TaskStatus
 from lambda_tasks.options import Options
-from lambda_tasks.settings import LambdaTasksSettings, Setting, app_settings
+from lambda_tasks.settings import MAX_DELAY, MAX_KEPT_DELAY, LambdaTasksSettings, Setting, app_settings
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
 
 ROOT: Final = Path(__file__).parent.parent
@@ -498,6 +498,16 @@ def test_every_field_of_the_record_is_described(field: Any) -> None:
     assert re.search(rf"^\| `{field.name}` \|", (DOCS / "reference/record.md").read_text(), re.MULTILINE)
 
 
+@pytest.mark.parametrize("field", OutboxMessage._meta.fields, ids=lambda field: field.name)
+def test_every_field_of_a_message_in_the_outbox_is_described(field: Any) -> None:
+    assert f"\n| `{field.name}` |" in section(DOCS / "reference/record.md", "The outbox")
+
+
+@pytest.mark.parametrize("status", [*TaskStatus, relay.WAITING, relay.DEAD])
+def test_every_status_of_a_handle_is_described(status: str) -> None:
+    assert f'`"{status}"`' in section(DOCS / "howto/outbox.md", "How a task stands")
+
+
 @pytest.mark.parametrize("status", TaskStatus)
 def test_every_status_is_described(status: TaskStatus) -> None:
     assert f"| `{status}` |" in (DOCS / "reference/record.md").read_text()
@@ -507,7 +517,7 @@ def test_the_fields_of_messages_are_described() -> None:
     page = DOCS / "reference/messages.md"
     for field in SQSLambdaTaskMessage.model_fields:
         assert f"| `{field}` |" in section(page, "The body")
-    for attribute in (jobs.MESSAGE_ID_ATTRIBUTE, jobs.ROOT_ID_ATTRIBUTE):
+    for attribute in jobs.OWN_ATTRIBUTES:
         assert f"| `{attribute}` |" in section(page, "The attributes")
     for field in SQSLambdaTask.model_fields:
         assert f"`{field}`" in section(page, "`SQSLambdaTask`")
@@ -531,6 +541,26 @@ def test_numbers_on_pages_are_those_of_the_code() -> None:
     assert f"{app_settings.max_retries},\nunless" in (DOCS / "howto/retries.md").read_text()
 
 
+def test_numbers_of_the_outbox_are_those_of_the_code() -> None:
+    page = DOCS / "howto/outbox.md"
+    sending = section(page, "When it cannot be sent")
+    assert f"after {relay.FIRST_PAUSE:g} seconds" in sending
+    assert f"up to {relay.LONGEST_PAUSE:g};" in sending
+    assert f"up to {outbox._MAX_ROWS} of them" in section(page, "What happens")
+    assert relay.BATCH_SIZE == 100
+    assert "up to a hundred at a time" in section(page, "What happens")
+    assert sqs.MAX_ENTRIES == 10
+    assert "ten to a request" in section(page, "What happens")
+    relayed = section(page, "Who relays")
+    assert f"every {maintenance.RELAY_EVERY:g} seconds per container" in relayed
+    assert f"if {maintenance.RELAY_SECONDS + maintenance.RELAY_RESERVE:g} seconds are left" in relayed
+    assert f"up to {maintenance.RELAY_SECONDS:g} seconds" in relayed
+    assert f"{maintenance.TIME_SHARE:.0%}".replace("%", " %") in section(page, "With EventBridge")
+    assert f"puts them off by {relay.HOLD:g} seconds" in section(page, "Databases")
+    assert f"at most {MAX_DELAY} seconds" in section(page, "Delays")
+    assert f"{MAX_KEPT_DELAY:,} seconds" in section(DOCS / "reference/settings.md", "`LAMBDA_TASKS_OUTBOX`")
+
+
 def test_dotted_paths_on_pages_exist() -> None:
     """A name of the library's that a page quotes can be imported."""
     for page in ALL_PAGES:
@@ -540,7 +570,7 @@ def test_dotted_paths_on_pages_exist() -> None:
 
 #: Quoted names that are no modules: loggers, message attributes, keys, checks.
 NO_MODULES: Final = re.compile(
-    r"lambda_tasks\.(task|message_id|root_id|queue|first_sent|local|singleton_lock.*|[EW]\d{3})$"
+    r"lambda_tasks\.(task|outbox|message_id|root_id|queue|first_sent|local|singleton_lock.*|[EW]\d{3})$"
 )
 
 
@@ -662,6 +692,44 @@ def test_the_schedule_for_lost_tasks_gives_messages_time_to_come_back() -> None:
     arguments = reap_lost_tasks.signature.decode(message.kwargs)
     assert arguments == reap_lost_tasks.function.__kwdefaults__
     assert arguments["older_than"] >= properties(templates()[0], "SQS::Queue")[0]["VisibilityTimeout"]
+
+
+def test_the_rule_asks_for_maintenance_and_may_call_the_function() -> None:
+    template = templates()[0]
+    [rule] = properties(template, "Events::Rule")
+    [target] = rule["Targets"]
+    assert maintenance.wanted(json.loads(target["Input"]))
+    assert target["Arn"] == {"GetAtt": "Function.Arn"}
+    [permission] = properties(template, "Lambda::Permission")
+    assert permission["SourceArn"] == {"GetAtt": "MaintenanceRule.Arn"}
+    assert permission["FunctionName"] == {"Ref": "Function"}
+    assert permission["Principal"] == "events.amazonaws.com"
+
+
+@pytest.mark.parametrize("page", ["howto/deploying.md", "howto/outbox.md"])
+def test_the_commands_make_the_rule_of_the_template(page: str) -> None:
+    template = templates()[0]
+    called = {command.operation: command.parameters for command in aws_commands(DOCS / page)}
+    described = template["MaintenanceRule"]["Properties"]
+    assert called["put-rule"]["ScheduleExpression"] == described["ScheduleExpression"]
+    [target] = called["put-targets"]["Targets"]
+    assert target["Input"] == described["Targets"][0]["Input"]
+    function = template["Function"]["Properties"]["FunctionName"]
+    assert target["Arn"].endswith(f":function:{function}")
+    assert called["put-targets"]["Rule"] == called["put-rule"]["Name"]
+    permission = called["add-permission"]
+    for name in ("Action", "Principal"):
+        assert permission[name] == template["MaintenancePermission"]["Properties"][name]
+    assert permission["FunctionName"] == function
+    assert permission["SourceArn"].endswith(f":rule/{called['put-rule']['Name']}")
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
+def test_events_for_maintenance_on_pages_are_understood(page: Path) -> None:
+    for block in blocks(page, "json"):
+        event = json.loads(block.code)
+        if maintenance.EVENT_FIELD in event:
+            assert maintenance.wanted(event), str(block)
 
 
 @dataclass(frozen=True, slots=True)
