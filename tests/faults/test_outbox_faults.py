@@ -42,7 +42,7 @@ from tests.simulation.faults import FROZEN
 from tests.simulation.invocations import Process, Strike
 from tests.simulation.transport import FileBackend
 
-pytestmark = pytest.mark.usefixtures("store", "outbox")
+pytestmark = [pytest.mark.usefixtures("store", "outbox"), pytest.mark.once]
 
 #: What a caller's process comes to, up to COMMIT and after it.
 BEFORE_COMMIT: Final = ("enqueue:before_commit", "outbox:before_insert", "outbox:after_insert")

@@ -15,6 +15,9 @@ PARTIAL: Final = FAULTS + "::TestPartialFailures"
 RETRIES: Final = FAULTS + "::TestRetries"
 COMMITS: Final = FAULTS + "::TestRetriesWhoseCommitIsStruck"
 
+RELAY: Final = "tests/test_outbox_relay.py"
+OVERTAKEN: Final = RELAY + "::TestOvertaken"
+
 MUTATIONS: Final = (
     Mutation(
         "outbox: messages are kept after the commit",
@@ -96,8 +99,8 @@ MUTATIONS: Final = (
     Mutation(
         "outbox: a relay locks nothing",
         "backends/relay.py",
-        "            with transaction.atomic(using=database):\n                locking",
-        "            if True:\n                locking",
+        "            with transaction.atomic(using=database):\n                yield self._locked",
+        "            if True:\n                yield self._locked",
         RELAYS,
     ),
     Mutation(
@@ -169,5 +172,47 @@ MUTATIONS: Final = (
         "    with transaction.atomic(using=run.database):\n        get_store().record(run, outcome)  # first",
         "    get_store().record(run, outcome)\n    with transaction.atomic(using=run.database):\n        pass  # first",
         RETRIES,
+    ),
+    Mutation(
+        "outbox: a relay that is overtaken raises",
+        "backends/relay.py",
+        "                raise _Overtaken from error\n",
+        "                raise\n",
+        OVERTAKEN,
+    ),
+    Mutation(
+        "outbox: an error without a text has its neighbours sent again",
+        "backends/relay.py",
+        "    with suppress(Exception):  # somebody's own",
+        "    if True:  # somebody's own",
+        RELAY + "::test_an_error_without_a_text_does_not_have_its_neighbours_sent_again",
+    ),
+    Mutation(
+        "outbox: an error shows sensitive arguments",
+        "backends/relay.py",
+        "    if not hidden:\n",
+        "    if True:\n",
+        "tests/test_outbox.py::TestSensitiveArgumentsInErrors",
+    ),
+    Mutation(
+        "outbox: a delay is rounded down",
+        "backends/relay.py",
+        "delay=min(max(ceil(left), 0)",
+        "delay=min(max(int(left), 0)",
+        "tests/test_delays.py",
+    ),
+    Mutation(
+        "outbox: a batch is as large as it may be",
+        "backends/relay.py",
+        "(keys and characters > _MAX_CHARACTERS)",
+        "(keys and characters < 0)",
+        RELAY + "::test_a_batch_has_no_more_characters_than_a_small_function_holds",
+    ),
+    Mutation(
+        "outbox: what a patch has taken away is not installed again",
+        "commits.py",
+        "    if own is not None and own is getattr(connection, _WRAPPED, None):\n",
+        "    if hasattr(connection, _WRAPPED):\n",
+        "tests/test_commits.py",
     ),
 )
