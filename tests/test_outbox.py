@@ -157,7 +157,9 @@ def test_a_savepoint_that_is_set_by_hand_is_to_messages_what_it_is_to_djangos_ca
 ) -> None:
     called: list[int] = []
     with transaction.atomic(using=database):
-        mark = transaction.savepoint(using=database)
+        # Under the name that Django 6.1 gave it.
+        set_savepoint = getattr(transaction, "savepoint_create", None) or transaction.savepoint
+        mark = set_savepoint(using=database)
         transaction.on_commit(lambda: called.append(1), using=database)
         send(1, database)
         transaction.savepoint_rollback(mark, using=database)

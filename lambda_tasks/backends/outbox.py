@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -149,7 +150,9 @@ class OutboxBackend(BaseBackend):
     def _row(self, job: Job) -> dict[str, Any]:
         if job.first_sent is None and job.task is not None and job.task.expires_in is not None:
             # Its time in the outbox counts too; SQS knows only when it came to the queue.
-            job = replace(job, first_sent=identity.made_at(job.root_id))
+            # Ids never go back in time, also where the clock has: the earlier of the two is the truth.
+            now = time.time()
+            job = replace(job, first_sent=min(identity.made_at(job.root_id) or now, now))
         return {
             "id": job.message_id,
             "task_name": job.task_name,
