@@ -49,7 +49,8 @@ def wheel(session: nox.Session) -> None:
     """Install the wheel with nothing but its dependencies, and run a task with it in a new Django project."""
     (built,) = Path("dist").glob("*.whl")
     contents = set(zipfile.ZipFile(built).namelist())
-    for name in ("lambda_tasks/py.typed", "lambda_tasks/migrations/0001_initial.py"):
+    templates = "lambda_tasks/templates/admin/lambda_tasks/outboxmessage"
+    for name in ("lambda_tasks/py.typed", "lambda_tasks/migrations/0004_outbox.py", f"{templates}/change_list.html"):
         if name not in contents:
             session.error(f"{built} lacks {name}.")
     if strangers := sorted(name for name in contents if not name.startswith(("lambda_tasks/", "django_lambda_"))):
