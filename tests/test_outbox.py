@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -16,7 +17,7 @@ from django.db import DatabaseError, connections, transaction
 from django.test import TestCase, override_settings
 from django.test.utils import CaptureQueriesContext
 
-from lambda_tasks import lost, points
+from lambda_tasks import identity, lost, points
 from lambda_tasks.backends.outbox import OutboxBackend
 from lambda_tasks.backends.relay import Relayed
 from lambda_tasks.backends.sqs import SQSBackend
@@ -544,13 +545,18 @@ def perishable(*, number: int) -> None: ...
 
 
 @on_each_database
-def test_the_time_in_the_outbox_counts_for_what_expires(database: str, courier: Courier) -> None:
+@pytest.mark.parametrize("ahead", [0, 3_600], ids=["", "after a clock that was an hour ahead"])
+def test_the_time_in_the_outbox_counts_for_what_expires(
+    database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    # An id has the moment of the call in it, and never goes back.
+    monkeypatch.setattr(identity, "_last_moment", int((time.time() + ahead) * 1000) << 12)
     courier.away = {"default"}
+    before = round(time.time() * 1000) - 1
     perishable.using(database=database).execute_on_commit(number=1)
     [row] = rows(database)
-    # The id has the moment of the call in it: that is when it was sent, as its worker will see it.
-    made_at = int(row.pk.hex[:12], 16)
-    assert row.attributes[FIRST_SENT_ATTRIBUTE] == str(made_at)
+    made_at = int(row.attributes[FIRST_SENT_ATTRIBUTE])
+    assert before <= made_at <= round(time.time() * 1000) + 1
     courier.away = set()
     OutboxMessage.objects.using(database).update(due_at=DatabaseNow())
     outbox().relay()
