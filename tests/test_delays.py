@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.db import transaction
 
-from lambda_tasks.backends.relay import Relayed
+from lambda_tasks.backends.relay import Relay, Relayed
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.handler import handler
@@ -235,3 +237,16 @@ def test_the_relay_asks_the_clock_of_the_database_and_not_its_own(
         monkeypatch.setattr(f"time.{name}", lambda: 9e18)
     assert outbox().relay() == Relayed()
     assert OutboxMessage.objects.using(database).filter(due_at__gt=DatabaseNow()).count() == 1
+
+
+@pytest.mark.parametrize(("left", "delay"), [(10.0, 10), (10.4, 11), (0.4, 1), (0.0, 0), (-5.0, 0), (900.3, 900)])
+def test_what_is_left_of_a_delay_is_rounded_up_so_that_nothing_runs_too_early(left: float, delay: int) -> None:
+    now = datetime(2026, 11, 22, tzinfo=timezone.utc)
+    message = OutboxMessage(
+        id=UUID(int=7),
+        task_name=note.name,
+        queue="default",
+        body=f'{{"task_name":"{note.name}","kwargs":{{"number":1}}}}',
+        run_at=now + timedelta(seconds=left),
+    )
+    assert Relay(Courier())._job(message, now, "default").delay == delay
