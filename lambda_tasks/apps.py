@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from typing import Any
+
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
+from lambda_tasks.exceptions import InvalidSetting
+from lambda_tasks.logging import show_outcomes_locally
 from lambda_tasks.settings import app_settings
 
 
@@ -13,10 +19,32 @@ class LambdaTasksConfig(AppConfig):
     verbose_name = _("Lambda tasks")
     default_auto_field = "django.db.models.BigAutoField"
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        enable_loggers()  # early: `django.setup()` has just configured logging
+
     def ready(self) -> None:
-        from lambda_tasks import checks  # noqa: F401, registers the system checks
+        from lambda_tasks.operations import checks  # noqa: F401, registers the system checks
 
-        if app_settings.plugins:
-            from lambda_tasks.plugins import load_plugins
+        try:
+            if app_settings.plugins:
+                from lambda_tasks.plugins import load_plugins
 
-            load_plugins()  # a misspelt hook is an error at start, not at the first task
+                load_plugins()  # at startup, so that a misspelt hook does not raise an error at the first task
+        except InvalidSetting:
+            # `manage.py check` reports it together with all other findings.
+            if sys.argv[1:2] != ["check"]:
+                raise
+
+
+def enable_loggers() -> None:
+    """Enable the library's loggers after `dictConfig` has disabled them.
+
+    Unless `disable_existing_loggers` is False, `dictConfig` disables all existing loggers that LOGGING does not name.
+    On Lambda, the handler is imported before Django is set up, so nearly all of the library's loggers exist by then.
+    """
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        ours = name == "lambda_tasks" or name.startswith("lambda_tasks.")
+        if ours and isinstance(logger, logging.Logger):
+            logger.disabled = False
+    show_outcomes_locally()

@@ -1,20 +1,20 @@
-"""`@lambda_task`: a function that can be called, and can be sent to a worker."""
+"""The `@lambda_task` decorator, which makes a function a task that can be called or sent to a worker."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from django.conf import settings as django_settings
 from django.db import connections
 
 from lambda_tasks import registry
-from lambda_tasks.options import Options, TaskOptions
-from lambda_tasks.plain import MAX_NAME_LENGTH, Invocation
-from lambda_tasks.settings import MAX_DELAY, app_settings, too_long_delay
-from lambda_tasks.signatures import TaskSignature
+from lambda_tasks.definition.options import Options, TaskOptions
+from lambda_tasks.definition.task import Task
+from lambda_tasks.settings import MAX_DELAY, delay_constraint
+from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, Invocation
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,72 +26,82 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class LambdaTaskWrapper(Generic[P, R]):
-    """A task: the function that was decorated, with its options and the ways to send it.
+class _Delay(int):
+    """The option `delay`, which explains itself to callers who know `task.delay()` from another library."""
 
-    Calling it calls the function, here and now. The options stand on it as attributes.
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        raise TypeError(
+            "delay is an option of the task, a number of seconds. To send the task, call execute_on_commit(…) with its "
+            "arguments, or using(delay=…).execute_on_commit(…)."
+        )
 
-    Raises, when it is made, TypeError for a function or option of the wrong kind and ValueError for an
-    option that cannot work.
+
+class LambdaTaskWrapper(Task, Generic[P, R]):
+    """A task: the decorated function, with its options as attributes and with methods that send it.
+
+    Calling it calls the function directly.
+
+    The constructor raises TypeError for an invalid function or an option of the wrong type, and ValueError for an
+    option with an invalid value.
     """
 
-    #: The alias that `using(database=…)` has named: the message leaves with that one's COMMIT.
+    function: Callable[P, R]
+    #: The alias in `using(database=…)`. The message is sent when the transaction on that database commits.
     database: str | None = None
+    #: For a copy that `using()` has returned: the task that the module defines.
+    _original: LambdaTaskWrapper[P, R] | None = None
 
     def __init__(self, function: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
         if isinstance(function, LambdaTaskWrapper):
-            raise TypeError(f"{function.name} is a task already; task.using() changes how it is sent.")
-        self._set_options(Options.of(**options))
-        self.signature = TaskSignature(function, sensitive=self.sensitive)
-        self.function = function
+            raise TypeError(f"{function.name} is already a task. Call its using() to change how it is sent.")
+        super().__init__(function, Options.of(**options))
         functools.update_wrapper(self, function)
-        #: The dotted path under which workers look for the task.
-        self.name: str = self.signature.name
         if django_settings.configured:
             self.timeouts()
             self.check_delays()
         registry.register(self)
 
-    def _set_options(self, options: Options) -> None:
-        self.options = options
-        self.soft_timeout = options.soft_timeout
-        self.hard_timeout = options.hard_timeout
-        self.queue = options.queue
-        self.ignore_errors = options.ignore_errors
-        self.retry_on = options.retry_on
-        self.retry_delay = options.retry_delay
-        self.retry_backoff = options.retry_backoff
-        self.max_retries = options.max_retries
-        self.singleton = options.singleton
-        self.delay = options.delay
-        self.on_crash = options.on_crash
-        self.expires_in = options.expires_in
-        self.aliases = options.aliases
-        self.sensitive = options.sensitive
-
     def __repr__(self) -> str:
         return f"<lambda_task {self.name}>"
 
-    # The slash leaves the name `self` to the parameters of tasks.
+    def set_options(self, options: Options) -> None:
+        super().set_options(options)
+        self.delay = _Delay(options.delay)
+
+    # Tasks are pickled by their name and copied as themselves, like functions.
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        if self._original is None:
+            return self.function.__qualname__
+        options = {name: getattr(self, name) for name in ("delay", "queue", "database")}
+        return _using, (self._original, options)
+
+    def __copy__(self) -> LambdaTaskWrapper[P, R]:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> LambdaTaskWrapper[P, R]:
+        return self
+
+    # The slash allows tasks to have a parameter named `self`.
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function in this process and transaction: no queue, no record, no time limits."""
         return self.function(*args, **kwargs)
 
     def execute_on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle:
-        """Send the task when the transaction commits, at once where none is open.
+        """Send the task when the transaction commits, or immediately without a transaction.
 
-        The transaction on `default`, or on the one other database that has one open; `using(database=…)`
-        names it. Returns a handle with the message id, the primary key of the record to be.
+        The transaction is the one on `default`, or on the only other database with an open one. `using(database=…)`
+        selects it explicitly. Returns a handle with the message id, which will be the primary key of the record.
 
-        Raises `InvalidArguments`, `UnknownQueue` and `MessageTooLarge` here, inside the caller's
-        transaction; what the queue itself refuses raises boto3's exception after the commit. With
-        LAMBDA_TASKS_OUTBOX the message is part of the transaction, and nothing is raised after the commit.
+        Raises `InvalidArguments`, `UnknownQueue` and `MessageTooLarge` immediately, inside the caller's transaction.
+        If SQS rejects the message, boto3's exception is raised after the commit. With LAMBDA_TASKS_OUTBOX, the message
+        is part of the transaction, and no exception is raised after the commit.
         """
-        # Imported when something is sent: most processes that import tasks send none.
-        from lambda_tasks import outgoing
-        from lambda_tasks.commits import open_transaction
+        # Imported on first use, since most processes that import tasks do not send any.
+        from lambda_tasks.database.commits import open_transaction
         from lambda_tasks.jobs import Job
+        from lambda_tasks.sending import outgoing
 
         call = self._call(args, kwargs)
         database = self.database or open_transaction()
@@ -99,7 +109,7 @@ class LambdaTaskWrapper(Generic[P, R]):
         return outgoing.send_on_commit(job)
 
     def serialize(self, /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
-        """Return the invocation as a JSON-ready dict, checked as `execute_on_commit()` checks it.
+        """Return the invocation as a dict of JSON values, after the same checks as in `execute_on_commit()`.
 
         `SQSLambdaTask.model_validate(payload).execute_on_commit()` sends it later.
         """
@@ -108,37 +118,35 @@ class LambdaTaskWrapper(Generic[P, R]):
     def using(
         self, *, delay: int | None = None, queue: str | None = None, database: str | None = None
     ) -> LambdaTaskWrapper[P, R]:
-        """Return the task with another routing, and leave this one as it is.
+        """Return a copy of the task with a different delay, queue or database.
 
-        `delay` is in seconds, 0 to 900, and with LAMBDA_TASKS_OUTBOX up to a year; `queue` is a name in
-        LAMBDA_TASKS_QUEUES; `database` is the alias in DATABASES whose COMMIT the message waits for.
+        `delay` is a number of seconds from 0 to 900, or up to a year with LAMBDA_TASKS_OUTBOX. `queue` is a name in
+        LAMBDA_TASKS_QUEUES. `database` is the alias in DATABASES of the transaction with which the message is sent.
         """
         if database is not None and database not in connections.settings:
             raise ValueError(
-                f"database is {database!r}; give an alias in DATABASES ({', '.join(sorted(connections.settings))})."
+                f"database must be an alias in DATABASES ({', '.join(sorted(connections.settings))}), not {database!r}."
             )
         changes = {name: value for name, value in (("delay", delay), ("queue", queue)) if value is not None}
         copy: LambdaTaskWrapper[P, R] = LambdaTaskWrapper.__new__(LambdaTaskWrapper)
         copy.__dict__.update(self.__dict__)
-        copy._set_options(Options.of(**{**asdict(self.options), **changes}))
+        copy.set_options(Options.of(**{**vars(self.options), **changes}))
         copy.check_delays()
         if database is not None:
             copy.database = database
+        copy._original = self._original or self
         return copy
 
     def check_delays(self) -> None:
-        """Raise ValueError for a delay that the transport does not take, and no outbox keeps."""
-        for name in ("delay", "retry_delay"):
-            seconds = getattr(self, name)
+        """Raise ValueError for a delay that the backend does not support."""
+        delays = [("delay", self.delay), ("retry_delay", self.retry_delay)]
+        delays += [("The longest delay in retry", math.ceil(policy.longest_delay)) for policy in self._own_policies()]
+        for name, seconds in delays:
             if seconds > MAX_DELAY:
                 from lambda_tasks.strategies import longest_delay
 
-                if seconds > longest_delay():
-                    raise ValueError(too_long_delay(name, seconds))
-
-    def timeouts(self) -> tuple[int, int]:
-        """Return the soft and the hard timeout in seconds: the task's own, or the settings' defaults."""
-        return app_settings.timeouts(self.soft_timeout, self.hard_timeout, of=self.name)
+                if seconds > (longest := longest_delay()):
+                    raise ValueError(delay_constraint(name, seconds, longest=longest))
 
     def _invocation(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> SQSLambdaTask:
         from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
@@ -149,13 +157,18 @@ class LambdaTaskWrapper(Generic[P, R]):
 
     def _call(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> Invocation:
         if args:
-            raise TypeError(f"{self.name} takes keyword arguments only; {len(args)} positional were given.")
+            raise TypeError(f"{self.name} takes only keyword arguments, but {len(args)} positional were given.")
         encoded = self.signature.encode(kwargs)
         if len(self.name) > MAX_NAME_LENGTH:
             from lambda_tasks.messages import SQSLambdaTaskMessage
 
-            SQSLambdaTaskMessage(task_name=self.name, kwargs=encoded)  # raises, and says what is wrong
+            SQSLambdaTaskMessage(task_name=self.name, kwargs=encoded)  # raises pydantic's ValidationError
         return Invocation(self.name, encoded)
+
+
+def _using(task: LambdaTaskWrapper[..., Any], options: dict[str, Any]) -> LambdaTaskWrapper[..., Any]:
+    """Restore a pickled copy of a task."""
+    return task.using(**options)
 
 
 @overload
@@ -165,18 +178,23 @@ def lambda_task(**options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], La
 def lambda_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function a task, with or without options.
 
-    Options: `soft_timeout` and `hard_timeout` (seconds, 1 to 900; None for the settings' defaults),
-    `queue` (a name in LAMBDA_TASKS_QUEUES), `delay` (seconds before the first run: 0 to 900, and with
-    LAMBDA_TASKS_OUTBOX up to a year, as `retry_delay`),
-    `ignore_errors` and `retry_on` (iterables of exception types), `retry_delay` (seconds, before
-    jitter), `retry_backoff` (double `retry_delay` with each retry), `max_retries` (None for the
-    setting), `singleton` (one run at a time), `on_crash` ("retry", or "fail" for work whose outside
-    effects must never repeat), `expires_in` (seconds after which a message is not run any more),
-    `aliases` (dotted paths that the task had before), `sensitive` (names of parameters whose values
-    are masked in records and logs).
+    Options: `soft_timeout` and `hard_timeout` (seconds from 1 to 900, or None for the settings' defaults),
+    `queue` (a name in LAMBDA_TASKS_QUEUES), `delay` (seconds before the first run, from 0 to 900, or up to a year with
+    LAMBDA_TASKS_OUTBOX), `ignore_errors` and `retry_on` (iterables of exception types), `retry_delay` (seconds before
+    jitter, with the same limits as `delay`), `retry_backoff` (double `retry_delay` with each retry), `max_retries`
+    (None for the setting's value), `singleton` (run one invocation at a time, or one per value of the named
+    parameters), `max_concurrency` (run at most that many at a time), `on_contention` ("retry", "wait" or "skip", if
+    another run holds the lock), `max_wait` (seconds or a timedelta), `unique` (accept one call at a time, or one per
+    value), `on_duplicate` ("return", "raise" or "replace", if an earlier call waits or runs), `unique_for` (seconds or
+    a timedelta), `on_crash` ("retry", or "fail" for tasks whose external effects must never be repeated), `expires_in`
+    (seconds after which a message is no longer run), `aliases` (former dotted paths of the task), `sensitive` (names of
+    parameters whose values are masked in records and logs), `atomic` (False to call the function without a transaction,
+    so that its writes commit as it goes). `retry` takes a `RetryPolicy`, or a mapping from exception types to policies,
+    in place of `retry_on`, `retry_delay`, `retry_backoff` and `max_retries`. `schedule` takes `Cron`, `Every`, or a
+    list of them: when the task runs by itself.
 
-    Raises TypeError for a function whose parameters are not all keyword-only and annotated and for
-    options of the wrong type; ValueError for options that cannot work.
+    Raises TypeError for a function whose parameters are not all keyword-only and annotated and for options of the wrong
+    type, and ValueError for options with invalid values.
     """
     if function is None:
         return lambda decorated: LambdaTaskWrapper(decorated, **options)

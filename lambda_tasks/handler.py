@@ -1,8 +1,8 @@
-"""The function that AWS Lambda calls with batches of SQS messages: `lambda_tasks.handler.handler`.
+"""Define `lambda_tasks.handler.handler`, the function that AWS Lambda calls with batches of SQS messages.
 
-The answer is a partial batch response. Only messages that could not be settled are named in it: those
-that are no invocation of a known task, run elsewhere, or whose database or queue went away. What a
-task raised is recorded, and its message acknowledged.
+It returns a partial batch response, which lists only the messages that could not be settled: malformed messages,
+messages of unknown tasks, invocations that run elsewhere, and those whose database or queue is unavailable. If a task
+raises an error, the error is recorded and the message is acknowledged.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
@@ -20,63 +19,76 @@ import django
 from django.apps import apps
 from django.db import InterfaceError, OperationalError, connections
 
-from lambda_tasks import executor, maintenance, points, watchdog
-from lambda_tasks.deliveries import Delivery, deliveries
+from lambda_tasks import failpoints, maintenance, registry
+from lambda_tasks.apps import enable_loggers
+from lambda_tasks.database.errors import drain_pool, end_session, refuse_manual_commits
 from lambda_tasks.exceptions import InvalidMessage, Redeliver, UnknownTask
+from lambda_tasks.execution import pipeline, resolving
+from lambda_tasks.execution.backoff import foreign_pause, handed_back_pause, outage_pause
+from lambda_tasks.execution.strangers import start_watching
+from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.limits import watchdog
+from lambda_tasks.limits.alarms import KILL_GRACE
 from lambda_tasks.logging import SteadyLogger
 from lambda_tasks.outcomes import Outcome, Skipped, Succeeded
 from lambda_tasks.plugins import hooks, notify
-from lambda_tasks.reading import read_message
 from lambda_tasks.secret_loader import resolve_secrets_into_env
+from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_backend, get_store
-from lambda_tasks.timeouts import KILL_GRACE
+from lambda_tasks.wire.deliveries import Delivery, deliveries
+from lambda_tasks.wire.invocation import Invocation
 
 if TYPE_CHECKING:
-    from lambda_tasks.decorators import LambdaTaskWrapper
+    from lambda_tasks.definition.task import Task
 
 logger = SteadyLogger(logging.getLogger("lambda_tasks.handler"), {})
 
-#: Deliveries after which a message is suspected to bring workers down, and runs after its neighbours.
+#: The number of deliveries after which a message is suspected of killing workers, and runs last in its batch.
 SUSPICIOUS_RECEIVES: Final = 3
-#: Seconds of an invocation that are kept for answering.
+#: Seconds of an invocation that are reserved for returning the response.
 ANSWER_RESERVE: Final = 2.0
-#: Seconds for which messages are put off when the database is away; doubled with each receive, so that
-#: an outage does not use up the receives that the queue allows.
-OUTAGE_PAUSE: Final = 10.0
-#: Seconds for which messages are put off that this worker does not understand, and the most that this
-#: grows to: a newer worker may understand them, once the deployment has come that far.
-FOREIGN_PAUSE: Final = 60.0
-MAX_FOREIGN_PAUSE: Final = 3600.0
-#: Seconds at most by which deliveries that met a running task are spread out.
+#: The share of a whole invocation that must be left to start a task whose limits are longer than any invocation. It is
+#: raised to the power of the message's receives, so that each delivery is more likely to run it, down to `LEAST_SHARE`.
+START_SHARE: Final = 0.75
+LEAST_SHARE: Final = 0.25
+#: Seconds that compensate for rounding, since SQS accepts only whole seconds. A delivery before the lease ends would
+#: waste a receive.
+_ROUNDING: Final = 1.0
+#: The maximum jitter, in seconds, of the next delivery of a message whose task is already running.
 _JITTER: Final = 5.0
 
-_booting = threading.Lock()
+_booting = ForkSafeLock()
 _booted = False
+#: The longest time that an invocation of this process had at its start: an estimate for a new invocation.
+_full_time = 0.0
+#: Whether this process has logged the warning that time limits are shortened.
+_warned_of_limits = False
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
-    """Run the tasks of an event and say which messages must stay on their queue.
+    """Run the tasks of an event, and return which messages must stay on their queue.
 
-    The event `{"lambda_tasks": "maintenance"}`, of a schedule, relays the outbox and reaps lost tasks
-    instead, and is answered with what was done.
+    The scheduled event `{"lambda_tasks": "maintenance"}` relays the outbox and reaps lost tasks instead, and returns a
+    summary.
 
-    Raises `InvalidEvent` for an event without usable message ids: any answer to it would delete
-    messages that nobody ran. A cold start that fails raises too, and the next invocation starts again.
+    Raise `InvalidEvent` for an event without usable message ids, because any response would delete messages that were
+    not run. A failed cold start raises, too, and the next invocation starts again.
     """
-    boot()
     deadline = deadline_of(context)
+    full_time = full_time_of(deadline)
+    boot()
     if maintenance.wanted(event):
         return _maintain(event, deadline)
-    batch = Batch(deliveries(event), deadline)
-    # A batch is to Django's connections what a request is: checked before it, closed after it if not to be kept.
+    batch = Batch(deliveries(event), deadline, full_time, request_id=request_id_of(context))
+    # Treat a batch like a request: check Django's connections before it, and close expired ones after it.
     close_stale_connections()
     try:
         with watchdog.shared():
             batch.run()
-        if not batch.database_away:  # else the answer would wait for it once more
+        if not batch.database_unavailable:  # otherwise the response would wait for the database again
             close_doubtful_connections()
             maintenance.relay_now_and_then(deadline)
-        # A dict of its own for the listeners: they are told, and change nothing.
+        # The hooks get their own copy of the response, so that they cannot change it.
         notify(hooks().lambda_task_batch_finished, event=event, response=batch.response())
     finally:
         close_stale_connections()
@@ -84,8 +96,12 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
 
 
 def _maintain(event: Mapping[str, Any], deadline: float | None) -> dict[str, Any]:
-    # New connections: those that are open may have died over a freeze, which only a second try would survive.
+    refuse_manual_commits(get_store().database)
+    # Use new connections: open ones may have died during a freeze, and only a second attempt would succeed.
     close_connections()
+    for connection in connections.all(initialized_only=True):
+        if not connection.settings_dict["CONN_HEALTH_CHECKS"]:
+            drain_pool(connection)
     done: dict[str, Any] = {}
     try:
         maintenance.maintain(deadline, done)
@@ -96,23 +112,25 @@ def _maintain(event: Mapping[str, Any], deadline: float | None) -> dict[str, Any
 
 
 def boot() -> None:
-    """Prepare the process on its first invocation: secrets, Django, plugins. Lambda gives init only 10 s."""
+    """Prepare secrets, Django and plugins on the process's first invocation; Lambda's init phase has only 10 s."""
     global _booted
     with _booting:
         if _booted:
             return
         resolve_secrets_into_env()
         if not apps.ready:
-            django.setup()  # after the secrets: the settings may read them
+            django.setup()  # after the secrets, since the settings may read them
+        start_watching()
         hooks().lambda_task_boot()
+        enable_loggers()  # a plugin may have configured logging
         _booted = True
 
 
 def suspects_last(batch: Sequence[Delivery]) -> list[Delivery]:
-    """Return the batch with those messages at its end that may have brought a worker down.
+    """Return the batch with the messages last that may have killed a worker.
 
-    When a worker dies its whole batch comes again. What it had begun is suspected more than what was
-    only received often, so that the neighbours of a poison pill are done with the next delivery.
+    When a worker dies, its whole batch is redelivered. The messages that it had started are more suspicious than those
+    that were only received often, so that the other messages in a poison pill's batch finish with the next delivery.
     """
     begun: set[str] = set()
     again = [delivery.message_id for delivery in batch if delivery.receives > 1]
@@ -120,71 +138,101 @@ def suspects_last(batch: Sequence[Delivery]) -> list[Delivery]:
         try:
             begun = get_store().begun(again)
         except Exception:
-            # The order is worth no more trouble; what is wrong with the store is said where it matters.
-            logger.warning("Nobody can tell which messages of the batch were begun before.", exc_info=True)
+            # Only the order depends on it. If the store has a problem, claims report it.
+            logger.warning("The store could not list the messages of the batch that were started.", exc_info=True)
     return sorted(batch, key=lambda delivery: (delivery.message_id in begun, delivery.receives >= SUSPICIOUS_RECEIVES))
 
 
 def deadline_of(context: Any) -> float | None:
-    """Return the moment by `time.monotonic()` at which Lambda ends the invocation; None without a context."""
+    """Return the time, by `time.monotonic()`, at which Lambda ends the invocation, or None without a context."""
     remaining = getattr(context, "get_remaining_time_in_millis", None)
     if remaining is None:
         return None
     try:
         seconds = float(remaining()) / 1000
-    except Exception:  # a stand-in for Lambda's context; the event is worth more than its clock
-        logger.exception("The context does not tell how much time is left; limits are not clamped.")
+    except Exception:  # a substitute for Lambda's context: still run the event
+        logger.exception("The context does not report the remaining time, so time limits are not shortened.")
         return None
     return time.monotonic() + seconds if math.isfinite(seconds) else None
 
 
-class Batch:
-    """The deliveries of one event, and which of them have failed so far."""
+def request_id_of(context: Any) -> str | None:
+    """Return the id of the Lambda invocation, or None without a context."""
+    request_id = getattr(context, "aws_request_id", None)
+    return request_id if isinstance(request_id, str) else None
 
-    def __init__(self, waiting: Iterable[Delivery], deadline: float | None) -> None:
+
+def full_time_of(deadline: float | None) -> float:
+    """Return how many seconds a new invocation has: the longest time that one of this process had at its start."""
+    global _full_time
+    if deadline is not None:
+        _full_time = max(_full_time, deadline - time.monotonic())
+    return _full_time
+
+
+class Batch:
+    """The deliveries of one event, and the ids of those that have failed so far.
+
+    `deadline` is the end of the invocation, and `full_time` is how many seconds a new invocation would have.
+    """
+
+    def __init__(
+        self,
+        waiting: Iterable[Delivery],
+        deadline: float | None,
+        full_time: float = math.inf,
+        *,
+        request_id: str | None = None,
+    ) -> None:
         self._waiting = list(waiting)
         self._deadline = deadline
+        self._full_time = full_time
+        self._request_id = request_id
+        # The tasks that were handed back because of too little time, and those with limits longer than any invocation.
+        self._handed_back: list[Task] = []
+        self._shortened: list[Task] = []
         self._started_any = False
         self._postponed: list[tuple[Mapping[str, Any], float]] = []
         self.failed: list[str] = []
-        self.database_away = False
+        self.database_unavailable = False
 
     def run(self) -> None:
-        """Run one delivery after the other; every one ends acknowledged or in `failed`."""
-        points.reached("batch:start")
+        """Run the deliveries one after another; each of them ends acknowledged or in `failed`."""
+        failpoints.reached("batch:start")
         self._waiting = suspects_last(self._waiting)
         for index, delivery in enumerate(self._waiting):
-            points.reached("batch:next")
+            failpoints.reached("batch:next")
             close_doubtful_connections()
             try:
-                # A context of its own: what a task sets (language, time zone, contextvars) ends with it.
+                # Each task runs in its own context, so that its language, time zone and contextvars end with it.
                 copy_context().run(self._run_one, delivery)
             except (OperationalError, InterfaceError):
-                logger.exception("The database does not answer; the rest of the batch goes back to the queue.")
-                self.database_away = True
+                logger.exception("The database is unavailable; the rest of the batch returns to the queue.")
+                self.database_unavailable = True
                 for waiting in self._waiting[index:]:
-                    self._keep(waiting, visible_in=OUTAGE_PAUSE * 2 ** min(waiting.receives - 1, 5))
+                    self._keep(waiting, visible_in=outage_pause(waiting.receives))
                 break
+        self._warn_of_too_little_time()
         if self._postponed:
             get_backend().postpone(self._postponed)
-        points.reached("batch:before_return")
+        failpoints.reached("batch:before_return")
 
     def response(self) -> dict[str, Any]:
-        """Return the answer to Lambda: a partial batch response."""
+        """Return the partial batch response for Lambda."""
         return {"batchItemFailures": [{"itemIdentifier": raw_id} for raw_id in self.failed]}
 
     def _run_one(self, delivery: Delivery) -> None:
         outcome: Outcome | Skipped | None = None
         try:
-            message = read_message(delivery.body)
-            task = executor.resolve(message.task_name)
-            if not self._time_for(task):
-                # For another invocation to take at once.
+            message = Invocation.of_body(delivery.body)
+            task = resolving.resolve(message.task_name, self._deadline)
+            if not self._time_for(task, delivery.receives):
                 logger.info("Message %s is handed back: too little time is left to run it.", delivery.shown_id)
-                self._keep(delivery, visible_in=0)
+                self._handed_back.append(task)
+                self._keep(delivery, visible_in=handed_back_pause(delivery.receives))
                 return
             self._started_any = True
-            outcome = executor.execute(
+            outcome = pipeline.execute(
                 message,
                 message_id=delivery.message_id,
                 root_id=delivery.root_id,
@@ -193,44 +241,95 @@ class Batch:
                 deadline=self._deadline,
                 task=task,
                 first_sent=delivery.first_sent,
+                scheduled_for=delivery.scheduled_for,
                 redelivered=delivery.receives > 1,
+                request_id=self._request_id,
             )
         except Redeliver as redeliver:
             logger.warning("Message %s stays on the queue: %s.", delivery.shown_id, redeliver.reason)
-            seconds = redeliver.visible_in
-            self._keep(delivery, visible_in=None if seconds is None else seconds + random.uniform(0, _JITTER))
+            self._keep(delivery, visible_in=_pause(redeliver, delivery.receives))
         except (OperationalError, InterfaceError):
             raise
         except (UnknownTask, InvalidMessage):
-            # The producer may be newer than this worker: its deployment must not cost all the receives.
+            # The producer may be newer than this worker. A deployment must not use up all receives.
             logger.exception("Message %s stays on the queue: this worker cannot run it.", delivery.shown_id)
-            pause = FOREIGN_PAUSE * 4 ** min(delivery.receives - 1, 5)
-            self._keep(delivery, visible_in=min(pause, MAX_FOREIGN_PAUSE))
+            self._keep(delivery, visible_in=foreign_pause(delivery.receives))
         except Exception:
             logger.exception("Message %s stays on the queue: it could not be run.", delivery.shown_id)
-            self._keep(delivery)
+            self._keep(delivery, visible_in=outage_pause(delivery.receives))
         finally:
             if not isinstance(outcome, Succeeded | Skipped):
                 close_connections()
 
-    def _time_for(self, task: LambdaTaskWrapper[..., Any]) -> bool:
-        """Tell whether a task may start: the first one always, its limits are clamped to what is left."""
-        if self._deadline is None or not self._started_any:
+    def _time_for(self, task: Task, receives: int) -> bool:
+        """Return whether a task may start. Its limits are shortened to the time that is left.
+
+        The first task may always start. A later one needs the time for its hard timeout. If no invocation has that
+        much time, handing the message back only helps if a new invocation would have much more time.
+        """
+        if self._deadline is None:
             return True
-        _, hard_timeout = task.timeouts()
-        return self._deadline - time.monotonic() >= hard_timeout + KILL_GRACE + ANSWER_RESERVE
+        enough = time_needed(task)
+        if self._full_time < enough:
+            self._shortened.append(task)
+            enough = self._full_time * max(START_SHARE ** max(receives, 1), LEAST_SHARE)
+        return not self._started_any or self._deadline - time.monotonic() >= enough
+
+    def _warn_of_too_little_time(self) -> None:
+        """Log a WARNING for each invocation that handed messages back, or one per process about shortened limits."""
+        global _warned_of_limits
+        if self._handed_back:
+            number = len(self._handed_back)
+            messages = "1 message was" if number == 1 else f"{number} messages were"
+            text = f"{messages} handed back, at the cost of one receive each, because too little time was left."
+            logger.warning("%s %s", text, self._times_of(self._handed_back))
+        elif self._shortened and not _warned_of_limits:
+            logger.warning("Time limits are shortened. %s", self._times_of(self._shortened))
+            _warned_of_limits = True
+
+    def _times_of(self, tasks: Iterable[Task]) -> str:
+        """Return the sentences about the function's time, the time that the slowest task needs, and the remedy."""
+        task = max(tasks, key=time_needed)
+        return (
+            f"The function has {self._full_time:.0f} s, and {task.name} needs up to {time_needed(task):g} s (its hard "
+            f"timeout and {KILL_GRACE + ANSWER_RESERVE:g} s). Raise the function's timeout, lower hard_timeout, or "
+            "reduce the batch size."
+        )
 
     def _keep(self, delivery: Delivery, *, visible_in: float | None = None) -> None:
-        """Leave a message on its queue, for so many seconds or for the rest of its visibility timeout."""
+        """Leave a message on its queue, invisible for `visible_in` seconds or the rest of its visibility timeout."""
         self.failed.append(delivery.raw_id)
         if visible_in is not None:
             self._postponed.append((delivery.record, visible_in))
 
 
+def time_needed(task: Task) -> float:
+    """Return the seconds that an invocation needs to run `task` up to its hard timeout, and to respond."""
+    _, hard_timeout = task.timeouts()
+    return hard_timeout + KILL_GRACE + ANSWER_RESERVE
+
+
+def _pause(redeliver: Redeliver, receives: int) -> float | None:
+    """Return the seconds until the message of `redeliver` is visible again, or None to leave that to the queue."""
+    known = redeliver.visible_in
+    if known is not None:
+        known += random.uniform(_ROUNDING, _JITTER)
+    if redeliver.exact:
+        return known
+    return max(known or 0.0, outage_pause(receives))
+
+
+def longest_time_needed(queue: str) -> float:
+    """Return the longest `time_needed()` of the imported tasks of `queue`, or that of a task with default limits."""
+    tasks = [task for task in registry.registered_tasks() if task.queue == queue]
+    default = app_settings.default_hard_timeout + KILL_GRACE + ANSWER_RESERVE
+    return max(map(time_needed, tasks), default=default)
+
+
 def close_stale_connections() -> None:
     """Close connections that are too old or broken, as Django does before and after a request.
 
-    One in a transaction is left alone: there is none on Lambda, but there is in tests.
+    Connections in a transaction are skipped. They do not occur on Lambda, but they do in tests.
     """
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
@@ -238,7 +337,7 @@ def close_stale_connections() -> None:
 
 
 def close_doubtful_connections() -> None:
-    """Close those connections that a run has left with an error, or out of autocommit, if they do not work."""
+    """Close the unusable ones of the connections that a run has left with an error or without autocommit."""
     for connection in connections.all(initialized_only=True):
         if connection.connection is None or connection.in_atomic_block:
             continue
@@ -247,11 +346,11 @@ def close_doubtful_connections() -> None:
 
 
 def close_connections() -> None:
-    """End the database sessions of a run that did not succeed: ROLLBACK does not undo all that it did there.
+    """End the database sessions of a run that did not succeed, since ROLLBACK does not undo all its effects there.
 
-    Advisory locks, for instance, are the session's and not the transaction's. What is in a transaction
-    is left alone, as above.
+    For example, advisory locks belong to the session, not to the transaction. Connections in a transaction are
+    skipped, as in `close_stale_connections()`.
     """
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
-            connection.close()
+            end_session(connection)

@@ -1,87 +1,90 @@
-"""The details that travel through the library and are shown to hooks: a job to send, a run to execute."""
+"""A job to send and a run to execute, with the details that hooks receive."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from lambda_tasks import identity
-from lambda_tasks.masking import masked, scrubbed
-from lambda_tasks.outcomes import Succeeded
-from lambda_tasks.tracebacks import traceback_text
+from lambda_tasks.exceptions import RetryLater
+from lambda_tasks.recording.masking import masked, scrubbed
+from lambda_tasks.recording.storable import storable
+from lambda_tasks.recording.tracebacks import dropped_text, traceback_text
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.attributes import (
+    FIRST_SENT_ATTRIBUTE,
+    MESSAGE_ID_ATTRIBUTE,
+    OWN_ATTRIBUTES,
+    QUEUE_ATTRIBUTE,
+    ROOT_ID_ATTRIBUTE,
+    SCHEDULED_FOR_ATTRIBUTE,
+)
 
 if TYPE_CHECKING:
-    from lambda_tasks.decorators import LambdaTaskWrapper
-    from lambda_tasks.handles import TaskHandle as TaskHandle  # noqa: PLC0414, it was here once
-    from lambda_tasks.messages import SQSLambdaTaskMessage
-    from lambda_tasks.plain import Invocation
-
-#: The message attributes that carry an invocation's identity. The body stays the documented schema,
-#: so producers and workers of different versions understand each other.
-MESSAGE_ID_ATTRIBUTE: Final = "lambda_tasks.message_id"
-ROOT_ID_ATTRIBUTE: Final = "lambda_tasks.root_id"
-#: The queue by its name in LAMBDA_TASKS_QUEUES, so that a retry goes where its first invocation went.
-QUEUE_ATTRIBUTE: Final = "lambda_tasks.queue"
-#: In retries of tasks with `expires_in`: when the first invocation was sent, in milliseconds since 1970.
-FIRST_SENT_ATTRIBUTE: Final = "lambda_tasks.first_sent"
-
-OWN_ATTRIBUTES: Final = frozenset({MESSAGE_ID_ATTRIBUTE, ROOT_ID_ATTRIBUTE, QUEUE_ATTRIBUTE, FIRST_SENT_ATTRIBUTE})
+    from lambda_tasks.definition.task import Task
+    from lambda_tasks.wire.invocation import Invocation
 
 
 @dataclass(frozen=True)
 class Job:
-    """An invocation on its way to a queue. A plugin may add to `attributes` before it is sent."""
+    """An invocation to send to a queue. Plugins may add `attributes` before it is sent."""
 
-    message: SQSLambdaTaskMessage | Invocation
+    message: Invocation
     message_id: str
-    #: The id of the first invocation of a chain of retries; the job's own where it is the first.
+    #: The id of the first invocation in the chain of retries, which is the job's own id for the first one.
     root_id: str
     queue: str = "default"
     #: Seconds before a worker may receive it.
     delay: int = 0
-    #: Message attributes (text) that are sent beside the ids, for instance a trace context.
+    #: Message attributes (strings) that are sent in addition to the ids, for instance a trace context.
     attributes: dict[str, str] = field(default_factory=dict)
-    #: The task that was called, where this process knows it.
-    task: LambdaTaskWrapper[..., Any] | None = field(default=None, repr=False, compare=False)
-    #: Seconds since 1970 at which the first invocation of the chain was sent, where its age matters.
+    #: The task that was called, if this process knows it.
+    task: Task | None = field(default=None, repr=False, compare=False)
+    #: When the first invocation of the chain was sent, in seconds since 1970, if its age matters.
     first_sent: float | None = None
-    #: The alias of the database with whose COMMIT it leaves.
+    #: The time for which a schedule sends the chain, in seconds since 1970; None if none does.
+    scheduled_for: float | None = None
+    #: The alias of the database with whose commit it is sent.
     database: str = "default"
+    #: A callback for when the transport did not accept the job.
+    unsent: Callable[[], object] | None = field(default=None, repr=False, compare=False)
+    #: A callback for when the job can no longer get lost. With a transport that keeps jobs, it is called in the
+    #: transaction that keeps the job, and otherwise after the transport has accepted it.
+    secured: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_call(
         cls,
-        message: SQSLambdaTaskMessage | Invocation,
+        message: Invocation,
         *,
         queue: str,
         delay: int,
-        task: LambdaTaskWrapper[..., Any] | None,
+        task: Task | None,
         database: str,
     ) -> Job:
-        """Return a new job, the first of its chain, with an id of its own."""
-        message_id = identity.new_message_id()
+        """Return a new job, the first of its chain, with a new id."""
+        message_id = ids.new_message_id()
         return cls(message, message_id, root_id=message_id, queue=queue, delay=delay, task=task, database=database)
 
     @classmethod
     def of_sent(
         cls,
-        message: SQSLambdaTaskMessage | Invocation,
+        message: Invocation,
         body: str,
         attributes: Mapping[str, str],
         *,
         message_id: str,
         queue: str,
         delay: int,
-        task: LambdaTaskWrapper[..., Any] | None,
+        task: Task | None,
         database: str,
     ) -> Job:
-        """Return the job again that once had this `body` and these `message_attributes()`."""
+        """Restore a job from its `body` and its `message_attributes()`."""
         sent = attributes.get(FIRST_SENT_ATTRIBUTE)
+        scheduled = attributes.get(SCHEDULED_FOR_ATTRIBUTE)
         job = cls(
             message,
             message_id,
@@ -91,9 +94,10 @@ class Job:
             attributes={name: value for name, value in attributes.items() if name not in OWN_ATTRIBUTES},
             task=task,
             first_sent=None if sent is None else int(sent) / 1000,
+            scheduled_for=None if scheduled is None else float(scheduled),
             database=database,
         )
-        job.__dict__["body"] = body  # to the letter
+        job.__dict__["body"] = body  # exactly as it was, without encoding the message again
         return job
 
     @property
@@ -102,11 +106,11 @@ class Job:
 
     @cached_property
     def body(self) -> str:
-        """The body of the message. Made once: what was checked at the call is what is sent after the commit."""
+        """The body of the message. It is created once, so that the body that was checked at the call is sent."""
         return self.message.to_body()
 
     def message_attributes(self) -> dict[str, str]:
-        """Return all attributes of the message: the plugins', and ours, which nobody may replace."""
+        """Return all attributes of the message. Plugins cannot replace the library's own attributes."""
         own = {
             MESSAGE_ID_ATTRIBUTE: self.message_id,
             ROOT_ID_ATTRIBUTE: self.root_id,
@@ -114,49 +118,59 @@ class Job:
         }
         if self.first_sent is not None:
             own[FIRST_SENT_ATTRIBUTE] = str(round(self.first_sent * 1000))
+        if self.scheduled_for is not None:
+            own[SCHEDULED_FOR_ATTRIBUTE] = str(round(self.scheduled_for))
         return {**self.attributes, **own}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """One execution of an invocation, from the claim to its outcome."""
 
-    message: SQSLambdaTaskMessage | Invocation
+    message: Invocation
     message_id: str
     root_id: str
-    task: LambdaTaskWrapper[..., Any]
-    #: The queue that it came from, and that its retry goes to.
+    task: Task
+    #: The queue that it came from, and that its retry is sent to.
     queue: str
-    #: The arguments as the function takes them.
+    #: The arguments for the function.
     arguments: dict[str, Any] = field(repr=False)
-    #: Seconds that the task may take: what it asked for, or less where the invocation ends before.
+    #: The time limits in seconds: those of the task, or less if the Lambda invocation ends earlier.
     soft_timeout: float
     hard_timeout: float
-    #: Seconds for which no other worker may take the invocation over.
+    #: The number of seconds for which no other worker may take over the invocation.
     lease: float
     #: The alias of the database that holds the record and the task's transaction.
     database: str
-    #: False where no time limits are kept, as in eager mode.
+    #: False if no time limits apply, as in eager mode.
     limited: bool = True
-    #: The message attributes (text) that plugins of the producer have added, for instance a trace context.
+    #: The message attributes (strings) that the producer's plugins have added, for instance a trace context.
     attributes: Mapping[str, str] = field(default_factory=dict)
-    #: Seconds since 1970 at which the first invocation of the chain was sent; None where nobody knows.
+    #: When the first invocation of the chain was sent, in seconds since 1970; None if that is unknown.
     first_sent: float | None = None
-    #: Whether the message was received before: then a record of it is to be expected.
+    #: The time for which a schedule has sent the chain, in seconds since 1970; None if none has.
+    scheduled_for: float | None = None
+    #: Whether the message was received before. If so, its record is expected to exist.
     redelivered: bool = False
-    #: The proof that the claim is this run's: every write of the store compares it.
-    claim: str = field(default_factory=identity.new_message_id, repr=False)
-    #: How many workers died holding the invocation before this one.
+    #: Whether it runs inside a transaction of the caller, as in eager mode and in Django's TestCase.
+    nested: bool = False
+    #: The token that identifies this run's claim. Every write of the store compares it.
+    claim: str = field(default_factory=ids.new_message_id, repr=False)
+    #: The number of workers that died earlier while they ran the invocation.
     takeovers: int = 0
-    #: Whether the task was called: what it does outside of its transaction may have happened.
-    called: bool = False
-    #: True from the moment at which the task's transaction is known to be committed.
-    committed: bool = False
-    #: What the task's transaction has written; it stands if `committed`.
-    success: Succeeded = field(default_factory=Succeeded, repr=False)
-    #: The driver's connection on which the transaction began: with another one it is lost.
-    session: object = field(default=None, repr=False)
+    #: Seconds since the invocation began to wait for its lock; 0 if it did not wait.
+    waited: float = 0.0
+    #: The time, by `time.monotonic()`, at which the Lambda invocation ends; None if it has no end.
+    deadline: float | None = field(default=None, repr=False)
     started_at: float = field(default_factory=time.monotonic, repr=False)
+    #: The names of the tasks that it had enqueued, and that are not sent because its transaction was rolled back.
+    dropped_tasks: tuple[str, ...] = ()
+    #: When the worker received it, in seconds since 1970.
+    received: float = field(default_factory=time.time, repr=False)
+    #: The id of the Lambda invocation, as in Lambda's own log lines; None outside of Lambda.
+    request_id: str | None = None
+    #: The last printed error of a task with sensitive arguments, and its text, since masking arguments takes time.
+    _printed: list[tuple[BaseException, str]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def task_name(self) -> str:
@@ -168,45 +182,56 @@ class Run:
 
     @property
     def predecessor_id(self) -> str | None:
-        """The id of the invocation that has sent this one as its retry; None if there is none, or nobody knows."""
-        predecessor = identity.predecessor_id(self.root_id, self.n_retries)
-        # A retry that came without the id of its root is its own root.
+        """The id of the invocation that sent this one as its retry; None if it does not exist or is unknown."""
+        predecessor = ids.predecessor_id(self.root_id, self.n_retries)
+        # A retry whose message does not contain the id of its root is its own root.
         return None if predecessor == self.message_id else predecessor
 
     @property
+    def age(self) -> float | None:
+        """Seconds since the first invocation of the chain was sent; None if that is unknown."""
+        # A retry whose message does not carry the time of the first one has only the time of its own message.
+        carried = self.first_sent if carries_first_sent(self.task, self.root_id) else None
+        began = carried or ids.made_at(self.root_id)
+        return None if began is None else time.time() - began
+
+    @property
     def duration(self) -> float:
-        """Seconds since the run began, by a clock that never goes back."""
+        """Seconds since the start of the run, by a monotonic clock."""
         return time.monotonic() - self.started_at
 
     @property
     def recorded_kwargs(self) -> dict[str, Any]:
-        """The arguments as JSON, for records and other eyes: those that are sensitive are masked."""
+        """The arguments as JSON, with sensitive ones masked, for records and other output."""
         return masked(self.message.kwargs, self.task.sensitive)
 
     def traceback_text(self, error: BaseException) -> str:
-        """Return the traceback of `error` as a text that every database stores, without sensitive arguments."""
-        return traceback_text(error, hiding=self._hidden_values())
+        """Return the traceback of `error` without sensitive arguments, as a string that every database can store.
+
+        It ends with a sentence about the tasks that were dropped because of the error, if there are any.
+        """
+        text = self._printed_error(error)
+        return f"{text.rstrip()}\n\n{dropped_text(self.dropped_tasks)}\n" if self.dropped_tasks else text
+
+    def _printed_error(self, error: BaseException) -> str:
+        if not self.task.sensitive:
+            return traceback_text(error)
+        if not self._printed or self._printed[0][0] is not error:  # the record and the log show the same text
+            self._printed[:] = [(error, traceback_text(error, hiding=self._hidden_values()))]
+        return self._printed[0][1]
+
+    def retry_text(self, error: BaseException) -> str | None:
+        """Return what the record shows of a retry: the reason for which the task asked, or the traceback of `error`."""
+        if isinstance(error, RetryLater):
+            return storable(f"RetryLater: {self.scrubbed(error.reason)}") if error.reason else None
+        return self.traceback_text(error)
 
     def scrubbed(self, text: str) -> str:
-        """Return `text` with masks in the place of sensitive arguments."""
+        """Return `text` with sensitive arguments masked."""
         return scrubbed(text, self._hidden_values())
 
-    def log_error(
-        self,
-        logger: logging.Logger | logging.LoggerAdapter[Any],
-        level: int,
-        message: str,
-        *args: object,
-        error: BaseException,
-    ) -> None:
-        """Log `message` with the traceback of `error`; where arguments are sensitive, as text without them."""
-        if self.task.sensitive:
-            logger.log(level, "%s\n%s", message % args, self.traceback_text(error))
-        else:
-            logger.log(level, message, *args, exc_info=error)
-
     def _hidden_values(self) -> list[object]:
-        # As they travelled and as the task has them: an error may quote either.
+        # Both the JSON values and the decoded ones, since an error may quote either.
         return [
             values[name]
             for name in self.task.sensitive
@@ -214,26 +239,45 @@ class Run:
             if name in values
         ]
 
-    def mark_committed(self) -> None:
-        self.committed = True
-
     def retry_job(self, delay: int) -> Job:
-        """Return the job of the next retry; its id is derived, so sending it twice sends one."""
+        """Return the job of the next retry. Its id is derived, so a job that is sent twice is one invocation."""
         message = self.message.next_retry()
         return Job(
             message=message,
-            message_id=identity.retry_id(self.root_id, message.n_retries),
+            message_id=ids.retry_id(self.root_id, message.n_retries),
             root_id=self.root_id,
             queue=self.queue,
             delay=delay,
             task=self.task,
-            first_sent=None if self.task.expires_in is None else self.first_sent,
+            first_sent=self.first_sent if carries_first_sent(self.task, self.root_id) else None,
+            scheduled_for=self.scheduled_for,
             database=self.database,
         )
 
+    def same_job(self, delay: int) -> Job:
+        """Return the job of the same invocation, to be delivered again: same id, body and attributes."""
+        retry = self.retry_job(delay)
+        return replace(retry, message=self.message, message_id=self.message_id, attributes=dict(self.attributes))
 
-def __getattr__(name: str) -> Any:
-    # Where the first versions had it: annotations of users name it.
-    if name == "TaskHandle":
-        return importlib.import_module("lambda_tasks.handles").TaskHandle
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def carries_first_sent(task: Task, root_id: str) -> bool:
+    """Return whether a repeated message has to say when the first one of its chain was sent.
+
+    That is so if the age matters, or if the id of the first one, such as that of a schedule's tick, does not tell.
+    """
+    return task.measures_age or ids.made_at(root_id) is None
+
+
+def log_error(
+    logger: logging.Logger | logging.LoggerAdapter[Any],
+    run: Run,
+    message: str,
+    *args: object,
+    error: BaseException,
+    level: int = logging.ERROR,
+) -> None:
+    """Log `message` with the traceback of `error`. If the task has sensitive arguments, they are masked."""
+    if run.task.sensitive:
+        logger.log(level, "%s\n%s", message % args, run.traceback_text(error))
+    else:
+        logger.log(level, message, *args, exc_info=error)

@@ -1,8 +1,9 @@
-"""A logger whose lines say which invocation wrote them."""
+"""Loggers whose lines contain the id of the invocation."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
@@ -10,29 +11,29 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from lambda_tasks.storable import storable
-from lambda_tasks.tracebacks import traceback_text
+from lambda_tasks.recording.storable import storable
+from lambda_tasks.recording.tracebacks import traceback_text
 
 if TYPE_CHECKING:
     _Adapter = logging.LoggerAdapter[logging.Logger]
 else:
     _Adapter = logging.LoggerAdapter  # cannot be subscripted in Python 3.10
 
-# One value holds all fields, so that a thread or a nested eager task sees either all of its own or none.
+# A single value for all fields, so that a thread or a nested eager task never sees a mixture.
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 _fields: ContextVar[Mapping[str, str]] = ContextVar("lambda_tasks_log_fields", default=_NONE)
 
 
 def current_message_id() -> str | None:
-    """Return the message id of the invocation that runs here, or None outside of one."""
+    """Return the message id of the current invocation, or None outside of one."""
     return _fields.get().get("message_id")
 
 
 class TaskLoggerAdapter(_Adapter):
-    """Prefixes `[message_id]`, and puts the same fields on the record as `extra` for JSON logs.
+    """Prefixes each line with `[message_id]`, and adds the fields to the log record as `extra` for JSON logs.
 
-    The fields are `message_id` and `task_name`; they follow the contextvars of the thread or the
-    asyncio task that logs.
+    The fields are `message_id` and `task_name`. They are stored in a context variable, so each thread and each
+    asyncio task has its own.
     """
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
@@ -44,7 +45,7 @@ class TaskLoggerAdapter(_Adapter):
 
     @contextmanager
     def bound(self, message_id: str, **fields: str) -> Iterator[None]:
-        """Mark every line that is logged inside as written by `message_id`."""
+        """Add `message_id` and `fields` to every line that is logged in the context."""
         token = _fields.set({"message_id": message_id, **fields})
         try:
             yield
@@ -53,15 +54,17 @@ class TaskLoggerAdapter(_Adapter):
 
 
 class SteadyLogger(TaskLoggerAdapter):
-    """A logger whose handlers' errors are nobody's: a line that cannot be written is written in other characters.
+    """A logger that never raises an exception. If a line cannot be written, its characters are escaped.
 
-    Lambda's own handler raises, out of the call that logs, for half of a character. No message may
-    stay on its queue, or take its neighbours along, because of a line about it.
+    Lambda's own handler raises an exception for a lone surrogate. Without this class, the exception would leave the
+    message on its queue, and might affect the other messages of the batch.
     """
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         given = kwargs.get("exc_info")
         error = given if isinstance(given, BaseException) else sys.exc_info()[1] if given else None
+        if (cause := _cause_of(error)) is not None:
+            kwargs["extra"] = {"cause": traceback_text(cause), **(kwargs.get("extra") or {})}
         try:
             super().log(level, msg, *args, **kwargs)
         except Exception:
@@ -71,7 +74,21 @@ class SteadyLogger(TaskLoggerAdapter):
                 super().log(level, "%s", "\n".join(lines), extra=kwargs.get("extra"))
 
 
-#: For use in tasks: `task_logger.info("sending to %s", user_id)` → "[01931…] sending to 42".
+def _cause_of(error: BaseException | None) -> BaseException | None:
+    """Return the error that caused `error`. Formatters for JSON, such as Lambda's, print only `error` itself."""
+    if error is None:
+        return None
+    return error.__cause__ if error.__suppress_context__ else error.__context__
+
+
+def show_outcomes_locally() -> None:
+    """Log one line for each ended task under the local worker, unless the log level or LOGGING decides otherwise."""
+    levels = (logging.getLogger(name).level for name in ("lambda_tasks", "lambda_tasks.executor"))
+    if os.environ.get("LAMBDA_TASKS_LOCAL_WORKER") and not os.environ.get("AWS_LAMBDA_LOG_LEVEL") and not any(levels):
+        logging.getLogger("lambda_tasks.executor").setLevel(logging.INFO)
+
+
+#: The logger for tasks: `task_logger.info("sending to %s", user_id)` → "[01931…] sending to 42".
 task_logger = TaskLoggerAdapter(logging.getLogger("lambda_tasks.task"), {})
-#: The library's own lines about invocations, with the same prefix.
+#: The logger of the library itself for invocations, with the same prefix.
 run_logger = SteadyLogger(logging.getLogger("lambda_tasks.executor"), {})

@@ -1,7 +1,7 @@
-"""What keeps the system going beside its tasks: sending what waits in the outbox, settling what was lost.
+"""Maintenance: start periodic tasks, relay the outbox and recover lost tasks.
 
-No daemon is needed for it: workers do it at the end of their invocations, and a schedule of EventBridge's, or
-cron, where no messages come for a while.
+This does not need a daemon. Workers start periodic tasks and relay the outbox at the end of their invocations. An
+EventBridge schedule or cron does the maintenance when no messages arrive for a while.
 """
 
 from __future__ import annotations
@@ -17,61 +17,62 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from django.db import connections
 
-from lambda_tasks.databases import close_broken_connections
+from lambda_tasks import registry
+from lambda_tasks.database.errors import close_broken_connections, drain_pool, end_session
 from lambda_tasks.exceptions import InvalidEvent, InvalidSetting
-from lambda_tasks.fidelity import shown
+from lambda_tasks.recording.storable import shown
 from lambda_tasks.strategies import get_backend
 
 if TYPE_CHECKING:
     from lambda_tasks.backends.outbox import OutboxBackend
     from lambda_tasks.backends.relay import Relayed
+    from lambda_tasks.operations.schedules import Fired
 
 logger = logging.getLogger("lambda_tasks.maintenance")
 
-#: The field of an event that asks for maintenance, and what stands in it.
+#: The field of an event that requests maintenance, and its value.
 EVENT_FIELD: Final = "lambda_tasks"
 MAINTENANCE: Final = "maintenance"
 MAINTENANCE_EVENT: Final = {EVENT_FIELD: MAINTENANCE}
 
-#: Seconds from one relay at the end of an invocation to the next, in the same container.
+#: The minimum number of seconds between two relays at the end of an invocation, in the same container.
 RELAY_EVERY: Final = 30.0
-#: Seconds after which such a relay begins nothing new, and those that must be left then: the last requests come on
-#: top, which wait 15 s where SQS does not answer. They are made side by side, and none follows them.
+#: Seconds after which such a relay starts no new work, and the seconds that must be left then for the last requests.
+#: These wait for 15 s if SQS does not answer. They are made in parallel, and none follows them.
 RELAY_SECONDS: Final = 10.0
 RELAY_RESERVE: Final = 20.0
-#: The share of the time left after which a part of maintenance begins nothing new.
+#: The share of the remaining time after which a step of the maintenance starts no new work.
 TIME_SHARE: Final = 0.4
-#: Seconds: the longest pause between two rounds of a relay that is a process of its own.
+#: The longest pause between two rounds of a relay that runs as a separate process, in seconds.
 MAX_INTERVAL: Final = 86_400
 
 _relayed_at: float | None = None
 
 
 def outbox() -> OutboxBackend | None:
-    """Return the outbox, if the settings have one."""
+    """Return the configured outbox, or None."""
     backend = get_backend()
-    # The one that is asked for by its methods may be a subclass, or somebody's own.
+    # Checks for methods and not for a class, so that projects can write an outbox from scratch.
     return cast("OutboxBackend", backend) if backend.keeps and hasattr(backend, "relay") else None
 
 
 def wanted(event: object) -> bool:
-    """Tell whether an event asks for maintenance; raises `InvalidEvent` if it asks for something else of ours."""
+    """Return whether an event requests maintenance. Raise `InvalidEvent` for any other value of the event field."""
     if not isinstance(event, Mapping) or EVENT_FIELD not in event:
         return False
     if event[EVENT_FIELD] != MAINTENANCE:
-        raise InvalidEvent(
-            f'The event has {EVENT_FIELD}: {shown(event[EVENT_FIELD])}; the one thing to ask for is "{MAINTENANCE}".'
-        )
+        raise InvalidEvent(f'{EVENT_FIELD} in the event must be "{MAINTENANCE}", not {shown(event[EVENT_FIELD])}.')
     return True
 
 
 def maintain(deadline: float | None, done: dict[str, Any]) -> None:
-    """Relay the outbox and reap lost tasks, each until a share of the time left is over; write into `done` what was.
+    """Start periodic tasks, relay the outbox and recover lost tasks, and write the results into `done`.
 
-    One that fails does not keep the other from being done. The first error is raised afterwards.
+    Each step stops after a share of the remaining time. If one step fails, the others still run, and the first error
+    is raised afterwards.
     """
     troubles: list[Exception] = []
-    for name, work in (("outbox", _relay), ("lost", _reap)):
+    for name, work in (("schedules", _fire), ("outbox", _relay), ("lost", _reap)):
         seconds = float("inf") if deadline is None else max(deadline - monotonic(), 0) * TIME_SHARE
         try:
             if (numbers := work(seconds)) is not None:
@@ -79,11 +80,21 @@ def maintain(deadline: float | None, done: dict[str, Any]) -> None:
         except Exception as error:
             troubles.append(error)
             close_broken_connections()
-    logger.info("Maintenance is done: %s", done)
+    logger.info("Maintenance has finished: %s", done)
     for trouble in troubles[1:]:
-        logger.error("Maintenance has failed a second time.", exc_info=trouble)
+        logger.error("Another step of the maintenance failed.", exc_info=trouble)
     if troubles:
         raise troubles[0]
+
+
+def _fire(seconds: float) -> dict[str, int] | None:
+    if not any(task.schedule for task in registry.discover_tasks()):
+        return None
+    # Imported here and below, because most processes have no task with a schedule.
+    from lambda_tasks.operations.schedules import fire_due
+
+    fired = fire_due(seconds=seconds)
+    return {"sent": fired.sent, "failed": fired.failed}
 
 
 def _relay(seconds: float) -> dict[str, int] | None:
@@ -92,31 +103,51 @@ def _relay(seconds: float) -> dict[str, int] | None:
 
 
 def _reap(seconds: float) -> dict[str, int]:
-    # Imported where it runs: most invocations have messages instead.
-    from lambda_tasks.lost import reap
+    # Imported here, because most invocations do not need it.
+    from lambda_tasks.operations.reaping import reap
 
     reaped = reap(seconds=seconds)
     return {"sent_again": reaped.sent_again, "failed": reaped.failed, "unsent": reaped.unsent}
 
 
 def relay_now_and_then(deadline: float | None) -> None:
-    """Relay the outbox at the end of an invocation, if time is left and the last time was a while ago; never raises."""
+    """Start periodic tasks and relay the outbox at the end of an invocation.
+
+    This happens if enough time is left and the last time is long enough ago. Only tasks that this process has imported
+    are started, so that no invocation imports others, and only if messages leave the process, so that the time of day
+    does not matter in tests. Errors are logged and not raised.
+    """
     global _relayed_at
     now = monotonic()
     if deadline is not None and deadline - now < RELAY_SECONDS + RELAY_RESERVE:
         return
     if _relayed_at is not None and now - _relayed_at < RELAY_EVERY:
         return
-    _relayed_at = now  # whatever comes of it
+    _relayed_at = now  # even if the relay fails
+    _fire_registered()
     try:
         if (kept := outbox()) is None:
             return
         relayed = kept.relay(seconds=RELAY_SECONDS)
     except Exception:
-        logger.exception("The outbox was not relayed; the next try is in %g s at the earliest.", RELAY_EVERY)
+        logger.exception("The outbox was not relayed. The next attempt is in %g s at the earliest.", RELAY_EVERY)
     else:
         if relayed.total:
             logger.info("The outbox was relayed: %s", _shape(relayed))
+
+
+def _fire_registered() -> None:
+    if not any(task.schedule for task in registry.registered_tasks()):
+        return
+    try:
+        if not get_backend().leaves_process:
+            return
+        from lambda_tasks.operations.schedules import fire_due
+
+        fire_due(discover=False, seconds=RELAY_SECONDS)
+    except Exception:
+        logger.exception("Periodic tasks were not started. The next attempt is in %g s at the earliest.", RELAY_EVERY)
+        close_broken_connections()
 
 
 def _shape(relayed: Relayed) -> dict[str, int]:
@@ -124,29 +155,35 @@ def _shape(relayed: Relayed) -> dict[str, int]:
 
 
 def relay_once() -> Relayed:
-    """Send what is due in the outbox; raises `InvalidSetting` where the settings have none."""
-    return _needed_outbox().relay()
+    """Start periodic tasks and send the due messages of the outbox.
+
+    Raise `InvalidSetting` if the settings have no outbox.
+    """
+    kept = _needed_outbox()
+    _fire_and_log()
+    return kept.relay()
 
 
 def relay_until_stopped(interval: float, *, report: Callable[[str], object]) -> None:
-    """Send what is due every `interval` seconds, until SIGTERM or Ctrl-C; what is under way is finished first.
+    """Start periodic tasks and send the due messages of the outbox every `interval` seconds, until SIGTERM or Ctrl-C.
 
-    What was done is given to `report`. An error, as of a database that is away, is logged, and the next
-    round tries again. Raises ValueError for an interval that is not positive or over a day, and
-    `InvalidSetting` as `relay_once()`.
+    The current work is finished first. `report` is called with each result. An error, for example from an unavailable
+    database, is logged, and the next round tries again.
+
+    Raise ValueError if `interval` is not positive or over a day, and `InvalidSetting` like `relay_once()`.
     """
-    if not 0 < interval <= MAX_INTERVAL:
-        raise ValueError(f"interval is {interval:g}; give the seconds between two looks, more than 0, up to a day.")
+    _check_interval(interval)
     kept = _needed_outbox()
     with _stopped_by_signals() as stop:
-        report(f"Relaying the outbox every {interval:g} s; SIGTERM or Ctrl-C ends it.")
+        report(f"Relaying the outbox every {interval:g} s. Stop with SIGTERM or Ctrl-C.")
         while not stop.asked:
             relayed = None
+            _fire_and_log()
             try:
-                # In bites: who asks for the end does not wait until all is sent that an outage has left.
+                # Work in short rounds, so that a large backlog does not delay shutdown.
                 relayed = kept.relay(seconds=RELAY_SECONDS)
             except Exception:
-                logger.exception("The outbox was not relayed; the next try is in %g s.", interval)
+                logger.exception("The outbox was not relayed. The next attempt is in %g s.", interval)
             _release_connections(after_error=relayed is None)
             if relayed is not None and relayed.total:
                 report(str(relayed))
@@ -155,26 +192,65 @@ def relay_until_stopped(interval: float, *, report: Callable[[str], object]) -> 
         report("Stopped.")
 
 
+def tick_until_stopped(interval: float, *, report: Callable[[str], object]) -> None:
+    """Start periodic tasks every `interval` seconds, until SIGTERM or Ctrl-C.
+
+    `report` is called with each result. An error, for example from an unavailable database, is logged, and the next
+    round tries again. Raise ValueError if `interval` is not positive or over a day.
+    """
+    _check_interval(interval)
+    with _stopped_by_signals() as stop:
+        report(f"Starting periodic tasks every {interval:g} s. Stop with SIGTERM or Ctrl-C.")
+        while not stop.asked:
+            fired = _fire_and_log()
+            _release_connections(after_error=fired is None)
+            if fired is not None and fired.total:
+                report(str(fired))
+            stop.wait(interval)
+        report("Stopped.")
+
+
+def _fire_and_log() -> Fired | None:
+    """Start periodic tasks. Log an error and return None if that fails, so that the caller's loop goes on."""
+    from lambda_tasks.operations.schedules import fire_due
+
+    try:
+        return fire_due()
+    except Exception:
+        logger.exception("Periodic tasks were not started. The next round tries again.")
+        close_broken_connections()
+        return None
+
+
+def _check_interval(interval: float) -> None:
+    if not 0 < interval <= MAX_INTERVAL:
+        raise ValueError(f"interval must be more than 0 and at most {MAX_INTERVAL} seconds (a day), not {interval:g}.")
+
+
 def _needed_outbox() -> OutboxBackend:
     kept = outbox()
     if kept is None:
         raise InvalidSetting(
-            "There is no outbox to relay: set LAMBDA_TASKS_OUTBOX = True, and leave LAMBDA_TASKS_EAGER out."
+            "The settings have no outbox to relay. Set LAMBDA_TASKS_OUTBOX = True, and remove LAMBDA_TASKS_EAGER."
         )
     return kept
 
 
 def _release_connections(*, after_error: bool) -> None:
-    """Close the connections that are not to be kept; after an error all, since their server may be the wrong one."""
+    """Close unusable and expired connections. After an error, close all, because their server may be the wrong one."""
     for connection in connections.all(initialized_only=True):
         if after_error and not connection.in_atomic_block:
-            connection.close()
+            end_session(connection)
+            drain_pool(connection)
         else:
             connection.close_if_unusable_or_obsolete()
 
 
 class _Stop:
-    """Whether somebody has asked for the end. Not an Event: a signal may interrupt that one in its own lock."""
+    """A request to stop that a signal handler can set.
+
+    `threading.Event` would deadlock if the signal arrived while the event's own lock is held.
+    """
 
     def __init__(self) -> None:
         self._orders: SimpleQueue[None] = SimpleQueue()
@@ -187,7 +263,7 @@ class _Stop:
         self._orders.put(None)
 
     def wait(self, seconds: float) -> None:
-        """Wait until the end is asked for, for so many seconds at most."""
+        """Wait for the request to stop, for at most `seconds`."""
         with suppress(Empty):
             self._orders.get(timeout=seconds)
             self.ask()
@@ -195,7 +271,7 @@ class _Stop:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[_Stop]:
-    """Give what SIGTERM and SIGINT ask to stop, as far as this thread may handle signals."""
+    """Yield a `_Stop` that SIGTERM and SIGINT set, if this is the main thread, which alone may handle signals."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

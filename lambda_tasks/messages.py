@@ -1,130 +1,93 @@
-"""What travels: the documented schema of an invocation, as pydantic models."""
+"""The documented schema of an invocation, as pydantic models."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    model_serializer,
-)
-from pydantic_core import to_json
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_serializer
 
-from lambda_tasks import executor, identity, outgoing, registry
-from lambda_tasks.commits import open_transaction
-from lambda_tasks.exceptions import InvalidMessage, MaxRetriesExceededError
-from lambda_tasks.fidelity import problems_of
+from lambda_tasks import registry
+from lambda_tasks.database.commits import open_transaction
+from lambda_tasks.exceptions import MaxRetriesExceededError
+from lambda_tasks.execution import pipeline
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.jobs import Job
 from lambda_tasks.outcomes import Failed, Outcome, Skipped
-from lambda_tasks.plain import MAX_NAME_LENGTH, MAX_RETRY_NUMBER
+from lambda_tasks.recording.storable import unstorable
+from lambda_tasks.sending import outgoing
 from lambda_tasks.settings import MAX_KEPT_DELAY
-from lambda_tasks.storable import MAX_DEPTH, depth
-
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
-
-
-def _storable(value: Any) -> Any:
-    """Refuse what JSON or databases have no place for, wherever in `value` it stands."""
-    match value:
-        case str():
-            if "\x00" in value:
-                raise ValueError("contains a NUL character")
-            if not value.isascii() and _SURROGATE.search(value):
-                raise ValueError("contains half of a character: a surrogate without its partner")
-        case float():
-            if not math.isfinite(value):
-                raise ValueError(f"contains {value}, which is no number of JSON's")
-        case dict():
-            for key, item in value.items():
-                _storable(key)
-                _storable(item)
-        case list():
-            for item in value:
-                _storable(item)
-    return value
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, MAX_RETRY_NUMBER, TASK_NAME, Invocation
 
 
-def _shallow(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what is nested deeper than every database stores, as the call does."""
-    if depth(value) > MAX_DEPTH:
-        raise ValueError(f"is nested more than {MAX_DEPTH - 1} levels deep")
-    return value
+def _storable(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if problem := unstorable(kwargs, uncounted=1):
+        raise ValueError(problem)
+    return kwargs
 
 
-_Arguments = Annotated[dict[str, JsonValue], AfterValidator(_storable), AfterValidator(_shallow)]
+def _task_name(name: str) -> str:
+    if not TASK_NAME.fullmatch(name):
+        raise ValueError("must be the dotted path of a task, as in shop.mail.send")
+    return name
 
 
-#: Of ASCII the only character that json escapes and pydantic does not.
-_DELETE: Final = b"\x7f"
-#: `json.dumps` with options would make a new one for each message.
-_encoder: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_Arguments = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
+_TaskName = Annotated[str, Field(max_length=MAX_NAME_LENGTH), AfterValidator(_task_name)]
 
 
 class SQSLambdaTaskMessage(BaseModel):
-    """One invocation, as it stands in the body of a message: task name, arguments, number of the retry."""
+    """One invocation, as in the body of a message: the task name, the arguments, and the number of the retry."""
 
-    # Neither its repr() nor pydantic's errors quote arguments: they may be secrets.
+    # Arguments may be secrets, so neither the repr() nor pydantic's errors quote them.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
-    task_name: Annotated[str, Field(pattern=r"^[^\s.\x00]+(\.[^\s.\x00]+)+$", max_length=MAX_NAME_LENGTH)]
+    task_name: _TaskName
     kwargs: _Arguments = Field(default_factory=dict, repr=False)
     n_retries: Annotated[int, Field(ge=0, le=MAX_RETRY_NUMBER)] = 0
 
     @model_serializer
     def _documented_shape(self) -> dict[str, Any]:
-        return self._shape()
-
-    def _shape(self) -> dict[str, Any]:
         shape = {"task_name": self.task_name, "kwargs": self.kwargs}
         return shape | {"n_retries": self.n_retries} if self.n_retries else shape
 
     @classmethod
     def from_body(cls, body: str) -> SQSLambdaTaskMessage:
-        """Read the body of a message; raises `InvalidMessage`, which quotes no argument."""
-        try:
-            return cls.model_validate_json(body)
-        except ValidationError as error:
-            problems = problems_of(error, whole="body")
-        # Outside of the block, so that no error with the body in it hangs on this one.
-        raise InvalidMessage(f"The message is no invocation of a task: {problems}")
+        """Read the body of a message, or raise `InvalidMessage`, which does not quote the arguments."""
+        call = Invocation.of_body(body)
+        return cls(task_name=call.task_name, kwargs=call.kwargs, n_retries=call.n_retries)
+
+    @property
+    def invocation(self) -> Invocation:
+        """The same invocation as the library's own type, which does not need pydantic."""
+        return Invocation(self.task_name, self.kwargs, self.n_retries)
 
     def to_body(self) -> str:
-        """Return the body of a message: JSON in ASCII, of which SQS takes every character."""
-        text = to_json(self._shape())
-        # pydantic writes ASCII as it is, several times faster than json does.
-        return text.decode() if text.isascii() and _DELETE not in text else _encoder.encode(self._shape())
+        """Return the body of a message as JSON, in which only the characters that SQS rejects are escaped."""
+        return self.invocation.to_body()
 
     def next_retry(self) -> SQSLambdaTaskMessage:
-        """Return the invocation that repeats this one."""
+        """Return the invocation that retries this one."""
         return self.model_copy(update={"n_retries": self.n_retries + 1})
 
     def execute_immediately(self, message_id: str | None = None) -> Outcome | Skipped:
-        """Run the task here and now, as a worker would, and return how it ended.
+        """Run the task in this process, as a worker would, and return its outcome.
 
-        The run is recorded under `message_id`, or under a new one. Time limits hold in the main thread.
+        The run is recorded under `message_id`, or under a new id. Time limits apply only in the main thread.
 
-        Raises `MaxRetriesExceededError` when the task asked for one retry too many (its record is
-        FAILED); `UnknownTask` and `InvalidMessage` before anything is recorded; `Redeliver` when the
-        invocation is running elsewhere or could not be settled.
+        Raises `MaxRetriesExceededError` if the task needs more retries than it is allowed (its record is FAILED),
+        `UnknownTask` and `InvalidMessage` before anything is recorded, and `Redeliver` if the invocation is running
+        elsewhere or could not be finished.
         """
-        own_id = identity.canonical_id(message_id) if message_id else identity.new_message_id()
-        outcome = executor.execute(self, message_id=own_id)
+        own_id = ids.canonical_id(message_id) if message_id else ids.new_message_id()
+        outcome = pipeline.execute(self.invocation, message_id=own_id)
         if isinstance(outcome, Failed) and isinstance(outcome.error, MaxRetriesExceededError):
             raise outcome.error
         return outcome
 
 
 class SQSLambdaTask(BaseModel):
-    """An invocation and how to send it: what `task.serialize()` returns as a dict."""
+    """An invocation with the options for sending it. `task.serialize()` returns it as a dict."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
@@ -133,18 +96,18 @@ class SQSLambdaTask(BaseModel):
     queue: Annotated[str, Field(min_length=1)] = "default"
 
     def execute_on_commit(self) -> TaskHandle:
-        """Send the invocation when the transaction commits: at once where there is none.
+        """Send the invocation when the transaction commits, or immediately without a transaction.
 
-        What is wrong with it is refused here, inside the transaction: `UnknownQueue`,
-        `MessageTooLarge`, a delay that is too long, and whatever a plugin's `lambda_task_sending` raises.
-        What the queue itself refuses raises boto3's exception after the commit, unless the outbox is on.
+        Invalid invocations raise an error here, inside the transaction: `UnknownQueue`, `MessageTooLarge`,
+        `InvalidArguments` for a delay that is too long, and any exception from a plugin's `lambda_task_sending`. If SQS
+        rejects the message, boto3's exception is raised after the commit, unless the outbox is on.
         """
         return outgoing.send_on_commit(self.new_job())
 
     def new_job(self, task: Any = None) -> Job:
-        """Return a new job for this invocation, with an id of its own."""
+        """Return a new job for this invocation, with a new id."""
         return Job.of_call(
-            self.message,
+            self.message.invocation,
             queue=self.queue,
             delay=self.delay,
             task=task or registry.known_task(self.message.task_name),

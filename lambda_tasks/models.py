@@ -1,12 +1,11 @@
-"""The record of an invocation, and the documented home of the message classes."""
+"""The models of records and outbox messages. The message classes can be imported from here as well."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 from django.db import models
-from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from lambda_tasks.exceptions import MaxRetriesExceededError
@@ -17,29 +16,21 @@ if TYPE_CHECKING:
     from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
 
 __all__ = [
+    "CancelRequest",
     "MaxRetriesExceededError",
     "OutboxMessage",
     "SQSLambdaTask",
     "SQSLambdaTaskMessage",
+    "TaskReason",
     "TaskRecord",
+    "TaskSchedule",
     "TaskStatus",
+    "UniqueKey",
 ]
 
 
-class DatabaseNow(Now):
-    """The database's time, as Django stores moments: no worker's clock decides anything.
-
-    On MySQL and MariaDB `Now()` is the time of the session's zone, which Django leaves at the server's,
-    while it stores UTC.
-    """
-
-    def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        function = "UTC_TIMESTAMP" if connection.timezone_name == "UTC" else "CURRENT_TIMESTAMP"
-        return self.as_sql(compiler, connection, template=f"{function}(6)", **extra)
-
-
 class TaskStatus(models.TextChoices):
-    """Where an invocation stands. All but RUNNING are final."""
+    """The status of an invocation. All except RUNNING are final."""
 
     RUNNING = "RUNNING"
     SUCCESS = "SUCCESS"
@@ -47,21 +38,82 @@ class TaskStatus(models.TextChoices):
     RETRYING = "RETRYING"
 
 
+class TaskReason(models.TextChoices):
+    """Why an invocation has its status. Empty while it runs, and for a SUCCESS of the function itself."""
+
+    #: SUCCESS: the function raised an exception of a type in `ignore_errors`.
+    IGNORED = "ignored"
+    #: SUCCESS: the function did not run, because `on_contention="skip"`, and another run held the lock.
+    SKIPPED = "skipped"
+    #: SUCCESS: the function did not run, because a later call with the same unique key replaced this one.
+    REPLACED = "replaced"
+    #: RETRYING or FAILED: the function raised an exception.
+    ERROR = "error"
+    #: FAILED: the last retry that `max_retries` or `max_age` allows has failed.
+    MAX_RETRIES = "max_retries"
+    #: RETRYING or FAILED: another run held the lock, or the lock server was unavailable.
+    LOCK = "lock"
+    #: RETRYING: the function asked to be retried later.
+    RETRY_LATER = "retry_later"
+    SOFT_TIMEOUT = "soft_timeout"
+    HARD_TIMEOUT = "hard_timeout"
+    #: FAILED: the message was older than `expires_in`, so the function did not run.
+    EXPIRED = "expired"
+    #: FAILED: it was cancelled before it ran, or the function ended because of that.
+    CANCELLED = "cancelled"
+    #: FAILED: workers died while they ran it.
+    CRASHED = "crashed"
+    #: FAILED: its worker died, and the message was not redelivered.
+    LOST = "lost"
+    #: FAILED: the function ended its own transaction, or the return value cannot be stored.
+    BROKEN = "broken"
+
+
 class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
-    """Records, with the question that needs to know their indexes."""
+    """A query set with a method that uses the index of retries."""
 
     def chain(self, root_id: UUID | str) -> TaskRecordQuerySet:
         """Return the records of a chain of retries, the first invocation first.
 
-        `root_id` is the id of the first one: `handle.message_id`, or the `root_id` of any of them.
+        `root_id` is the id of the first invocation: `handle.message_id`, or the `root_id` of any record in the chain.
         """
-        retries = models.Q(root_id=root_id, n_retries__gt=0)  # as the condition of the index says
+        retries = models.Q(root_id=root_id, n_retries__gt=0)  # matches the condition of the index
         chain: TaskRecordQuerySet = self.filter(models.Q(pk=root_id) | retries).order_by("n_retries")
         return chain
 
+    def cancel(self) -> int:
+        """Cancel the invocations of these records that have not ended, and return how many chains of retries these are.
+
+        `TaskHandle.cancel()` describes what becomes of each. An invocation that waits for its first run has no record:
+        cancel it by its handle.
+        """
+        from lambda_tasks.handles import cancel
+
+        unended = self.filter(status__in=(TaskStatus.RUNNING, TaskStatus.RETRYING))
+        roots = {str(root or pk) for pk, root in unended.values_list("pk", "root_id")}
+        return sum(cancel(root, database=self.db) for root in sorted(roots))
+
+
+class TaskRecordManager(models.Manager["TaskRecord"]):
+    """The manager of records. Unlike `as_manager()`, type checkers understand it without a plugin."""
+
+    def get_queryset(self) -> TaskRecordQuerySet:
+        return TaskRecordQuerySet(self.model, using=self._db, hints=self._hints)  # type: ignore[attr-defined]  # missing in the stubs
+
+    def chain(self, root_id: UUID | str) -> TaskRecordQuerySet:
+        """Return the records of a chain of retries, the first invocation first; see `TaskRecordQuerySet.chain()`."""
+        return self.get_queryset().chain(root_id)
+
+    if TYPE_CHECKING:
+
+        def all(self) -> TaskRecordQuerySet: ...
+        def filter(self, *conditions: Any, **lookups: Any) -> TaskRecordQuerySet: ...
+        def exclude(self, *conditions: Any, **lookups: Any) -> TaskRecordQuerySet: ...
+        def using(self, alias: str | None) -> TaskRecordQuerySet: ...
+
 
 class TaskRecord(models.Model):
-    """One invocation of a task: what was asked for, how it stands, what came of it."""
+    """One invocation of a task: its arguments, its status and its result."""
 
     TaskStatus = TaskStatus
 
@@ -78,27 +130,41 @@ class TaskRecord(models.Model):
     #: The first invocation of the chain of retries that this one belongs to.
     root_id = models.UUIDField(_("first invocation"), null=True, editable=False)
 
-    #: The queue that it came from, by its name in LAMBDA_TASKS_QUEUES. The database has the default too:
-    #: workers of the version before it are still inserting rows while a deploy is under way.
+    #: The name in LAMBDA_TASKS_QUEUES of the queue that it came from. The column has a database default, because during
+    #: a deployment, workers of an earlier version still insert rows.
     queue = models.CharField(_("queue"), max_length=255, blank=True, default="", db_default="", editable=False)
 
-    #: Who may write the outcome: the token of the worker that runs it; None when it was given back.
+    #: The token of the worker that runs it, which alone may write the outcome; None after the worker released it.
     claim = models.UUIDField(null=True, editable=False)
-    #: When another worker may take it over, in the database's time.
+    #: The time, by the database's clock, from which another worker may take it over.
     lease_until = models.DateTimeField(null=True, editable=False)
-    #: How many workers died while they ran it.
-    takeovers = models.PositiveIntegerField(_("crashes"), default=0)
+    #: The number of workers that died while they ran it. The column has a database default for workers of earlier
+    #: versions.
+    takeovers = models.PositiveIntegerField(_("crashes"), default=0, db_default=0)
 
-    objects = TaskRecordQuerySet.as_manager()
+    #: Why it has its status. The column has a database default for workers of earlier versions.
+    reason = models.CharField(
+        _("reason"), max_length=16, choices=TaskReason, blank=True, default="", db_default="", editable=False
+    )
+    #: Since when it waited for its lock without using up retries; None if it did not wait.
+    waiting_since = models.DateTimeField(_("waiting since"), null=True, blank=True, editable=False)
+
+    objects: ClassVar[TaskRecordManager] = TaskRecordManager()
 
     class Meta:
+        # There is no `ordering`, which would sort the whole table for queries that do not ask for an order.
+        get_latest_by = "start_time"
         verbose_name = _("task record")
         verbose_name_plural = _("task records")
         indexes = (
             models.Index(fields=["start_time"], name="lambda_tasks_start"),
             models.Index(fields=["status", "start_time"], name="lambda_tasks_status_start"),
-            # A first invocation is found by its id, which is its root_id: only retries need another index.
+            # The root_id of a first invocation is its id, so only retries need an additional index.
             models.Index(fields=["root_id"], condition=models.Q(n_retries__gt=0), name="lambda_tasks_retries"),
+            # Most records succeed and have no reason. An INSERT of a claim does not touch this index.
+            models.Index(
+                fields=["reason", "start_time"], condition=models.Q(reason__gt=""), name="lambda_tasks_reason"
+            ),
         )
 
     def __str__(self) -> str:
@@ -106,28 +172,29 @@ class TaskRecord(models.Model):
 
     @classmethod
     def check(cls, **kwargs: Any) -> list[CheckMessage]:
-        # W037: MariaDB and MySQL put all rows into the index of retries, which is larger and does as well.
+        # W037: MariaDB and MySQL do not support conditional indexes. Their index of retries contains all rows, so it
+        # is larger but works as well.
         return [message for message in super().check(**kwargs) if message.id != "models.W037"]
 
 
 class OutboxMessage(models.Model):
-    """One message that is not on its queue yet: written with the transaction that wants it, deleted when it is sent."""
+    """A message that is not on its queue yet. The caller's transaction inserts it, and sending it deletes it."""
 
     id = models.UUIDField(_("message id"), primary_key=True, editable=False)
     task_name = models.CharField(_("task"), max_length=255)
     queue = models.CharField(_("queue"), max_length=255)
     body = models.TextField(_("message"))
-    #: All message attributes: the ids, and what plugins have added.
+    #: All message attributes: the ids, and those that plugins have added.
     attributes = models.JSONField(_("attributes"), default=dict)
     created_at = models.DateTimeField(_("enqueued"))
-    #: When a worker may have it, if not at once.
+    #: The earliest time at which a worker may receive it; None if there is no delay.
     run_at = models.DateTimeField(_("delayed until"), null=True, blank=True)
-    #: When it may be sent, in the database's time: with a delay that the queue itself takes, that much
-    #: earlier than `run_at`. None if it is dead: refused by the queue, and kept for somebody to look at.
-    due_at = models.DateTimeField(_("next try"), null=True, blank=True)
-    attempts = models.PositiveIntegerField(_("failed tries"), default=0)
+    #: The earliest time, by the database's clock, at which it may be sent. The queue's own delay makes it earlier than
+    #: `run_at`. None for a dead message, which the queue has rejected and which is kept for an operator.
+    due_at = models.DateTimeField(_("next attempt"), null=True, blank=True)
+    attempts = models.PositiveIntegerField(_("failed attempts"), default=0)
     error = models.TextField(_("error"), blank=True, default="")
-    #: Who is sending it, on databases that cannot skip what others have locked.
+    #: The token of the process that is sending it, on databases without SKIP LOCKED.
     holder = models.UUIDField(null=True, blank=True, editable=False)
 
     class Meta:
@@ -139,10 +206,66 @@ class OutboxMessage(models.Model):
         return f"{self.task_name} [{self.pk}]"
 
 
-def __getattr__(name: str) -> Any:
-    # On demand: a process that only reads records needs no pydantic.
-    if name in ("SQSLambdaTask", "SQSLambdaTaskMessage"):
-        from lambda_tasks import messages
+class CancelRequest(models.Model):
+    """A request to cancel an invocation that a worker has already started. Its retries are not run either."""
 
-        return getattr(messages, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    #: The first invocation of the chain of retries.
+    root_id = models.UUIDField(_("first invocation"), primary_key=True, editable=False)
+    requested_at = models.DateTimeField(_("requested"))
+
+    class Meta:
+        verbose_name = _("request to cancel")
+        verbose_name_plural = _("requests to cancel")
+
+    def __str__(self) -> str:
+        return str(self.root_id)
+
+
+class UniqueKey(models.Model):
+    """The invocation that holds a unique key, until it has ended. The caller's transaction inserts it."""
+
+    #: A digest of the task's name and of the values that must be unique.
+    key = models.CharField(_("key"), max_length=64, primary_key=True, editable=False)
+    task_name = models.CharField(_("task"), max_length=255)
+    #: The first invocation of the chain of retries that holds the key.
+    message_id = models.UUIDField(_("message id"), editable=False)
+    #: Until when it holds the key if it has neither a record nor a row in the outbox.
+    expires_at = models.DateTimeField(_("expires"))
+
+    class Meta:
+        verbose_name = _("unique key")
+        verbose_name_plural = _("unique keys")
+        indexes = (models.Index(fields=["expires_at"], name="lambda_tasks_expires"),)
+
+    def __str__(self) -> str:
+        return f"{self.task_name} [{self.message_id}]"
+
+
+class TaskSchedule(models.Model):
+    """The state of one schedule of a task: up to which time its ticks were sent, and whether it is paused."""
+
+    #: The task's name and the schedule's own name.
+    key = models.CharField(_("schedule"), max_length=255, primary_key=True, editable=False)
+    task_name = models.CharField(_("task"), max_length=255)
+    #: The time of the latest tick that was sent or skipped. For a new schedule, the time at which it was first seen. In
+    #: seconds since 1970, because local times, which some databases store, repeat an hour in autumn.
+    last_tick = models.BigIntegerField(_("last run"))
+    paused = models.BooleanField(_("paused"), default=False)
+
+    class Meta:
+        verbose_name = _("schedule")
+        verbose_name_plural = _("schedules")
+
+    def __str__(self) -> str:
+        return self.key
+
+
+if not TYPE_CHECKING:  # otherwise type checkers would accept any name
+
+    def __getattr__(name):
+        # Imported on demand, since a process that only reads records does not need pydantic.
+        if name in ("SQSLambdaTask", "SQSLambdaTaskMessage"):
+            from lambda_tasks import messages
+
+            return getattr(messages, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

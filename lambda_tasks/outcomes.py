@@ -1,4 +1,4 @@
-"""How an invocation can end, and what a store can answer to a claim: values, and nothing else."""
+"""Value objects for the outcomes of an invocation, and for the results of a claim."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The task returned; its writes and its SUCCESS are committed together."""
+    """The task returned. Its writes and its SUCCESS are committed together."""
 
     result: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """The task raised something that its `ignore_errors` lists: SUCCESS, with its writes rolled back."""
+    """The task raised an exception of a type in its `ignore_errors`: SUCCESS, with its writes rolled back."""
 
     error: BaseException
+    #: Whether the function was not called, because another run holds the lock of a task with `on_contention="skip"`.
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The task is to be run again as a new invocation, `delay` seconds from now at the earliest."""
+    """The task will be run again as a new invocation, in `delay` seconds at the earliest."""
 
     error: BaseException
     delay: int = 0
 
     def __post_init__(self) -> None:
-        delay: object = self.delay  # a plugin's, whatever its annotations say
+        delay: object = self.delay  # comes from a plugin, so its type is not certain
         if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
-            raise ValueError(f"The delay of a retry is {self.delay!r}; give whole seconds, 0 or more.")
+            raise ValueError(f"The delay of a retry must be an integer of 0 or more seconds, not {self.delay!r}.")
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The task is over without success; its writes are rolled back."""
+    """The task failed and will not be retried. Its writes are rolled back."""
 
     error: BaseException
 
@@ -44,51 +46,107 @@ Outcome: TypeAlias = Succeeded | Ignored | Retry | Failed
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """Another run holds the lock. The same invocation is delivered again in `delay` seconds at the earliest."""
+
+    error: BaseException
+    delay: int
+
+
+@dataclass(frozen=True, slots=True)
 class Skipped:
-    """The message asked for what an earlier delivery has finished already; nothing was run."""
+    """Nothing was run: an earlier delivery has already finished the invocation, or it waits for its lock."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The invocation is ours. `takeovers` counts the workers that died holding it."""
+    """This worker holds the invocation. `takeovers` is the number of workers that died while they held it."""
 
     takeovers: int = 0
+    #: Seconds since the invocation began to wait for its lock; 0 if it did not wait.
+    waited: float = 0.0
+    #: False if an earlier run has held the invocation, so that it may have been requested to end.
+    first: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The invocation has ended before, with this status."""
+    """The invocation has already ended, with this status."""
 
     status: str
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Another worker holds the invocation, for at most so many seconds more unless it renews."""
+    """Another worker holds the invocation, for at most `seconds` more unless it renews its lease.
+
+    `locked` is true if `seconds` is an estimate, because that worker's open transaction locks the record.
+    """
 
     seconds: float
+    locked: bool = False
 
 
-Claim: TypeAlias = Claimed | Finished | Busy
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The message does not belong to the invocation or the chain of retries whose id it has. Nothing is changed."""
+
+    reason: str
+
+
+Claim: TypeAlias = Claimed | Finished | Busy | Mismatch
+
+
+@dataclass(frozen=True, slots=True)
+class Prevented:
+    """No worker ran the invocation, or the next retry of its chain, and none will. Its record is FAILED."""
+
+    #: The id of what never runs: that of the retry, if the first invocation has already asked for one.
+    message_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A worker has started the invocation. It may end by itself, and its retries and takeovers do not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class TooLate:
+    """The invocation had already ended."""
+
+
+Cancellation: TypeAlias = Prevented | Requested | TooLate
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """An invocation that stands as RUNNING, though the lease of whoever had it is long over."""
+    """An invocation that is recorded as RUNNING, although the lease of its worker expired long ago."""
 
     message_id: str
     root_id: str
     task_name: str
-    #: The arguments as the record has them.
-    kwargs: dict[str, Any] = field(repr=False)
+    #: The arguments in the record: a JSON object, unless a program other than this library wrote it.
+    kwargs: Any = field(repr=False)
     n_retries: int
-    #: How often it was given up before.
+    #: The number of workers that died earlier while they ran it.
     takeovers: int
-    #: The queue that it came from; empty where that is not recorded.
+    #: The queue that it came from; empty if that is not recorded.
     queue: str
-    #: The claim of the holder, None where it was given back.
+    #: The claim of its worker; None if the worker released it.
     claim: str | None = field(repr=False)
-    #: When its last holder began, in seconds since 1970.
+    #: When its last worker started it, in seconds since 1970.
     started_at: float | None = None
+    #: Seconds since it began to wait for its lock, if it waits and no worker has claimed it; otherwise None.
+    waited: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a chain of retries has come, by the newest of its records."""
+
+    status: str
+    n_retries: int = 0
+    #: Seconds since the newest invocation ended; 0 if it runs, or if that is unknown.
+    idle: float = 0.0

@@ -1,10 +1,9 @@
-"""The plugin manager: one relay of hooks, filled from LAMBDA_TASKS_PLUGINS on first use."""
+"""Load the plugins in LAMBDA_TASKS_PLUGINS on first use, and call their hooks."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-import threading
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import pluggy
@@ -12,7 +11,9 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from lambda_tasks.exceptions import InvalidSetting
+from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.hookspecs import LISTENERS, PROJECT, QUESTIONS, Hooks
+from lambda_tasks.recording.described import described
 from lambda_tasks.settings import PREFIX, app_settings
 
 if TYPE_CHECKING:
@@ -20,41 +21,42 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lambda_tasks.plugins")
 
-#: How the library itself behaves where no other plugin has an answer: a plugin as any other.
-DEFAULT_PLUGIN: Final = "lambda_tasks.default_plugin"
+#: The plugin with the library's default behaviour, which applies if no other plugin returns a value.
+DEFAULT_PLUGIN: Final = "lambda_tasks.execution.default_plugin"
 
 manager = pluggy.PluginManager(PROJECT)
 manager.add_hookspecs(Hooks)
 
 _relay: Final = cast(Hooks, manager.hook)
-_loading = threading.RLock()
+_loading = ForkSafeLock()
 _loaded = False
 
 
 def hooks() -> Hooks:
-    """Return the relay through which all hooks are called, with every plugin of the settings in it."""
+    """Return the object on which all hooks are called, after loading the plugins."""
     if not _loaded:
         load_plugins()
     return _relay
 
 
 def load_plugins() -> None:
-    """Register the default plugin and those of LAMBDA_TASKS_PLUGINS, which are called in their order.
+    """Register the default plugin and those in LAMBDA_TASKS_PLUGINS, which are called in their order.
 
-    Raises `InvalidSetting` for a plugin that cannot be imported or has no hook, a hook that does not
-    exist (a misspelt name), an argument that a hook does not have, and a wrapper where there is
-    nothing to wrap.
+    Raises `InvalidSetting` for a plugin that cannot be imported or does not implement a hook, for a hook that does not
+    exist (a misspelt name), for an argument that a hook does not have, and for a wrapper around a hook that cannot be
+    wrapped.
     """
     global _loaded
     with _loading:
         if _loaded:
             return
+        _unregister_all()  # another thread may have loaded some of them before this process was forked
         try:
             manager.register(_imported(DEFAULT_PLUGIN), name=DEFAULT_PLUGIN)
-            # pluggy asks the latest first; in a list of settings, as in MIDDLEWARE, the first is the outermost.
+            # pluggy calls the latest plugin first. In the setting, as in MIDDLEWARE, the first plugin is the outermost.
             for plugin in reversed(app_settings.plugins):
                 _register(plugin)
-            _refuse_what_cannot_be_called()
+            _check_hooks()
         except BaseException:
             _unregister_all()
             raise
@@ -64,16 +66,20 @@ def load_plugins() -> None:
 def _register(plugin: Any) -> None:
     try:
         found = _imported(plugin) if isinstance(plugin, str) else plugin
-        registered = found() if isinstance(found, type) else found  # a class stands for an instance of it
+        registered = found() if isinstance(found, type) else found  # instantiate a class
         manager.register(registered)
         if not manager.get_hookcallers(registered):
-            raise ValueError("it implements no hook; mark its functions with @hookimpl")
-    except (ImportError, TypeError, ValueError, pluggy.PluginValidationError) as error:
-        raise InvalidSetting(f"LAMBDA_TASKS_PLUGINS has {plugin!r}, which cannot be used: {error}") from error
+            raise ValueError("it does not implement a hook; mark its functions with @hookimpl")
+    except Exception as error:  # its module or its class can raise any exception
+        if isinstance(plugin, str) and described(plugin) != repr(plugin):  # the error would quote it
+            raise InvalidSetting(f"LAMBDA_TASKS_PLUGINS must name plugins, not {described(plugin)}.") from None
+        raise InvalidSetting(
+            f"LAMBDA_TASKS_PLUGINS contains {described(plugin)}, which cannot be used: {error}"
+        ) from error
 
 
 def _imported(path: str) -> Any:
-    """Import what `path` names: a module, or an object in one."""
+    """Import the module, or the object in a module, that `path` names."""
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
@@ -82,7 +88,8 @@ def _imported(path: str) -> Any:
         return import_string(path)
 
 
-def _refuse_what_cannot_be_called() -> None:
+def _check_hooks() -> None:
+    """Raise `InvalidSetting` for hooks that do not exist, and for wrappers of listeners and questions."""
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
@@ -94,7 +101,7 @@ def _refuse_what_cannot_be_called() -> None:
         for implementation in getattr(manager.hook, name).get_hookimpls():
             if implementation.wrapper or implementation.hookwrapper:
                 raise InvalidSetting(
-                    f"{implementation.plugin_name} wraps {name}, around which there is nothing; write "
+                    f"{implementation.plugin_name} must not wrap {name}, since there is nothing to wrap. Write "
                     "it as a plain function, or wrap lambda_task_call."
                 )
 
@@ -106,50 +113,54 @@ def _unregister_all() -> None:
 
 
 def notify(listener: Any, **details: Any) -> None:
-    """Tell every implementation of `listener`; one that raises is logged and silences no other."""
+    """Call every implementation of `listener`. An exception in one is logged, and the others are still called."""
     for implementation in reversed(listener.get_hookimpls()):
         try:
             implementation.function(*(details[name] for name in implementation.argnames))
         except Exception as error:
-            sentence = "Plugin %s raised in %s; the invocation goes on as if it had not."
+            sentence = "Plugin %s raised an exception in %s. The invocation continues."
             _log_error(sentence, implementation.plugin_name, listener.name, error=error, run=details.get("run"))
 
 
 def ask(question: Any, answers: Any, **details: Any) -> Any:
-    """Return the first answer to `question` that is one of the types `answers`.
+    """Call the implementations of `question` in order, and return the first value of one of the types `answers`.
 
-    A plugin that raises, or answers with something else, is logged and passed over; the default
-    plugin is asked last, and always answers.
+    An invalid return value or an exception in a plugin is logged, and the next plugin is called. The default plugin is
+    called last, and always returns a valid value.
     """
     for implementation in reversed(question.get_hookimpls()):
         try:
             answer = implementation.function(*(details[name] for name in implementation.argnames))
         except Exception as error:
-            sentence = "Plugin %s raised in %s; it is passed over."
+            sentence = "Plugin %s raised an exception in %s. The next plugin is called."
             _log_error(sentence, implementation.plugin_name, question.name, error=error, run=details.get("run"))
             continue
         if isinstance(answer, answers):
             return answer
         if answer is not None:
             logger.error(
-                "Plugin %s answered %s with %s; it is passed over.",
+                "Plugin %s returned an invalid value from %s: %s. The next plugin is called.",
                 implementation.plugin_name,
                 question.name,
-                # What it is would be told by an error in it too, and that may quote arguments.
-                repr(answer) if isinstance(answer, int | float | str) else f"a {type(answer).__qualname__}",
+                # Only the type of other objects: the repr() of an error may quote arguments.
+                repr(answer)
+                if isinstance(answer, int | float | str)
+                else f"object of type {type(answer).__qualname__}",
             )
-    raise LookupError(f"No plugin answered {question.name}; the default plugin is missing.")
+    raise LookupError(f"No plugin returned a value from {question.name}. The default plugin is missing.")
 
 
 def _log_error(sentence: str, *words: object, error: Exception, run: Run | None) -> None:
     if run is None:
         logger.error(sentence, *words, exc_info=error)
     else:
-        run.log_error(logger, logging.ERROR, sentence, *words, error=error)
+        from lambda_tasks.jobs import log_error  # only an error pays for the import
+
+        log_error(logger, run, sentence, *words, error=error)
 
 
 def forget_plugins(*, setting: str, **_: object) -> None:
-    """Load the plugins again when their setting has changed."""
+    """Discard the plugins when their setting changes, so that the next use loads them again."""
     global _loaded
     if setting == f"{PREFIX}PLUGINS":
         with _loading:

@@ -1,75 +1,74 @@
-"""The tasks that this process knows by name, and which modules a message may make it import."""
+"""Register tasks and find them by name, importing their modules if necessary."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 import sys
-from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.apps import apps
-from django.conf import settings as django_settings
 from django.utils.module_loading import module_has_submodule
 
+from lambda_tasks.definition import importable
 from lambda_tasks.exceptions import UnknownTask
-from lambda_tasks.settings import app_settings
+from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 
 if TYPE_CHECKING:
-    from lambda_tasks.decorators import LambdaTaskWrapper
+    from lambda_tasks.definition.task import Task
 
 logger = logging.getLogger("lambda_tasks.registry")
 
-_tasks: dict[str, LambdaTaskWrapper[..., Any]] = {}
-#: Names that tasks had before, and those that they have now.
+_tasks: dict[str, Task] = {}
+#: Maps aliases, which are former names of tasks, to their current names.
 _aliases: dict[str, str] = {}
 
 
-def register(task: LambdaTaskWrapper[..., Any]) -> None:
-    """Make `task` known under its name and its aliases; a later task of the same name replaces an earlier one.
+def register(task: Task) -> None:
+    """Register `task` under its name and its aliases, replacing an earlier task of the same name.
 
-    Raises ValueError for an alias that is another task's name or alias, and for a name that is
-    another task's alias: a message could mean either.
+    Raises ValueError if an alias is another task's name or alias, or if the name is another task's alias: a message
+    with that name would be ambiguous.
     """
     for name in (task.name, *task.aliases):
         other = known_task(name)
         if other is not None and other.name != task.name:
             raise ValueError(
-                f"{name!r} would stand for {task.name} and for {other.name}; take it out of the aliases of one, "
-                "or give the task another name."
+                f"{name!r} must name a single task, not both {task.name} and {other.name}. Remove it from the aliases "
+                "of one of them, or rename the task."
             )
     if task.name in task.aliases:
-        raise ValueError(f"{task.name} has its own name in aliases; only names that it had before belong there.")
+        raise ValueError(
+            f"The aliases of {task.name} must not contain its own name. Remove it: aliases are former names of a task."
+        )
     _tasks[task.name] = task
     _aliases.update(dict.fromkeys(task.aliases, task.name))
 
 
-def registered_tasks() -> list[LambdaTaskWrapper[..., Any]]:
-    """Return the tasks that were decorated so far, in that order."""
+def registered_tasks() -> list[Task]:
+    """Return all registered tasks, in the order of their registration."""
     return list(_tasks.values())
 
 
-def known_task(task_name: str) -> LambdaTaskWrapper[..., Any] | None:
-    """Return the task that has this name, or had it before, if this process has it; nothing is imported."""
+def known_task(task_name: str) -> Task | None:
+    """Return the registered task with this name or alias, without importing a module; None if there is none."""
     if task := _tasks.get(task_name):
         return task
     task = _tasks.get(_aliases.get(task_name, ""))
-    # A task that was defined anew may have other aliases.
+    # The task may have been redefined with different aliases.
     return task if task is not None and task_name in task.aliases else None
 
 
-def find_task(task_name: str) -> LambdaTaskWrapper[..., Any]:
-    """Return the task, importing its module if need be.
+def find_task(task_name: str) -> Task:
+    """Return the task with this name or alias, importing its module if necessary.
 
-    A name that is no task's (any more) may be an alias of one: then the `tasks` modules of the
-    installed apps are imported too, once.
+    If there is no task with this name, it may be an alias. To find it, the `tasks` modules of the installed apps are
+    imported as well, once per process.
 
-    Only modules are imported that lie under an installed app, under the top package of the settings
-    or URL module, or under a prefix in LAMBDA_TASKS_MODULES: a message cannot make a worker import
-    anything else.
+    `importable.allows` decides which modules a message may import.
 
-    Raises `UnknownTask`; what the import of the task's own module raises passes through.
+    Raises `UnknownTask`. Exceptions from the import of the task's own module propagate.
     """
     if task := known_task(task_name):
         return task
@@ -83,77 +82,113 @@ def find_task(task_name: str) -> LambdaTaskWrapper[..., Any]:
     raise unknown
 
 
-def _imported_task(task_name: str) -> LambdaTaskWrapper[..., Any]:
+def _imported_task(task_name: str) -> Task:
     module_name, _, _ = task_name.rpartition(".")
-    if not _may_import(module_name):
+    if not importable.allows(module_name):
         raise UnknownTask(
-            f"Task {task_name!r} is not registered, and its module may not be imported for a message: it is "
-            "not part of an installed app or of the project. If it is yours, add its package to "
-            "LAMBDA_TASKS_MODULES."
+            f"Task {task_name!r} is not registered, and a message must not import its module: "
+            f"{importable.reason_against(module_name)}. If the task is yours, move it to an ordinary module of an "
+            "installed app, or add its module to LAMBDA_TASKS_MODULES."
         )
     _import(module_name, task_name)
     if task := known_task(task_name):
         return task
     raise UnknownTask(
-        f"Module {module_name!r} has no task {task_name!r}. Was it renamed (then give the new one "
-        "aliases=), or is @lambda_task missing?"
+        f"Module {module_name!r} does not contain a task {task_name!r}. If the task was renamed, add its old name to "
+        "aliases=. If it is a plain function, decorate it with @lambda_task."
     )
+
+
+def discover_tasks() -> list[Task]:
+    """Return all registered tasks, after importing the `tasks` modules of all installed apps, once per process."""
+    _import_tasks_of_apps()
+    return registered_tasks()
 
 
 @lru_cache(maxsize=1)
 def _import_tasks_of_apps() -> None:
-    """Import what Django projects name `tasks`, once per process: a renamed task may be there."""
+    """Import the `tasks` modules of all installed apps, once per process: one may contain a renamed task."""
+    for module_name, error in import_tasks_of_apps().items():
+        logger.error("%s cannot be imported, so its tasks are unknown.", module_name, exc_info=error)
+
+
+def import_tasks_of_apps() -> dict[str, Exception]:
+    """Import the `tasks` modules of all installed apps, and return the errors of those that cannot be imported."""
+    failed: dict[str, Exception] = {}
     for config in apps.get_app_configs():
         if config.module is not None and module_has_submodule(config.module, "tasks"):
             module_name = f"{config.name}.tasks"
             try:
                 _import(module_name, module_name)
-            except Exception:
-                logger.exception("%s cannot be imported, so nobody can tell which tasks it has.", module_name)
+            except SoftTimeLimitExceeded:
+                raise
+            except Exception as error:
+                failed[module_name] = error
+    return failed
 
 
 def _import(module_name: str, task_name: str) -> None:
+    before = dict(_tasks)
     try:
         importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # The module itself is missing, or one that it imports: the second is a fault to be seen as it is.
+        # Either the module itself is missing, or a module that it imports. The latter error must stay visible.
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            raise UnknownTask(f"Task {task_name!r} is unknown: there is no module {error.name!r}.") from None
+            raise UnknownTask(f"Task {task_name!r} is unknown: module {error.name!r} does not exist.") from None
         raise
     except SystemExit as error:
-        # A module that exits when it is imported would end the worker with its whole batch.
-        raise ImportError(f"Module {module_name!r} called sys.exit({error.code!r}) when it was imported.") from error
+        # Otherwise, a module that exits on import would end the worker with its whole batch.
+        raise ImportError(f"Module {module_name!r} called sys.exit({error.code!r}) during its import.") from error
+    finally:
+        _forget_unfinished(before)
 
 
-def _may_import(module_name: str) -> bool:
-    return bool(module_name) and any(
-        module_name == package or module_name.startswith(f"{package}.") for package in _importable_packages()
-    )
+def _forget_unfinished(before: dict[str, Task]) -> None:
+    """Remove tasks registered since `before` whose module failed to import, since the module is incomplete."""
+    for name, task in list(_tasks.items()):
+        if task is not before.get(name) and task.function.__module__ not in sys.modules:
+            del _tasks[name]
+            if name in before:
+                _tasks[name] = before[name]
 
 
-def _importable_packages() -> Iterator[str]:
-    yield from (config.name for config in apps.get_app_configs())
-    for module in (django_settings.SETTINGS_MODULE, getattr(django_settings, "ROOT_URLCONF", None)):
-        if isinstance(module, str) and (package := module.partition(".")[0]) not in ("", "__main__"):
-            yield package
-    yield from app_settings.modules
+def unimportable_reason(task: Task) -> str | None:
+    """Return why no worker can find `task`, because its function has no name of its own; None if it has one.
+
+    A task that a function has made is found if its module keeps it in a variable, since importing the module makes it
+    again.
+    """
+    qualname = task.function.__qualname__
+    if "." not in qualname and "<lambda>" not in qualname:
+        return None
+    known = known_task(task.name)
+    if known is not None and known.function is task.function and _is_kept(task):
+        return None
+    if "<locals>" in qualname:
+        return "it is defined inside a function; move it to module level"
+    if "<lambda>" in qualname:
+        return "it is a lambda; define it with def"
+    return "it is defined inside a class; move it to module level"
 
 
-def unreachable_reason(task: LambdaTaskWrapper[..., Any]) -> str | None:
-    """Say why a worker could not find `task` by its name, or None if it could."""
+def _is_kept(task: Task) -> bool:
+    """Tell whether a variable of the task's module holds the task."""
+    module = sys.modules.get(task.function.__module__)
+    values = list(vars(module).values()) if module is not None else []
+    return any(getattr(value, "function", None) is task.function for value in values)
+
+
+def unreachable_reason(task: Task) -> str | None:
+    """Return why a worker could probably not find `task` by its name, although the name looks like one; else None."""
     function = task.function
-    if "<locals>" in function.__qualname__:
-        return "it is defined inside a function; move it to the level of its module"
-    if "<lambda>" in function.__qualname__:
-        return "it is a lambda; give it a name with def"
-    if "." in function.__qualname__:
-        return "it is defined inside a class; move it to the level of its module"
+    if "." in function.__qualname__ or "<lambda>" in function.__qualname__:
+        return None
     if function.__module__ == "__main__":
         return "its module is run as a script; move it to a module that the worker can import"
     module = sys.modules.get(function.__module__)
     if module is not None and not hasattr(module, function.__name__):
         return (
-            f"module {function.__module__} has no {function.__name__!r}; a decorator below @lambda_task may "
-            "have renamed it (functools.wraps keeps the name), or it stands there under another name"
+            f"module {function.__module__} has no attribute {function.__name__!r}; a decorator below @lambda_task may "
+            "have renamed it (functools.wraps keeps the name), or the module uses another name for it"
         )
     return None

@@ -1,4 +1,4 @@
-"""What a task returned, as JSON that every database stores and gives back."""
+"""Convert the return value of a task to JSON that every supported database can store."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Final
 from django.core.serializers.json import DjangoJSONEncoder
 
 from lambda_tasks.exceptions import ResultNotSerializable
-from lambda_tasks.storable import MAX_DEPTH, MAX_JSON, depth
+from lambda_tasks.recording.storable import MAX_JSON, unstorable
 
-_REMEDY: Final = "store it elsewhere, and return where it is."
+_REMEDY: Final = "Store the data elsewhere, and return a reference to it."
 
 
 class ResultEncoder(DjangoJSONEncoder):
-    """Django's encoder (dates, UUIDs, decimals, promises), and enums, sets, dataclasses and pydantic models."""
+    """Django's encoder (dates, UUIDs, decimals, promises) with enums, sets, dataclasses and pydantic models."""
 
     def default(self, o: Any) -> Any:
         if isinstance(o, Enum):
@@ -33,36 +33,24 @@ class ResultEncoder(DjangoJSONEncoder):
 def json_result(result: Any) -> Any:
     """Return `result` as plain JSON values.
 
-    Raises `ResultNotSerializable` with the reason: a type without a JSON form, NaN or an infinity, a
-    cycle, text that databases refuse (NUL, lone surrogates), too many levels or bytes.
+    Raises `ResultNotSerializable` with the reason: a type without a JSON representation, NaN or infinity, a cycle,
+    characters that databases reject (NUL, lone surrogates), or too many levels or bytes.
     """
     if result is None or result is True or result is False:
         return result
     try:
         text = json.dumps(result, cls=ResultEncoder, allow_nan=False, ensure_ascii=False)
         size = len(text.encode())
-    except Exception as error:  # whatever a property or a serializer of the result raises
+    except Exception as error:  # a property or a serializer of the result can raise any exception
         raise ResultNotSerializable(
             f"The result, of type {type(result).__name__}, cannot be stored as JSON: {error}. "
-            "Return plain values, or nothing."
+            "Return plain values or None."
         ) from error
     if size > MAX_JSON:
-        raise ResultNotSerializable(f"The result has {size:,} bytes of JSON, more than {MAX_JSON:,}; {_REMEDY}")
+        raise ResultNotSerializable(
+            f"The result must be at most {MAX_JSON:,} bytes of JSON, not {size:,} bytes. {_REMEDY}"
+        )
     plain = json.loads(text)
-    if depth(plain) > MAX_DEPTH:
-        raise ResultNotSerializable(f"The result is nested more than {MAX_DEPTH} levels deep; {_REMEDY}")
-    if _has_nul(plain):
-        raise ResultNotSerializable("The result contains a NUL character, which databases refuse.")
+    if problem := unstorable(plain):
+        raise ResultNotSerializable(f"The result {problem}. {_REMEDY}")
     return plain
-
-
-def _has_nul(value: Any) -> bool:
-    match value:
-        case str():
-            return "\x00" in value
-        case list():
-            return any(map(_has_nul, value))
-        case dict():
-            return any(map(_has_nul, value)) or any(map(_has_nul, value.values()))
-        case _:
-            return False

@@ -1,16 +1,18 @@
-"""Settings from AWS Secrets Manager, put into the environment before Django starts.
+"""Load settings from AWS Secrets Manager into the environment before Django starts.
 
-`LAMBDA_TASKS_SECRET_FOO=<arn>:<json-key>:<version-stage>:<version-id>` asks for the variable
-`FOO`. `resolve_secrets_into_env()` sets it; the settings module reads `os.environ` as ever.
+`LAMBDA_TASKS_SECRET_FOO=<arn>:<json-key>:<version-stage>:<version-id>` requests the variable
+`FOO`. `resolve_secrets_into_env()` sets it, and the settings module reads `os.environ` as usual.
 
-**How secrets are kept out of sight.** No message, exception chain, `repr` or log line of this
-module holds a secret, nor does a local variable of a frame that raises one of its errors: what
-was fetched travels in a `_Secret`, whose `repr` shows nothing, and functions that touch the bare
-text answer with what is wrong instead of raising. `botocore` would write the response body to
-its own log at DEBUG; that is held back too. Beyond its reach are `os.environ` itself (the
-point of the exercise), the frames of botocore, urllib3 and `http.client` if a connection breaks
-in the middle of an answer, an interrupt (`KeyboardInterrupt`, `MemoryError`) that hits while
-a bare text is in hand, and whoever looks into this module's globals on purpose.
+**How secrets stay hidden.** The messages, exception chains, `repr`s and log lines of this module
+do not contain secrets, and neither do the local variables of frames that raise its errors. A
+fetched secret is wrapped in a `_Secret`, whose `repr` does not show it, and functions that handle
+the plain text return a description of the problem instead of raising an exception. At DEBUG,
+`botocore` would write the response body to its own log, which this module suppresses.
+
+This module cannot protect `os.environ` itself (setting it is the purpose), the frames of botocore,
+urllib3 and `http.client` if a connection breaks during a response, an interrupt
+(`KeyboardInterrupt`, `MemoryError`) while a plain text is being handled, and code that reads
+this module's globals on purpose.
 """
 
 import json
@@ -23,6 +25,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from lambda_tasks.forks import ForkSafeLock
+
 __all__ = ["forget_secrets", "resolve_secrets_into_env"]
 
 PREFIX = "LAMBDA_TASKS_SECRET_"
@@ -32,9 +36,23 @@ _ARN_SEGMENTS = 7
 _SEGMENTS = _ARN_SEGMENTS + 3
 _ARN = re.compile(r"arn:[a-z][a-z0-9-]*:secretsmanager:[a-z0-9]+(-[a-z0-9]+)+:[0-9]+:secret:[^:\s]+")
 
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Variables that dynamic linkers, shells, interpreters, TLS libraries, Django's startup, and AWS's runtime and SDKs
+# read. Their values determine which code runs, or its identity, so anyone who can write the secret could run any code.
+_REFUSED = re.compile(
+    r"(LD|DYLD|_LAMBDA|_X_AMZN|AWS_LAMBDA|AWS_CONTAINER|GIT_CONFIG)_\w*|AWS_ENDPOINT_URL\w*|PYTHON\w*|PERL5\w*"
+    r"|AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|SECURITY_TOKEN|PROFILE|DEFAULT_PROFILE|CONFIG_FILE"
+    r"|SHARED_CREDENTIALS_FILE|CA_BUNDLE|DATA_PATH|ROLE_ARN|WEB_IDENTITY_TOKEN_FILE|REGION|DEFAULT_REGION|EXECUTION_ENV)"
+    r"|BOTO_CONFIG|LAMBDA_TASK_ROOT|LAMBDA_RUNTIME_DIR|_HANDLER|DJANGO_SETTINGS_MODULE|PATH|HOME|TMPDIR|_"
+    r"|SHELL|SHELLOPTS|BASHOPTS|BASH_ENV|IFS|PS4|PROMPT_COMMAND|CDPATH|BROWSER|EDITOR|VISUAL|PAGER"
+    r"|GCONV_PATH|GLIBC_TUNABLES|LOCPATH|NLSPATH|RUBYLIB|RUBYOPT|NODE_OPTIONS|NODE_PATH|CLASSPATH"
+    r"|(_JAVA|JAVA_TOOL|JDK_JAVA)_OPTIONS|GIT_(SSH|SSH_COMMAND|ASKPASS|EXEC_PATH|PROXY_COMMAND)|SSH_ASKPASS"
+    r"|OPENSSL_(CONF|MODULES|ENGINES)|SSL_CERT_(FILE|DIR)|SSLKEYLOGFILE|(REQUESTS|CURL)_CA_BUNDLE"
+)
+
 _CONNECT_TIMEOUT_SECONDS = 2
 _READ_TIMEOUT_SECONDS = 5
-_ATTEMPTS = 3  # the first one included; botocore's standard mode waits with jitter in between
+_ATTEMPTS = 3  # including the first one; botocore's standard mode waits with jitter between attempts
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +60,19 @@ logger = logging.getLogger(__name__)
 def resolve_secrets_into_env() -> None:
     """Set `FOO` from the secret that `LAMBDA_TASKS_SECRET_FOO` refers to, for every such variable.
 
-    All or nothing: every reference is checked before the first call to AWS, and every value is at
-    hand before the first variable is set. A call that raises leaves the environment and the cache
-    as they were, so the next one starts afresh. A call after a successful one changes nothing and
-    asks AWS for nothing but what it has not seen: what this process set itself is no conflict with
-    the reference that it came from. Without references, boto3 is not even imported.
+    It sets either all variables or none: it checks every reference before the first call to AWS,
+    and has every value before it sets the first variable. If a call raises an exception, the
+    environment and the cache are unchanged, and the next call starts from the beginning. After a
+    successful call, another one changes nothing and fetches only secrets that it has not fetched
+    before. A variable that this process has set itself does not conflict with its reference.
+    Without references, boto3 is not imported.
 
-    One `GetSecretValue` call is made for each (ARN, version stage, version id), in the region that
-    the ARN names.
+    It makes one `GetSecretValue` call for each (ARN, version stage, version id), in the region of
+    the ARN.
 
-    Raises `ValueError` for references and secrets that cannot be used; it tells of all of them at
-    once, a line each. What boto3 raises (`ClientError`, `BotoCoreError`) passes through with the
-    variables, the ARN and a remedy added to its message.
+    Raises `ValueError` for invalid references and secrets, with one line for each of them.
+    Exceptions from boto3 (`ClientError`, `BotoCoreError`) propagate, with the variables, the ARN and
+    a remedy added to their messages.
     """
     with _lock:
         references = _read_references()
@@ -65,14 +84,15 @@ def resolve_secrets_into_env() -> None:
 
 
 def forget_secrets() -> None:
-    """Drop the cached secrets, and unset the variables that `resolve_secrets_into_env()` set.
+    """Clear the cached secrets, and unset the variables that `resolve_secrets_into_env()` has set.
 
-    The next `resolve_secrets_into_env()` then asks AWS again. Meant for Lambda SnapStart, so that
-    no secret of this module lies in the snapshot (forget before it is taken, resolve after each
-    restore), and for tests. A variable that was changed since is somebody else's and stays.
+    The next `resolve_secrets_into_env()` then fetches the secrets again. This is intended for tests
+    and for Lambda SnapStart, so that the snapshot does not contain secrets of this module: call it
+    before the snapshot is taken, and resolve the secrets after each restore. A variable that other
+    code has changed since then is kept.
 
-    What has been read from the environment meanwhile is out of reach: Django's settings keep
-    the value they saw.
+    Values that were already read from the environment are not affected: Django's settings keep the
+    values that they have read.
     """
     with _lock:
         for target in _written:
@@ -82,12 +102,12 @@ def forget_secrets() -> None:
         _fetched.clear()
 
 
-# References: what is asked for
+# References
 
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """One version of one secret: what a single call brings."""
+    """One version of one secret, which a single call fetches."""
 
     arn: str
     stage: str
@@ -103,7 +123,7 @@ class _Version:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """What `variable` asks for: the field `key` of `version`, to be set as `target`."""
+    """The content of `variable`: a reference to the field `key` of `version`, whose value is set as `target`."""
 
     variable: str
     version: _Version
@@ -121,37 +141,48 @@ def _read_references() -> list[_Reference]:
 
 
 def _problems_with(variable: str) -> Iterator[str]:
-    # No message shows what a variable holds before it is known to be a reference: the likeliest
-    # mistake is to put the secret itself there.
+    # The messages do not show the value of a variable until it is known to be a reference: the most
+    # likely mistake is to put the secret itself there.
     target = variable.removeprefix(PREFIX)
+    if target and not _IDENTIFIER.fullmatch(target):
+        yield (
+            f"{variable!r} must end with a valid variable name, not {target!r}. Use letters, digits and "
+            "underscores, and do not start with a digit."
+        )
+        return
     if not target:
-        yield f"{variable} names no variable to set; append one, as in {PREFIX}DATABASE_URL."
+        yield f"{variable} must end with the name of the variable to set. Append it, as in {PREFIX}DATABASE_URL."
     elif target.startswith(PREFIX):
-        yield f"{variable} would set another reference; write the prefix {PREFIX} only once."
+        yield f"{variable} must not set another reference. Write the prefix {PREFIX} only once."
+    elif _REFUSED.fullmatch(target):
+        yield (
+            f"{variable} must not set {target}, which determines what code processes run or whom they trust. "
+            "Set it in the function's configuration, or choose another name."
+        )
     elif target in os.environ and not _is_ours(target):
         yield (
             f"Both {variable} and {target} are set. Unset {target} to take the value from "
-            f"Secrets Manager, or unset {variable} to keep the plain one."
+            f"Secrets Manager, or unset {variable} to keep the plain value."
         )
 
     segments = _segments(variable)
     if len(segments) != _SEGMENTS:
         yield (
-            f"{variable} has {len(segments)} segments between colons, not {_SEGMENTS}; "
-            f"write it as {_SHAPE}, where the ARN has {_ARN_SEGMENTS} of them. "
-            "(Its value is not shown here, in case it is the secret itself.)"
+            f"{variable} must have {_SEGMENTS} segments separated by colons, not {len(segments)}. "
+            f"Write it as {_SHAPE}, where the ARN has {_ARN_SEGMENTS} of them. "
+            "(Its value is not shown, in case it is the secret itself.)"
         )
         return
     if not _ARN.fullmatch(":".join(segments[:_ARN_SEGMENTS])):
         yield (
-            f"{variable} does not begin with the ARN of a Secrets Manager secret; write "
+            f"{variable} must start with the ARN of a Secrets Manager secret. Write "
             "arn:<partition>:secretsmanager:<region>:<account>:secret:<name> before the json-key. "
-            "(Its value is not shown here, in case it is the secret itself.)"
+            "(Its value is not shown, in case it is the secret itself.)"
         )
     names = ("json-key", "version-stage", "version-id")
     for name, segment in zip(names, segments[_ARN_SEGMENTS:], strict=True):
         if not segment:
-            yield f"{variable} has an empty {name}; write all four parts of {_SHAPE}."
+            yield f"{variable} must not have an empty {name}. Write all four parts of {_SHAPE}."
 
 
 def _reference(variable: str) -> _Reference:
@@ -160,18 +191,18 @@ def _reference(variable: str) -> _Reference:
 
 
 def _segments(variable: str) -> list[str]:
-    # A template language likes to leave a newline at the end, and no reference can hold one.
+    # Template languages often leave a newline at the end, which a reference cannot contain.
     return os.environ[variable].strip().split(":")
 
 
-# Secrets: what AWS answers
+# Secrets
 
 _NO_TEXT = object()
 _NOT_JSON = object()
 
 
 class _Secret:
-    """What one call brought. Its `repr` says nothing, so it may lie in any frame."""
+    """The content of a fetched secret. Its `repr` does not show it, so any frame may contain this object."""
 
     __slots__ = ("_content",)
 
@@ -183,28 +214,28 @@ class _Secret:
         return "<secret, not shown>"
 
     def value(self, key: str) -> str:
-        """The field *key*, of a secret in which it has no flaw."""
+        """Return the field *key*, for which `flaw()` must have returned None."""
         fields: Any = self._content
         value: str = fields[key]
         return value
 
     def flaw(self, key: str) -> str | None:
-        """Why *key* cannot be had from this secret, and what to do; None if it can."""
+        """Return why *key* cannot be read from this secret, and a remedy; None if it can be read."""
         content = self._content
         if content is _NO_TEXT:
-            return "it holds binary data; store it as text (SecretString), a JSON object"
+            return "it contains binary data; store a JSON object as a string (SecretString)"
         if content is _NOT_JSON:
             return "it is not valid JSON; store a JSON object"
         if not isinstance(content, dict):
             return f"it is not a JSON object but {_kind(content)}; store a JSON object"
         if key not in content:
-            return f"it has no key {key!r}; add the key to the secret, or correct the json-key"
+            return f"it does not contain the key {key!r}; add the key to the secret, or correct the json-key"
         return _flaw_of_field(key, content[key])
 
 
 def _decode(text: str) -> object:
-    # A JSONDecodeError carries the whole text, so it must not become anybody's __context__:
-    # it ends here, and whoever raises does so outside of this except block.
+    # A JSONDecodeError contains the whole text, so it must not become the __context__ of another error. Therefore, this
+    # function returns a marker, and its callers raise their errors outside of this except block.
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -213,11 +244,11 @@ def _decode(text: str) -> object:
 
 def _flaw_of_field(key: str, value: object) -> str | None:
     if not isinstance(value, str):
-        return f"its key {key!r} holds {_kind(value)}, not a string; store a string there"
+        return f"the value of its key {key!r} is {_kind(value)}, not a string; store a string"
     if not _fits_the_environment(value):
         return (
-            f"its key {key!r} has a character that an environment variable cannot hold "
-            "(NUL, or one that cannot be encoded); store it encoded, in base64 for example"
+            f"the value of its key {key!r} has a character that an environment variable cannot contain "
+            "(NUL, or one that cannot be encoded); store it encoded, for example in base64"
         )
     return None
 
@@ -267,8 +298,8 @@ def _fetch_missing(references: Iterable[_Reference]) -> dict[_Version, _Secret]:
 
 
 def _client(region: str) -> Any:
-    # Imported here because it costs a cold start a good part of a second, which a function
-    # without references should not have to pay.
+    # Imported here because the import takes a considerable part of a second, which would slow down the
+    # cold start of functions without references.
     import boto3
     from botocore.config import Config
 
@@ -293,7 +324,7 @@ def _explaining_errors(version: _Version, variables: Iterable[str]) -> Iterator[
     try:
         yield
     except (BotoCoreError, ClientError) as error:
-        # Not add_note(): Python 3.10 has none, and Lambda reports str(error) without its notes.
+        # add_note() does not exist in Python 3.10, and Lambda reports str(error) without its notes.
         code = type(error).__name__
         if isinstance(error, ClientError):
             code = error.response.get("Error", {}).get("Code", code)
@@ -302,23 +333,23 @@ def _explaining_errors(version: _Version, variables: Iterable[str]) -> Iterator[
 
 
 def _explanation(code: str, version: _Version, variables: Iterable[str]) -> str:
-    wanted = f"This was to resolve {', '.join(variables)} from {version}; no variable was set."
-    return f"{wanted} {_REMEDIES.get(code, _ANY_OTHER_REMEDY)}"
+    failure = f"The error occurred while resolving {', '.join(variables)} from {version}, and no variable was set."
+    return f"{failure} {_REMEDIES.get(code, _ANY_OTHER_REMEDY)}"
 
 
 _REMEDIES = {
     "AccessDeniedException": (
-        "Allow secretsmanager:GetSecretValue on this ARN to the function's role, "
-        "and kms:Decrypt if the secret has a KMS key of its own."
+        "Grant the function's role secretsmanager:GetSecretValue on this ARN, "
+        "and kms:Decrypt if the secret has its own KMS key."
     ),
     "ResourceNotFoundException": (
-        "Check name, account and region in the ARN, and that this version exists: "
+        "Check the name, account and region in the ARN, and that this version exists: "
         "aws secretsmanager list-secret-version-ids --secret-id <arn>."
     ),
     "InvalidRequestException": (
-        "Version stage and version id must name the same version, which ceases to be so when a "
-        "rotation moves the stage; put the id that has the stage now into the reference. "
-        "A secret that is scheduled for deletion is refused as well."
+        "The version stage and the version id must name the same version, which is no longer the case "
+        "when a rotation moves the stage. Put the id that has the stage now into the reference. "
+        "A secret that is scheduled for deletion is rejected as well."
     ),
     "ParamValidationError": (
         "A version id has 32 to 64 characters; find it with "
@@ -334,8 +365,8 @@ _ANY_OTHER_REMEDY = (
 
 @contextmanager
 def _response_bodies_unlogged() -> Iterator[None]:
-    # At DEBUG this logger writes every response body. AWS_LAMBDA_LOG_LEVEL=DEBUG is enough to
-    # put the secrets into CloudWatch, so what it says about this thread is dropped meanwhile.
+    # At DEBUG, this logger writes every response body, and AWS_LAMBDA_LOG_LEVEL=DEBUG is enough to
+    # write the secrets to CloudWatch. So this filter drops the lines of this thread during the call.
     parsers, fetching_thread = logging.getLogger("botocore.parsers"), threading.get_ident()
 
     def from_elsewhere(_record: logging.LogRecord) -> bool:
@@ -348,9 +379,9 @@ def _response_bodies_unlogged() -> Iterator[None]:
         parsers.removeFilter(from_elsewhere)
 
 
-# What this process has done so far
+# The state of this process
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _fetched: dict[_Version, _Secret] = {}
 _written: dict[str, str] = {}
 

@@ -1,105 +1,155 @@
-"""The settings: one list of names, types, defaults and limits, read from Django at every access."""
+"""The settings, with their types, defaults and limits. Each access reads the value from the Django settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar, overload
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
 from lambda_tasks.exceptions import InvalidSetting, UnknownQueue
+from lambda_tasks.recording.described import described, names
 
 T = TypeVar("T")
 
 PREFIX: Final = "LAMBDA_TASKS_"
+#: The queue that must be in LAMBDA_TASKS_QUEUES, and that tasks use unless they name another.
+DEFAULT_QUEUE: Final = "default"
 
-#: Seconds: Lambda ends a function after 15 minutes, so no limit can be longer.
+#: The longest timeout, in seconds. Lambda stops a function after 15 minutes.
 MAX_TIMEOUT: Final = 900
-#: Seconds: the most that SQS takes as `DelaySeconds`.
+#: The longest delay, in seconds, that SQS accepts as `DelaySeconds`.
 MAX_DELAY: Final = 900
-#: Seconds: the most that the outbox keeps a message, a year.
+#: The longest delay, in seconds, for which the outbox keeps a message: one year.
 MAX_KEPT_DELAY: Final = 31_536_000
-#: Seconds after the end of its lease at which an invocation counts as lost: the visibility timeout that
-#: suits a function of ten minutes. Until then its own message may come back, which is the usual way.
+#: The seconds between the end of its lease and the time at which an invocation counts as lost. The value is the
+#: visibility timeout for a function with a timeout of ten minutes: until then, SQS normally redelivers the message.
 LOST_AFTER: Final = 3_600
 
 _UNSET: Final = object()
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[Any, str], int]:
-    """Return a check for an int of `low` to `high`; what fails it raises TypeError or ValueError."""
+    """Return a function that checks that a value is an int from `low` to `high`, or raises TypeError or ValueError."""
+    constraint = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
 
-    def checked(value: Any, what: str) -> int:
+    def checked(value: Any, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{what} is {value!r}; give a whole number.")
+            raise TypeError(f"{name} must be {constraint}, not {described(value)}.")
         if value < low or (high is not None and value > high):
-            limits = f"{low} to {high}" if high is not None else f"{low} or more"
-            raise ValueError(f"{what} is {value}; give a whole number of {limits}.")
+            raise ValueError(f"{name} must be {constraint}, not {value}.")
         return value
 
     return checked
 
 
-#: Checks of numbers that stand in settings and in the decorator's options alike.
+#: Checks for numbers in both the settings and the decorator's options.
 timeout_seconds = whole_number(1, MAX_TIMEOUT)
-delay_seconds = whole_number(0, MAX_KEPT_DELAY)
 
 
-def too_long_delay(name: str, seconds: int) -> str:
-    """Say what is wrong with a delay that SQS does not take, where no outbox keeps it."""
-    return (
-        f"{name} is {seconds}; give a whole number of 0 to {MAX_DELAY}, which is what SQS waits, "
-        "or set LAMBDA_TASKS_OUTBOX = True, which keeps a message until it is due."
-    )
+def delay_seconds(value: Any, name: str) -> int:
+    """Check that a delay is within the limits that hold with the outbox, or raise TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(delay_constraint(name, value))
+    if not 0 <= value <= MAX_KEPT_DELAY:
+        raise ValueError(delay_constraint(name, value))
+    return value
 
 
-def _flag(value: Any, what: str) -> bool:
+def delay_constraint(name: str, value: object, *, longest: int = MAX_DELAY) -> str:
+    """Return the error message for a delay that is not a number, too short or too long."""
+    constraint = f"an integer from 0 to {longest}, or to {MAX_KEPT_DELAY} with LAMBDA_TASKS_OUTBOX"
+    problem = f"{name} must be {constraint}, not {described(value)}."
+    if isinstance(value, int) and longest < value <= MAX_KEPT_DELAY:
+        return f"{problem} For this delay, set LAMBDA_TASKS_OUTBOX = True: the outbox keeps a message until it is due."
+    return problem
+
+
+def duration(value: Any, name: str) -> float:
+    """Return a number of seconds or a timedelta as seconds, from 0 to one year, or raise TypeError or ValueError."""
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds or a timedelta, not {described(value)}.")
+    else:
+        seconds = value
+    if not 0 <= seconds <= MAX_KEPT_DELAY:  # also refuses NaN
+        raise ValueError(f"{name} must be from 0 to {MAX_KEPT_DELAY} seconds, which is one year, not {value!r}.")
+    return float(seconds)
+
+
+def _flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"{what} is {value!r}; give True or False.")
+        raise TypeError(f"{name} must be True or False, not {described(value)}.")
     return value
 
 
-def _text(value: Any, what: str) -> str:
+def _string(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value:
-        raise TypeError(f"{what} is {value!r}; give a text.")
+        raise TypeError(f"{name} must be a non-empty string, not {described(value)}.")
     return value
 
 
-def _texts(value: Any, what: str) -> list[str]:
-    if isinstance(value, str) or not all(isinstance(item, str) for item in _sequence(value, what)):
-        raise TypeError(f"{what} is {value!r}; give a list of texts.")
+def _strings(value: Any, name: str) -> list[str]:
+    if isinstance(value, str) or not all(isinstance(item, str) for item in _sequence(value, name)):
+        raise TypeError(f"{name} must be a list of strings, not {described(value)}.")
     return list(value)
 
 
-def _sequence(value: Any, what: str) -> list[Any]:
+def _sequence(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list | tuple):
-        raise TypeError(f"{what} is {value!r}; give a list.")
+        raise TypeError(f"{name} must be a list, not {described(value)}.")
     return list(value)
 
 
-def _queues(value: Any, what: str) -> dict[str, str]:
+def _either(first: str, second: str) -> Callable[[Any, str], str]:
+    """Return a function that checks that a value is one of two strings, or raises TypeError or ValueError."""
+
+    def checked(value: Any, name: str) -> str:
+        constraint = f'{name} must be "{first}" or "{second}", not {described(value)}.'
+        if not isinstance(value, str):
+            raise TypeError(constraint)
+        if value not in (first, second):
+            raise ValueError(constraint)
+        return value
+
+    return checked
+
+
+def _queues(value: Any, name: str) -> dict[str, str]:
     if not isinstance(value, Mapping) or not all(
-        isinstance(name, str) and isinstance(url, str) and name and url for name, url in value.items()
+        isinstance(queue, str) and isinstance(url, str) and queue and url for queue, url in value.items()
     ):
-        raise TypeError(f"{what} is {value!r}; give a dict of queue names to SQS queue URLs.")
-    if "default" not in value:
-        raise ValueError(f"{what} has the queues {sorted(value)}; add the one named 'default'.")
+        raise TypeError(f"{name} must be a dict that maps queue names to SQS queue URLs, not {described(value)}.")
+    if DEFAULT_QUEUE not in value:
+        raise ValueError(f"{name} must contain a queue named {DEFAULT_QUEUE!r}. It contains {names(value)}.")
     return dict(value)
 
 
-def strategy(value: Any, what: str) -> tuple[str, dict[str, Any]]:
-    """Return the dotted path and the options of a strategy, as settings name one; raises TypeError or ValueError."""
-    path, options = (value.get("BACKEND"), value.get("OPTIONS", {})) if isinstance(value, dict) else (value, {})
-    if isinstance(value, dict) and not value.keys() <= {"BACKEND", "OPTIONS"}:
-        raise ValueError(f"{what} has the keys {sorted(value)}; only BACKEND and OPTIONS mean something.")
+_STRATEGY: Final = 'a dotted path or {"BACKEND": path, "OPTIONS": {…}}'
+
+
+def strategy(value: Any, name: str) -> tuple[str, dict[str, Any]]:
+    """Return the dotted path and the options of a strategy setting, or raise TypeError or ValueError."""
+    if isinstance(value, str):
+        return value, {}
+    if not isinstance(value, dict) or not value:
+        raise TypeError(f"{name} must be {_STRATEGY}, not {described(value)}.")
+    if not value.keys() <= {"BACKEND", "OPTIONS"}:
+        raise ValueError(f"{name} must have only the keys BACKEND and OPTIONS, not {names(value)}.")
+    path, options = value.get("BACKEND"), value.get("OPTIONS", {})
     if not isinstance(path, str) or not isinstance(options, dict):
-        raise TypeError(f'{what} is {value!r}; give a dotted path, or {{"BACKEND": path, "OPTIONS": {{…}}}}.')
+        raise TypeError(
+            f"{name} must be {_STRATEGY}, but its BACKEND is {described(path)} and its OPTIONS are "
+            f"{described(options)}."
+        )
     return path, options
 
 
 class Setting(Generic[T]):
-    """One setting: an attribute that reads and checks it each time, so `override_settings` just works."""
+    """One setting: an attribute that reads and checks the value at each access, so that `override_settings` works."""
 
     def __init__(self, check: Callable[[Any, str], T], default: Any = _UNSET) -> None:
         self.check = check
@@ -117,7 +167,7 @@ class Setting(Generic[T]):
             return self
         value = getattr(django_settings, self.name, self.default)
         if value is _UNSET:
-            raise ImproperlyConfigured(f"{self.name} is not set; add it to the Django settings.")
+            raise ImproperlyConfigured(f"{self.name} is not set. Add it to the Django settings.")
         try:
             return self.check(value, self.name)
         except (TypeError, ValueError) as error:
@@ -125,15 +175,37 @@ class Setting(Generic[T]):
 
     @property
     def is_set(self) -> bool:
-        """Whether the Django settings name it at all."""
+        """Whether the Django settings contain the setting."""
         return hasattr(django_settings, self.name)
 
 
-class LambdaTasksSettings:
-    """The library's settings, each under its name without `LAMBDA_TASKS_` and in lower case.
+def _timeout_remedy(soft: int | None, hard: int | None, default_hard: int) -> str:
+    """Return what to write instead of a soft timeout that is not shorter than the hard timeout."""
+    if soft is None and hard is None:
+        soft, hard = _valid_pair(None, default_hard)
+        return (
+            f"Set LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT = {soft} and LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT = {hard}, for "
+            "example."
+        )
+    setting = f"LAMBDA_TASKS_DEFAULT_{'SOFT' if soft is None else 'HARD'}_TIMEOUT"
+    soft, hard = _valid_pair(soft, hard)
+    return f"Write soft_timeout={soft}, hard_timeout={hard} on the task, for example, or change {setting}."
 
-    A value that cannot work raises `InvalidSetting`, which is an `ImproperlyConfigured` and a
-    `ValueError`, when it is read; `manage.py check` reports them all before that.
+
+def _valid_pair(soft: int | None, hard: int | None) -> tuple[int, int]:
+    """Return valid limits that keep the one that is given, if a valid one fits it."""
+    if hard is not None:
+        hard = max(hard, 2)
+        return hard * 9 // 10, hard
+    soft = min(soft or 1, MAX_TIMEOUT - 1)
+    return soft, min(soft + max(soft // 9, 1), MAX_TIMEOUT)
+
+
+class LambdaTasksSettings:
+    """The library's settings. Each attribute is named like its setting, without `LAMBDA_TASKS_` and in lower case.
+
+    Reading an invalid value raises `InvalidSetting`, which is an `ImproperlyConfigured` and a `ValueError`.
+    `manage.py check` reports all invalid settings earlier.
     """
 
     queues = Setting(_queues)
@@ -142,35 +214,49 @@ class LambdaTasksSettings:
     max_retries = Setting(whole_number(0), 2880)
     max_takeovers = Setting(whole_number(0), 3)
     eager = Setting(_flag, False)
-    singleton_cache = Setting(_text, "default")
+    singleton_cache = Setting(_string, "default")
     outbox = Setting(_flag, False)
     backend = Setting(strategy, "lambda_tasks.backends.sqs.SQSBackend")
     lock = Setting(strategy, "lambda_tasks.locks.cache.CacheLock")
     store = Setting(strategy, "lambda_tasks.stores.orm.ORMStore")
     plugins = Setting(_sequence, ())
-    modules = Setting(_texts, ())
+    modules = Setting(_strings, ())
+    imports = Setting(_either("open", "tasks"), "open")
+    unknown_arguments = Setting(_either("refuse", "drop"), "refuse")
 
     def timeouts(self, soft: int | None, hard: int | None, *, of: str) -> tuple[int, int]:
-        """Return the limits of the task named `of` in seconds: its own, or the defaults for None."""
+        """Return the soft and the hard timeout of the task named `of`, in seconds; the defaults replace None."""
         resolved_soft = self.default_soft_timeout if soft is None else soft
         resolved_hard = self.default_hard_timeout if hard is None else hard
         if resolved_soft >= resolved_hard:
             raise InvalidSetting(
-                f"{of} would have a soft timeout of {resolved_soft} s and a hard timeout of {resolved_hard} s; "
-                f"the soft one must be the shorter. "
-                f"Set {'soft_timeout' if soft is None else 'hard_timeout'}= on the task too, "
-                f"or change LAMBDA_TASKS_DEFAULT_{'SOFT' if soft is None else 'HARD'}_TIMEOUT."
+                f"{of} would have a soft timeout of {resolved_soft} s, which must be shorter than its hard timeout "
+                f"of {resolved_hard} s. {_timeout_remedy(soft, hard, resolved_hard)}"
             )
         return resolved_soft, resolved_hard
 
+    def refuse_unknown_queue(self, queue: str, *, task_name: str) -> None:
+        """Raise `UnknownQueue` for a queue that is not in the settings; without LAMBDA_TASKS_QUEUES, only "default" is.
+
+        For transports that need no URL, such as that of eager mode.
+        """
+        if type(self).queues.is_set:
+            self.queue_url(queue, task_name=task_name)
+        elif queue != DEFAULT_QUEUE:
+            raise UnknownQueue(
+                f"Queue {queue!r} does not exist: without LAMBDA_TASKS_QUEUES, the only queue is {DEFAULT_QUEUE!r}. "
+                f"Set LAMBDA_TASKS_QUEUES with both queues, or correct queue= on {task_name}. Eager mode accepts any "
+                "URL."
+            )
+
     def queue_url(self, queue: str, *, task_name: str) -> str:
-        """Return the URL of `queue`, or raise `UnknownQueue` naming the task that wants it."""
+        """Return the URL of `queue`, or raise `UnknownQueue` with the name of the task that uses it."""
         try:
             return self.queues[queue]
         except KeyError:
             raise UnknownQueue(
-                f"Queue {queue!r} is not in LAMBDA_TASKS_QUEUES ({', '.join(sorted(self.queues))}); "
-                f"add its URL there or fix queue= on {task_name}."
+                f"Queue {queue!r} is not in LAMBDA_TASKS_QUEUES ({', '.join(sorted(self.queues))}). "
+                f"Add its URL there, or correct queue= on {task_name}."
             ) from None
 
 

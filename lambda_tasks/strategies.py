@@ -1,15 +1,17 @@
-"""The strategies that the settings choose: one transport, one lock, one store per process."""
+"""Create the transport, the lock and the store that the settings name, once per process."""
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from lambda_tasks.exceptions import InvalidSetting
-from lambda_tasks.settings import MAX_KEPT_DELAY, PREFIX, app_settings
+from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.recording.described import described, names, without_secrets
+from lambda_tasks.settings import MAX_DELAY, MAX_KEPT_DELAY, PREFIX, app_settings
 
 if TYPE_CHECKING:
     from lambda_tasks.backends.base import BaseBackend
@@ -19,44 +21,51 @@ if TYPE_CHECKING:
 EAGER_BACKEND: Final = "lambda_tasks.backends.eager.EagerBackend"
 OUTBOX_BACKEND: Final = "lambda_tasks.backends.outbox.OutboxBackend"
 
-#: The settings whose change makes another instance.
-_RESTS_ON: Final = {
+#: The settings on which each strategy depends. After a change, a new instance is created.
+_DEPENDS_ON: Final = {
     "backend": {f"{PREFIX}BACKEND", f"{PREFIX}EAGER", f"{PREFIX}OUTBOX"},
     "lock": {f"{PREFIX}LOCK", f"{PREFIX}SINGLETON_CACHE", "CACHES"},
     "store": {f"{PREFIX}STORE", "DATABASES"},
 }
 
+#: The base class of the strategies in a setting, as a dotted path, since the strategies import this module.
+_BASES: Final = {
+    f"{PREFIX}BACKEND": "lambda_tasks.backends.base.BaseBackend",
+    f"{PREFIX}LOCK": "lambda_tasks.locks.base.BaseLock",
+    f"{PREFIX}STORE": "lambda_tasks.stores.base.BaseStore",
+}
+
 _instances: dict[str, Any] = {}
-_building = threading.RLock()
+_building = ForkSafeLock()
 
 
 def get_backend() -> BaseBackend:
-    """Return the transport: LAMBDA_TASKS_BACKEND, behind the outbox if LAMBDA_TASKS_OUTBOX is set.
+    """Return the transport in LAMBDA_TASKS_BACKEND, behind the outbox if LAMBDA_TASKS_OUTBOX is set.
 
-    Where LAMBDA_TASKS_EAGER is set, the eager one and no outbox.
+    If LAMBDA_TASKS_EAGER is set, return the eager transport without an outbox.
     """
     return cast("BaseBackend", _instances.get("backend") or _build("backend"))
 
 
 def get_lock() -> BaseLock:
-    """Return the lock strategy: LAMBDA_TASKS_LOCK."""
+    """Return the lock strategy in LAMBDA_TASKS_LOCK."""
     return cast("BaseLock", _instances.get("lock") or _build("lock"))
 
 
 def get_store() -> BaseStore:
-    """Return the store of records: LAMBDA_TASKS_STORE."""
+    """Return the store of records in LAMBDA_TASKS_STORE."""
     return cast("BaseStore", _instances.get("store") or _build("store"))
 
 
 def longest_delay() -> int:
-    """Return how many seconds a job may be delayed: in eager mode, which waits for none, as many as in production."""
-    # By its name, since tasks may be decorated before models can be imported.
+    """Return the maximum delay of a job in seconds. Eager mode, which does not wait, has the limit of production."""
+    # Compare the path, since tasks may be decorated before models can be imported.
     if app_settings.outbox or app_settings.backend[0] == OUTBOX_BACKEND:
         return MAX_KEPT_DELAY
     if not app_settings.eager:
         return get_backend().max_delay
     path, _ = app_settings.backend
-    return cast(int, import_string(path).max_delay)
+    return int(getattr(strategy_class(f"{PREFIX}BACKEND", path), "max_delay", MAX_DELAY))  # it may be a function
 
 
 def _chosen(kind: str) -> tuple[str, dict[str, Any]]:
@@ -80,22 +89,53 @@ def _build(kind: str) -> object:
 
 
 def instance(setting: str, path: str, options: dict[str, Any]) -> object:
-    """Return a strategy that `setting` names; raises `InvalidSetting` for what cannot be made."""
+    """Return the strategy that `setting` names, or raise `InvalidSetting` if it cannot be created.
+
+    The error does not quote options that may be secrets, and its cause does not either.
+    """
+    make = strategy_class(setting, path)
     try:
-        strategy = import_string(path)
-    except ImportError as error:
-        raise InvalidSetting(f"{setting} names {path!r}, which cannot be imported: {error}") from error
-    try:
-        return strategy(**options)
-    except TypeError as error:
+        made = make(**options)
+    except ImproperlyConfigured:
+        raise
+    except Exception as error:
+        reason = _said(error)
+        told = without_secrets(reason, options)
         raise InvalidSetting(
-            f"{setting} gives {path!r} the OPTIONS {sorted(options)}, which it refuses: {error}"
-        ) from error
+            f"{setting} passes the OPTIONS {names(options)} to {described(path)}, which rejects them: {told}"
+        ) from (error if told == reason else None)
+    if not isinstance(made, import_string(_BASES[setting])):  # a function may return any object
+        raise InvalidSetting(f"{setting} must name a subclass of {_BASES[setting]}, not {described(make)}.")
+    return made
+
+
+def strategy_class(setting: str, path: str) -> Any:
+    """Return the class that `setting` names, or the function that creates an instance.
+
+    Raises `InvalidSetting` if it does not exist or is of the wrong type.
+    """
+    shown = described(path)
+    try:
+        found = import_string(path)
+    except Exception as error:  # importing its module can raise any exception
+        if shown != repr(path):  # the error would quote the path
+            raise InvalidSetting(f"{setting} must be a dotted path, not {shown}.") from None
+        raise InvalidSetting(f"{setting} names {shown}, which cannot be imported: {_said(error)}") from error
+    fits = issubclass(found, import_string(_BASES[setting])) if isinstance(found, type) else callable(found)
+    if not fits:
+        raise InvalidSetting(f"{setting} must name a subclass of {_BASES[setting]}, not {described(found)}.")
+    return found
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, ImportError | TypeError):  # their messages are clear without the type
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def forget_strategies(*, setting: str, **_: object) -> None:
-    """Drop the instance that rests on a setting when that changes, as in `override_settings`."""
-    for kind, settings in _RESTS_ON.items():
+    """Discard the instances that depend on a setting when it changes, as in `override_settings`."""
+    for kind, settings in _DEPENDS_ON.items():
         if setting in settings:
             with _building:
                 _instances.pop(kind, None)

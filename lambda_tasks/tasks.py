@@ -3,51 +3,48 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import islice
 from time import monotonic
 from typing import Final
 from uuid import UUID
 
 from django.db import router
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, QuerySet
 
+from lambda_tasks.database.clock import DatabaseNow, from_now
 from lambda_tasks.decorators import lambda_task
+from lambda_tasks.limits.alarms import TimeLimits
 from lambda_tasks.logging import current_message_id, task_logger
 from lambda_tasks.maintenance import outbox
-from lambda_tasks.models import DatabaseNow, OutboxMessage, TaskRecord
-from lambda_tasks.settings import LOST_AFTER
+from lambda_tasks.models import CancelRequest, OutboxMessage, TaskRecord, UniqueKey
+from lambda_tasks.settings import LOST_AFTER, whole_number
 from lambda_tasks.strategies import get_store
-from lambda_tasks.timeouts import TimeLimits
 
-#: Rows per DELETE: few enough that a statement holds no lock for long.
+#: The number of rows per DELETE. It is small, so that no statement holds its locks for long.
 BATCH_SIZE = 1_000
-#: The share of its time up to the soft timeout after which a task here begins nothing new. The last
-#: batch, COMMIT and what follows it come on top.
+#: The share of the time until the soft timeout after which a task in this module starts no new batch. The rest of the
+#: time is for the last batch, the commit and the callbacks after it.
 TIME_SHARE: Final = 0.5
-#: Invocations that one run of `reap_lost_tasks` settles: they leave after its COMMIT, ten in a call to SQS.
+#: The maximum number of invocations per run of `reap_lost_tasks`. They are sent after its commit, ten per call to SQS.
 MAX_REAPED: Final = 5_000
+#: Checks `retention_days`. The maximum, a century, keeps the limit in the range of dates of every database.
+_retention_days: Final = whole_number(1, 36_500)
 
 
 @lambda_task
 def cleanup_task_records(*, retention_days: int = 7) -> int:
-    """Delete the records that were started more than `retention_days` days ago; return their number.
+    """Delete all records that were started more than `retention_days` days ago, and return their number.
 
-    Whatever their status. Its own record stays, and so do those whose message is in the outbox still: it may
-    have been sent already, and must not run again. In a worker it ends when half of its time is over, and
-    leaves the rest to the next run. Raises ValueError for a negative number of days.
+    The status does not matter. The task keeps its own record, and the records of messages that are still in the
+    outbox: such a message may have been sent already, and must not run again. Requests to cancel of that age are
+    deleted, too. In a worker, the task stops after half of its time, and the next run deletes the rest. Raises
+    ValueError unless the number of days is from 1 to 36500: with 0, the records of running tasks would be deleted.
     """
-    if retention_days < 0:
-        raise ValueError(f"retention_days is {retention_days}; give 0 or more.")
     deadline = monotonic() + _seconds_to_spend()
     database = get_store().database
     records = TaskRecord.objects.using(database)
-    old = (
-        records.filter(start_time__lt=DatabaseNow() - timedelta(days=retention_days))
-        .exclude(pk=current_message_id())
-        .order_by("start_time")
-        .values_list("pk", "start_time")
-    )
-    if router.allow_migrate_model(database, OutboxMessage):
-        old = old.exclude(Exists(OutboxMessage.objects.filter(pk=OuterRef("pk"))))
+    old = _old_records(database, retention_days).order_by("start_time").values_list("pk", "start_time")
+    _delete_old_requests(database, retention_days)
     outboxes_elsewhere = _databases_of_outboxes() - {database}
     spared: set[UUID] = set()
     deleted = 0
@@ -58,33 +55,74 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
             spared.update(OutboxMessage.objects.using(alias).filter(pk__in=keys).values_list("pk", flat=True))
         _, rows = records.filter(pk__in=keys - spared).delete()
         if not rows.get(TaskRecord._meta.label) and keys.isdisjoint(spared):
-            break  # somebody else has deleted them, and our snapshot does not show it
+            break  # another process has deleted them, but this transaction's snapshot still contains them
         deleted += rows.get(TaskRecord._meta.label, 0)
         task_logger.debug("%d records deleted so far", deleted)
         if monotonic() >= deadline:
-            task_logger.warning("%d records deleted; the time is over, the next run goes on.", deleted)
+            task_logger.warning("%d records deleted. The time is used up; the next run continues.", deleted)
             break
-        # What is deleted stays in the index until COMMIT: do not walk over it for each batch. A second
-        # earlier, since SQLite compares moments as texts, of which some have fewer digits.
+        # Deleted rows remain in the index until the commit, so start each batch after them. Go back one second, since
+        # SQLite compares times as strings, some of which have fewer digits.
         left = old.filter(start_time__gte=batch[-1][1] - timedelta(seconds=1))
+    _delete_old_keys(retention_days)
     return deleted
+
+
+def _delete_old_keys(days: int) -> None:
+    """Delete unused keys of tasks with `unique`. This is the last step, so that their locks are held briefly."""
+    from lambda_tasks.sending.unique import delete_old_keys
+
+    for alias in {get_store().database, *_databases_of_outboxes()}:
+        if router.allow_migrate_model(alias, UniqueKey):
+            delete_old_keys(alias, days=days, limit=BATCH_SIZE)
 
 
 @lambda_task
 def reap_lost_tasks(*, older_than: int = LOST_AFTER) -> dict[str, int]:
-    """Settle the invocations that nobody runs any more, though their records say RUNNING; return their numbers.
+    """Recover tasks that are recorded as RUNNING although their worker died, and return the number of each result.
 
-    `older_than` is in seconds since the end of the lease. `lambda_tasks.lost.reap` says what happens to
-    them: `sent_again`, `failed`, or `unsent`, which is for the next run to try. Raises ValueError for a
-    negative number of seconds.
+    `older_than` is the number of seconds since the end of the lease. The results are `sent_again`, `failed`, and
+    `unsent`, which the next run tries again; `lambda_tasks.operations.reaping.reap` describes them. Raises ValueError
+    for a negative number of seconds.
     """
-    # Imported where it runs: it needs the whole pipeline, and whoever imports this module may only send it.
-    from lambda_tasks.lost import reap
+    # Imported here because it needs the whole pipeline, and many processes import this module only to send the task.
+    from lambda_tasks.operations.reaping import reap
 
     reaped = reap(older_than=older_than, seconds=_seconds_to_spend(), limit=MAX_REAPED)
     if not reaped.complete:
-        task_logger.warning("%d lost tasks settled; there are more, the next run goes on.", reaped.total)
+        task_logger.warning("%d lost tasks recovered. There are more; the next run continues.", reaped.total)
     return {"sent_again": reaped.sent_again, "failed": reaped.failed, "unsent": reaped.unsent}
+
+
+def count_old_records(*, retention_days: int) -> int:
+    """Return the number of records that `cleanup_task_records` would delete now."""
+    database = get_store().database
+    old = _old_records(database, retention_days)
+    spared = 0
+    for alias in _databases_of_outboxes() - {database}:
+        keys = OutboxMessage.objects.using(alias).order_by("pk").values_list("pk", flat=True)
+        waiting = keys.iterator(chunk_size=BATCH_SIZE)
+        while batch := list(islice(waiting, BATCH_SIZE)):
+            spared += old.filter(pk__in=batch).count()
+    return old.count() - spared
+
+
+def _old_records(database: str, retention_days: int) -> QuerySet[TaskRecord]:
+    """Return the records that may be deleted, except those whose message is in an outbox of another database."""
+    _retention_days(retention_days, "retention_days")
+    started_before = DatabaseNow() - timedelta(days=retention_days)
+    old: QuerySet[TaskRecord] = TaskRecord.objects.using(database).filter(start_time__lt=started_before)
+    old = old.exclude(pk=current_message_id())  # type: ignore[misc]  # None excludes no record
+    if router.allow_migrate_model(database, OutboxMessage):
+        old = old.exclude(Exists(OutboxMessage.objects.filter(pk=OuterRef("pk"))))
+    return old
+
+
+def _delete_old_requests(database: str, days: int) -> None:
+    """Delete requests to cancel: a chain of retries that was asked to end so long ago has ended."""
+    if router.allow_migrate_model(database, CancelRequest):
+        old = from_now(-timedelta(days=days).total_seconds())
+        CancelRequest.objects.using(database).filter(requested_at__lt=old).delete()
 
 
 def _databases_of_outboxes() -> set[str]:

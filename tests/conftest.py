@@ -1,7 +1,7 @@
-"""Fixtures of real servers, and the report of which of them a run used.
+"""Fixtures for real servers, and the report of the servers that a run has used.
 
-A test asks for `postgres`, `mariadb`, `redis_server` or `redis_url` and is skipped, by name, where the
-server is missing. One that asks for `database` runs once on each database; a marker says more:
+A test that requests `postgres`, `mariadb`, `redis_server` or `redis_url` is skipped, with the reason, if the server
+is missing. A test that requests `database` runs once on each database. A marker selects databases and options:
 `@pytest.mark.databases("sqlite", "postgres", transaction=True)`.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +24,7 @@ from django.db import connections, transaction
 from django.test import TransactionTestCase
 from moto.server import ThreadedMotoServer
 
+from lambda_tasks import registry
 from tests import services
 from tests.services import Missing, Server
 
@@ -30,12 +32,12 @@ USED: Final[set[str]] = set()
 NAME_OF_VENDOR: Final = {"postgresql": "PostgreSQL", "mysql": "MariaDB"}
 
 
-# Which servers a run had, and whether that was enough
+# The servers that a run has used, and those that it needs
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Iterator[None]:
-    """Notice which database servers the tests themselves ask; making the tables does not count."""
+    """Record which database servers the tests themselves query. Creating the tables does not count."""
 
     def notice(execute: Any, sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
         USED.add(NAME_OF_VENDOR[context["connection"].vendor])
@@ -49,8 +51,10 @@ def pytest_runtest_call() -> Iterator[None]:
 
 
 def problems(config: pytest.Config) -> list[str]:
-    part_of_suite = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or any(
-        config.getoption(option) for option in ("keyword", "markexpr", "collectonly", "maxfail")
+    part_of_suite = (
+        django_settings.QUICK
+        or config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+        or any(config.getoption(option) for option in ("keyword", "markexpr", "collectonly", "maxfail"))
     )
     return services.problems(
         django_settings.SERVERS,
@@ -62,8 +66,38 @@ def problems(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if exitstatus == pytest.ExitCode.OK and problems(session.config):
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["used servers"] = sorted(USED)  # for the controlling process of a parallel run, which checks them
+    elif exitstatus == pytest.ExitCode.OK and problems(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add the servers that a worker of a parallel run has used."""
+    USED.update(getattr(node, "workeroutput", {}).get("used servers", ()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Escape surrogates in captured output, because a worker of a parallel run cannot send them."""
+    return _without_surrogates((yield))
+
+
+def _without_surrogates(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+        case list() | tuple():
+            return type(value)(map(_without_surrogates, value))
+    return value
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings() -> None:
+    """Do nothing: the settings already name the databases of each worker, so pytest-django must not."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -71,6 +105,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for name, server in django_settings.SERVERS.items():
         unused = isinstance(server, Server) and name not in USED
         terminalreporter.line(f"{server}{', not used' if unused else ''}")
+    if django_settings.QUICK:
+        terminalreporter.line(
+            "This was the quick run: one database, and no tests that kill processes or take long. "
+            "`make test-all` runs everything."
+        )
     for problem in problems(config):
         terminalreporter.line(f"FAILED, since CI=true: {problem}", red=True)
 
@@ -87,19 +126,19 @@ def _needed(name: str) -> Server:
 
 @pytest.fixture
 def postgres() -> Server:
-    """The PostgreSQL server; its database has the alias `postgres`."""
+    """Return the PostgreSQL server, whose database has the alias `postgres`."""
     return _needed("PostgreSQL")
 
 
 @pytest.fixture
 def mariadb() -> Server:
-    """The MariaDB server; its database has the alias `mariadb`."""
+    """Return the MariaDB server, whose database has the alias `mariadb`."""
     return _needed("MariaDB")
 
 
 @pytest.fixture
 def redis_server() -> Server:
-    """The Redis (or Valkey) server behind the caches `default` and `core`."""
+    """Return the Redis (or Valkey) server of the caches `default` and `core`."""
     server = _needed("Redis")
     USED.add(server.name)
     return server
@@ -117,18 +156,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--only-database",
         choices=("sqlite", "postgres", "mariadb"),
-        help="of the tests that run once on each database, run those on this one",
+        help="run tests that run once on each database only on this one",
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the quick run does not run. With TEST_ORDER=reversed, run the last file first."""
+    if os.environ.get("TEST_ORDER") == "reversed":
+        items.sort(key=lambda item: item.path, reverse=True)  # keeps the order in each file
+    if not django_settings.QUICK:
+        return
+    thorough = [item for item in items if item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=thorough)
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for `database` once on each alias, with access to it and to `default`."""
+    """Run each test that requests `database` once on each alias, with access to it and to `default`."""
     if "database" not in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("databases") or pytest.mark.databases().mark
     aliases = marker.args or ("sqlite", *django_settings.SERVER_OF_ALIAS)
-    if metafunc.config.getoption("only_database"):
-        aliases = tuple(alias for alias in aliases if alias == metafunc.config.getoption("only_database"))
+    if only := metafunc.config.getoption("only_database"):
+        aliases = tuple(alias for alias in aliases if alias == only)
+    elif django_settings.QUICK:
+        aliases = tuple(alias for alias in aliases if alias == django_settings.DEFAULT_KIND) or aliases[:1]
     metafunc.parametrize(
         "database",
         [pytest.param(alias, marks=_marks(alias, **marker.kwargs)) for alias in aliases],
@@ -139,19 +191,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _marks(alias: str, **options: Any) -> list[pytest.MarkDecorator]:
     if alias in django_settings.DATABASES:
         return [pytest.mark.django_db(databases=sorted({alias, "default"}), **options)]
-    return [pytest.mark.skip(reason=str(django_settings.SERVERS[django_settings.SERVER_OF_ALIAS[alias]]))]
+    server = django_settings.SERVERS[django_settings.SERVER_OF_ALIAS[alias]]
+    return [pytest.mark.skip(reason=str(server) if isinstance(server, Missing) else "the quick run has one database")]
 
 
 @pytest.fixture
 def database(request: pytest.FixtureRequest) -> str:
-    """The alias of the database that this run of the test is about."""
+    """Return the alias of the database for this run of the test."""
     alias: str = request.param
     return alias
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _a_test_that_commits_is_cleaned_up_by_deleting_rows() -> Iterator[None]:
-    """Django would truncate every table and set up its own apps anew, which takes a hundred times as long."""
+    """Delete rows after each test. Django would truncate every table and set up its own apps again, which is slow."""
 
     def delete_rows(case: Any) -> None:
         for alias in case._databases_names(include_mirrors=False):
@@ -163,6 +216,18 @@ def _a_test_that_commits_is_cleaned_up_by_deleting_rows() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransactionTestCase, "_fixture_teardown", delete_rows)
         yield
+
+
+# Periodic tasks
+
+
+@pytest.fixture(autouse=True)
+def _schedules_end_with_their_test() -> Iterator[None]:
+    """Forget tasks with a schedule after each test. The maintenance event of another test would start them."""
+    yield
+    for name, task in list(registry._tasks.items()):
+        if task.schedule:
+            del registry._tasks[name]
 
 
 # SQS
@@ -177,7 +242,7 @@ class Sqs:
     client: Any
 
     def receive(self, queue: str = "default", *, limit: int = 10) -> list[dict[str, Any]]:
-        """Take up to `limit` messages (10 at most) that are visible now, with all their attributes."""
+        """Receive up to `limit` visible messages (10 at most) with all their attributes."""
         response = self.client.receive_message(
             QueueUrl=self.queues[queue],
             MaxNumberOfMessages=limit,
@@ -189,11 +254,11 @@ class Sqs:
         return messages
 
     def bodies(self, queue: str = "default") -> list[Any]:
-        """Take what is visible now and return the bodies, decoded."""
+        """Receive the visible messages, and return their decoded bodies."""
         return [json.loads(message["Body"]) for message in self.receive(queue)]
 
     def depth(self, queue: str = "default") -> dict[str, int]:
-        """Return how many messages are `visible`, `delayed` and `in_flight`."""
+        """Return the number of messages that are `visible`, `delayed` and `in_flight`."""
         attributes = self.client.get_queue_attributes(QueueUrl=self.queues[queue], AttributeNames=["All"])["Attributes"]
         return {
             "visible": int(attributes["ApproximateNumberOfMessages"]),
@@ -220,7 +285,7 @@ def _sqs_client(_sqs_endpoint: str) -> Any:
 
 @pytest.fixture
 def sqs(_sqs_endpoint: str, _sqs_client: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sqs]:
-    """A real SQS server over HTTP, which the library sends to: its queues, addresses and transport are set."""
+    """Run a real SQS server over HTTP, and set the queues, addresses and transport of the library to it."""
     _forget_queues(_sqs_endpoint)
     queues = {name: _sqs_client.create_queue(QueueName=name)["QueueUrl"] for name in ("default", "other")}
     monkeypatch.setenv("AWS_ENDPOINT_URL", _sqs_endpoint)
@@ -228,7 +293,7 @@ def sqs(_sqs_endpoint: str, _sqs_client: Any, settings: Any, monkeypatch: pytest
     settings.LAMBDA_TASKS_QUEUES = queues
     settings.LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.sqs.SQSBackend"
     yield Sqs(_sqs_endpoint, queues, _sqs_client)
-    _forget_queues(_sqs_endpoint)  # moto's servers of one process have them in common, as those that pages start
+    _forget_queues(_sqs_endpoint)  # shared by all moto servers of a process, also by those of documentation pages
 
 
 def _forget_queues(endpoint: str) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from django.db.models import F
 
+from lambda_tasks.backends.base import Refused, SendResult, Taken, Unsent
 from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.backends.outbox import OutboxBackend
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.jobs import Job
-from lambda_tasks.models import DatabaseNow, OutboxMessage
+from lambda_tasks.models import OutboxMessage
 from lambda_tasks.strategies import get_backend
 
 OUTBOX = "lambda_tasks.backends.outbox.OutboxBackend"
@@ -49,18 +51,18 @@ class Courier(MemoryBackend):
         #: Called while the messages are held, before any of them is sent.
         self.on_the_way: Callable[[], object] = lambda: None
 
-    def send_each(self, jobs: Sequence[Job], *, taken: Any, failed: Any, refused: Any) -> None:
+    def send(self, jobs: Sequence[Job]) -> Iterator[SendResult]:
         self.calls.append([number_of(job) for job in jobs])
         self.on_the_way()
         for job in jobs:
             number = number_of(job)
             if job.queue in self.away or number in self.fails:
-                failed(job, ConnectionError(f"the queue {job.queue} is away"))
+                yield Unsent(job, ConnectionError(f"the queue {job.queue} is away"))
             elif number in self.refuses:
-                refused(job, Refusal(f"number {number} is not wanted"))
+                yield Refused(job, Refusal(f"number {number} is not wanted"))
             else:
                 self.jobs.append(job)
-                taken(job)
+                yield Taken(job)
 
     @property
     def sent(self) -> list[int]:
@@ -112,3 +114,18 @@ def seconds_until(moment: str, database: str = "default") -> list[float | None]:
     """Return in how many seconds `due_at` or `run_at` comes, by the clock of the database."""
     found = OutboxMessage.objects.using(database).annotate(now=DatabaseNow()).order_by("id").values_list(moment, "now")
     return [None if at is None else (at - now).total_seconds() for at, now in found]
+
+
+def time_of(database: str = "default") -> datetime:
+    """Return the time of the database, which needs a message in the outbox to say it."""
+    [now] = OutboxMessage.objects.using(database).annotate(now=DatabaseNow()).values_list("now", flat=True)[:1]
+    return now
+
+
+def paused(seconds: float, since: datetime, message: OutboxMessage, database: str = "default") -> bool:
+    """Return whether `message` waits for `seconds`, counted from a moment between `since` and now.
+
+    However long the test itself takes, the answer is the same.
+    """
+    assert message.due_at is not None
+    return since <= message.due_at - timedelta(seconds=seconds) <= time_of(database)

@@ -1,4 +1,4 @@
-"""Tables in the documentation that name tests: read, and the tests found in their source, without importing any."""
+"""Read tables in the documentation that name tests, and find these tests in the source without importing them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEST_ID: Final = re.compile(r"`(tests/[\w/]+\.py(?:::\w+){1,2})`")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a table: where it stands, its cells, the last of which names tests."""
+    """A row of a table: its location and its cells. The last cell names tests."""
 
     page: str
     line: int
@@ -29,8 +29,8 @@ class Row:
         return TEST_ID.findall(self.cells[-1])
 
     @property
-    def beside_tests(self) -> str:
-        """What the last cell says apart from the names of tests."""
+    def text_without_tests(self) -> str:
+        """The text of the last cell without the names of tests."""
         return TEST_ID.sub("", self.cells[-1]).replace("<br>", "").strip()
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ def definitions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFun
 
 
 def find_class(path: Path, name: str) -> tuple[Path, ast.ClassDef] | None:
-    """Return the class that `name` means in a module, and the file in which it is defined."""
+    """Return the class with this name in a module, and the file that defines it."""
     for node in module(path).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return path, node
@@ -78,7 +78,7 @@ def find_class(path: Path, name: str) -> tuple[Path, ast.ClassDef] | None:
 
 
 def find_test(path: Path, *names: str) -> list[ast.expr] | None:
-    """Return the decorators of a test, its class's included; None if there is no such test."""
+    """Return the decorators of a test and of its class; None if the test does not exist."""
     if not path.exists() or not names[-1].startswith("test"):
         return None
     if len(names) == 1:
@@ -92,7 +92,7 @@ def find_test(path: Path, *names: str) -> list[ast.expr] | None:
         if method.name == name:
             return [*node.decorator_list, *method.decorator_list]
     for base in node.bases:
-        # A contract: its tests are written once, and run for each class that inherits them.
+        # The tests of a contract are written once, and run for each class that inherits them.
         inherited = find_test(origin, base.id, name) if isinstance(base, ast.Name) else None
         if inherited is not None:
             return [*node.decorator_list, *inherited]
@@ -107,5 +107,5 @@ def find(test: str) -> list[ast.expr] | None:
 
 
 def is_unkept(decorators: list[ast.expr]) -> bool:
-    """Tell whether a test says of itself that it fails, or is not run."""
+    """Return whether a test is marked as an expected failure or skipped."""
     return any(re.search(r"mark\.(xfail|skip)\b", ast.unparse(decorator)) for decorator in decorators)

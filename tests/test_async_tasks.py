@@ -1,4 +1,4 @@
-"""`async def` tasks: in the task's transaction, and under its limits."""
+"""`async def` tasks run in the task's transaction and under its limits."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import threading
 from typing import Any
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import transaction
 
-from lambda_tasks import identity
-from lambda_tasks.coroutines import run_coroutine
+from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import lambda_task
-from lambda_tasks.executor import execute
-from lambda_tasks.messages import SQSLambdaTaskMessage
+from lambda_tasks.execution.coroutines import run_coroutine
+from lambda_tasks.execution.pipeline import execute
+from lambda_tasks.jobs import Job
+from lambda_tasks.limits.alarms import HardTimeLimitExceeded, SoftTimeLimitExceeded, TimeLimits
 from lambda_tasks.models import TaskRecord
 from lambda_tasks.outcomes import Failed, Succeeded
-from lambda_tasks.timeouts import HardTimeLimitExceeded, SoftTimeLimitExceeded, TimeLimits
+from lambda_tasks.strategies import get_backend
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import Invocation
 from tests.app.models import Effect
 
 
@@ -30,7 +35,7 @@ async def leave_effect(*, name: str, fail: bool = False) -> str:
 
 
 def run(task: Any, **kwargs: Any) -> Any:
-    return execute(SQSLambdaTaskMessage(task_name=task.name, kwargs=kwargs), message_id=identity.new_message_id())
+    return execute(Invocation(task_name=task.name, kwargs=kwargs), message_id=ids.new_message_id())
 
 
 def limited(function: Any, soft: float = 0.05, hard: float = 30.0) -> Any:
@@ -45,12 +50,12 @@ class TestInTheTransaction:
         assert Effect.objects.get().name == "a"
         assert TaskRecord.objects.get().status == "SUCCESS"
 
-    def test_an_error_rolls_the_writes_back(self) -> None:
+    def test_error_rolls_the_writes_back(self) -> None:
         assert isinstance(run(leave_effect, name="a", fail=True), Failed)
         assert not Effect.objects.exists()
         assert "raise ValueError(name)" in TaskRecord.objects.get().traceback
 
-    def test_calling_the_task_gives_a_coroutine_as_the_function_does(self) -> None:
+    def test_direct_call_returns_a_coroutine(self) -> None:
         async def calling() -> str:
             return await leave_effect(name="direct")
 
@@ -58,7 +63,7 @@ class TestInTheTransaction:
 
 
 class TestUnderLimits:
-    def test_the_soft_limit_is_raised_at_the_await(self) -> None:
+    def test_soft_limit_is_raised_at_the_await(self) -> None:
         async def tidy() -> str:
             try:
                 await asyncio.sleep(30)
@@ -69,14 +74,14 @@ class TestUnderLimits:
 
         assert limited(tidy) == "tidied up"
 
-    def test_the_soft_limit_passes_through_asyncios_own_timeouts(self) -> None:
+    def test_soft_limit_passes_through_asyncio_timeouts(self) -> None:
         async def nested() -> None:
             await asyncio.wait_for(asyncio.sleep(30), timeout=20)
 
         with pytest.raises(SoftTimeLimitExceeded):
             limited(nested)
 
-    def test_the_hard_limit_ends_a_coroutine_that_swallows_exceptions(self) -> None:
+    def test_hard_limit_ends_a_coroutine_swallowing_exceptions(self) -> None:
         ended = threading.Event()
 
         async def stubborn() -> None:
@@ -91,9 +96,9 @@ class TestUnderLimits:
 
         with pytest.raises(HardTimeLimitExceeded):
             limited(stubborn, 0.05, 0.1)
-        assert ended.is_set(), "the coroutine still runs behind everybody's back"
+        assert ended.is_set(), "the coroutine still runs"
 
-    def test_synchronous_work_of_a_coroutine_is_interrupted_where_it_is(self) -> None:
+    def test_synchronous_work_is_interrupted(self) -> None:
         async def wait_in_thread() -> str:
             try:
                 await sync_to_async(threading.Event().wait)(30)
@@ -103,7 +108,7 @@ class TestUnderLimits:
 
         assert limited(wait_in_thread) == "interrupted"
 
-    def test_the_error_of_a_coroutine_comes_out_as_it_is(self) -> None:
+    def test_error_is_raised_unchanged(self) -> None:
         async def fail() -> None:
             await asyncio.sleep(0)
             raise KeyError("a")
@@ -111,7 +116,7 @@ class TestUnderLimits:
         with pytest.raises(KeyError):
             limited(fail)
 
-    def test_a_cancellation_of_its_own_stays_one(self) -> None:
+    def test_own_cancellation_stays_a_cancellation(self) -> None:
         async def cancel_itself() -> None:
             task = asyncio.current_task()
             assert task is not None
@@ -120,3 +125,59 @@ class TestUnderLimits:
 
         with pytest.raises(asyncio.CancelledError):
             limited(cancel_itself, 20, 30)
+
+
+@pytest.mark.django_db(transaction=True)
+class TestAsyncCallers:
+    """The documentation says what a coroutine that enqueues a task has to do."""
+
+    @pytest.fixture(autouse=True)
+    def jobs(self) -> list[Job]:
+        backend = get_backend()
+        assert isinstance(backend, MemoryBackend)
+        backend.jobs.clear()
+        return backend.jobs
+
+    def test_call_in_a_coroutine_is_refused(self, jobs: list[Job]) -> None:
+        async def view() -> None:
+            leave_effect.execute_on_commit(name="a")
+
+        with pytest.raises(SynchronousOnlyOperation):
+            async_to_sync(view)()
+        assert jobs == []
+
+    def test_call_in_an_async_task_is_refused(self, jobs: list[Job]) -> None:
+        @lambda_task
+        async def enqueue() -> None:
+            leave_effect.execute_on_commit(name="a")
+
+        outcome = run(enqueue)
+        assert isinstance(outcome.error, SynchronousOnlyOperation)
+        assert jobs == []
+
+    @pytest.mark.parametrize("commits", [True, False])
+    def test_sync_to_async_keeps_the_transaction(self, commits: bool, jobs: list[Job]) -> None:
+        @sync_to_async
+        def sign_up() -> None:
+            with transaction.atomic():
+                leave_effect.execute_on_commit(name="a")
+                assert jobs == []
+                transaction.set_rollback(not commits)
+
+        async def view() -> None:
+            await sign_up()
+
+        async_to_sync(view)()
+        assert len(jobs) == commits
+
+    @pytest.mark.parametrize("fail", [True, False])
+    def test_sync_to_async_joins_the_tasks_transaction(self, fail: bool, jobs: list[Job]) -> None:
+        @lambda_task
+        async def enqueue() -> None:
+            await sync_to_async(leave_effect.execute_on_commit)(name="a")
+            assert jobs == []
+            if fail:
+                raise ValueError("rolls back")
+
+        run(enqueue)
+        assert len(jobs) == (not fail)

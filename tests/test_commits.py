@@ -1,7 +1,10 @@
-"""The moment before COMMIT, and whose transaction is open."""
+"""Actions before COMMIT, and the choice of the open transaction."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -10,7 +13,7 @@ import pytest
 from django.db import DatabaseError, IntegrityError, connections, transaction
 from django.test import TestCase
 
-from lambda_tasks.commits import before_commit, open_transaction
+from lambda_tasks.database.commits import before_commit, open_transaction
 from tests.app.models import Effect
 
 pytestmark = pytest.mark.databases(transaction=True)
@@ -19,15 +22,15 @@ Connection = Any
 
 
 class Failure(Exception):
-    """What an action raises."""
+    """The exception that an action raises."""
 
 
 class Interrupt(BaseException):
-    """What Ctrl-C or an alarm raises."""
+    """An exception as Ctrl-C or an alarm raises it."""
 
 
 class Action:
-    """What is to be done before each COMMIT: writes an effect, and notes that it was called."""
+    """An action before each COMMIT: it writes an effect and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -43,7 +46,7 @@ class Action:
 
 @pytest.fixture
 def connection(database: str) -> Iterator[Connection]:
-    """A connection that nothing was installed on, and that nobody uses afterwards."""
+    """Return a connection without installed actions, which no other test uses afterwards."""
     before = connections[database]
     connections[database] = before.copy()
     yield connections[database]
@@ -66,14 +69,14 @@ def leave(database: str, name: str = "of the caller") -> None:
     Effect.objects.using(database).create(name=name)
 
 
-def test_the_action_is_part_of_the_transaction_that_is_committed(database: str, action: Action) -> None:
+def test_action_is_part_of_the_committed_transaction(database: str, action: Action) -> None:
     with transaction.atomic(using=database):
         leave(database)
         assert action.calls == 0
     assert effects(database) == ["of the caller", "of the action"]
 
 
-def test_it_is_called_once_for_each_commit_and_not_for_savepoints(database: str, action: Action) -> None:
+def test_action_is_called_per_commit_not_savepoint(database: str, action: Action) -> None:
     for _ in range(2):
         with transaction.atomic(using=database), transaction.atomic(using=database):
             with transaction.atomic(using=database):
@@ -83,7 +86,7 @@ def test_it_is_called_once_for_each_commit_and_not_for_savepoints(database: str,
     assert action.calls == 2
 
 
-def test_it_is_not_called_for_what_is_rolled_back(database: str, action: Action) -> None:
+def test_action_is_not_called_on_rollback(database: str, action: Action) -> None:
     with suppress(Failure), transaction.atomic(using=database):
         leave(database)
         raise Failure
@@ -94,13 +97,13 @@ def test_it_is_not_called_for_what_is_rolled_back(database: str, action: Action)
     assert effects(database) == []
 
 
-def test_it_is_not_called_in_autocommit_mode(database: str, connection: Connection, action: Action) -> None:
+def test_action_is_not_called_in_autocommit_mode(database: str, connection: Connection, action: Action) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
     assert action.calls == 0
 
 
-def test_it_is_called_for_a_commit_by_hand(database: str, action: Action) -> None:
+def test_action_is_called_for_a_manual_commit(database: str, action: Action) -> None:
     transaction.set_autocommit(False, using=database)
     try:
         leave(database)
@@ -112,14 +115,14 @@ def test_it_is_called_for_a_commit_by_hand(database: str, action: Action) -> Non
     assert effects(database) == ["of the caller", "of the action"]
 
 
-def test_a_commit_that_django_refuses_calls_nothing(database: str, connection: Connection, action: Action) -> None:
+def test_commit_refused_by_django_calls_nothing(database: str, connection: Connection, action: Action) -> None:
     with transaction.atomic(using=database):
         with pytest.raises(transaction.TransactionManagementError):
             connection.commit()
         assert action.calls == 0
 
 
-def test_it_is_installed_once(database: str, connection: Connection, action: Action) -> None:
+def test_action_is_installed_once(database: str, connection: Connection, action: Action) -> None:
     for _ in range(3):
         before_commit(connection, action)
     with transaction.atomic(using=database):
@@ -127,7 +130,7 @@ def test_it_is_installed_once(database: str, connection: Connection, action: Act
     assert action.calls == 1
 
 
-def test_it_survives_a_new_session(database: str, connection: Connection, action: Action) -> None:
+def test_action_survives_a_new_session(database: str, connection: Connection, action: Action) -> None:
     connection.close()
     with transaction.atomic(using=database):
         leave(database)
@@ -137,7 +140,7 @@ def test_it_survives_a_new_session(database: str, connection: Connection, action
 @pytest.mark.parametrize(
     "error", [Failure(), Interrupt(), DatabaseError("no room"), IntegrityError("there already")], ids=repr
 )
-def test_what_it_raises_is_raised_by_the_commit_and_rolls_everything_back(
+def test_error_of_the_action_rolls_everything_back(
     database: str, connection: Connection, action: Action, error: BaseException
 ) -> None:
     called: list[str] = []
@@ -156,7 +159,7 @@ def test_what_it_raises_is_raised_by_the_commit_and_rolls_everything_back(
     assert called == []
 
 
-def test_an_error_that_broke_the_transaction_is_raised_as_it_is(database: str, connection: Connection) -> None:
+def test_error_that_broke_the_transaction_stays_unchanged(database: str, connection: Connection) -> None:
     def break_it(connection: Connection) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SELECT * FROM no_such_table")
@@ -168,7 +171,7 @@ def test_an_error_that_broke_the_transaction_is_raised_as_it_is(database: str, c
     assert effects(database) == []
 
 
-def test_callbacks_come_after_the_commit_and_see_what_the_action_wrote(database: str, action: Action) -> None:
+def test_callbacks_see_what_the_action_wrote(database: str, action: Action) -> None:
     seen: list[list[str]] = []
     with transaction.atomic(using=database):
         transaction.on_commit(lambda: seen.append(effects(database)), using=database)
@@ -176,14 +179,14 @@ def test_callbacks_come_after_the_commit_and_see_what_the_action_wrote(database:
     assert seen == [["of the caller", "of the action"]]
 
 
-# Whose transaction is open
+# The choice of the open transaction
 
 
-def test_it_is_default_where_nothing_is_open(database: str) -> None:
+def test_default_is_chosen_without_a_transaction(database: str) -> None:
     assert open_transaction() == "default"
 
 
-def test_it_is_the_one_that_is_open(database: str) -> None:
+def test_only_open_transaction_is_chosen(database: str) -> None:
     with transaction.atomic(using=database):
         assert open_transaction() == database
         with transaction.atomic(using=database):
@@ -191,21 +194,21 @@ def test_it_is_the_one_that_is_open(database: str) -> None:
     assert open_transaction() == "default"
 
 
-def test_it_is_default_if_that_one_is_open_too(database: str) -> None:
+def test_default_is_chosen_if_both_are_open(database: str) -> None:
     with transaction.atomic(using=database), transaction.atomic():
         assert open_transaction() == "default"
 
 
 class TestInADjangoTestCase(TestCase):
-    """Each alias is in two transactions of the test's."""
+    """The test case keeps each alias in two transactions."""
 
     databases: ClassVar = {"default", "sqlite"}
 
-    def test_the_tests_own_do_not_count(self) -> None:
+    def test_transactions_of_the_test_case_do_not_count(self) -> None:
         assert all(connections[alias].in_atomic_block for alias in self.databases)
         assert open_transaction() == "default"
 
-    def test_the_callers_do(self) -> None:
+    def test_transactions_of_the_caller_count(self) -> None:
         with transaction.atomic(using="sqlite"):
             assert open_transaction() == "sqlite"
             with transaction.atomic():
@@ -213,7 +216,7 @@ class TestInADjangoTestCase(TestCase):
             assert open_transaction() == "sqlite"
         assert open_transaction() == "default"
 
-    def test_nothing_is_done_where_no_commit_comes(self) -> None:
+    def test_action_is_not_called_without_a_commit(self) -> None:
         action, installed = Action(), {"commit", "_lambda_tasks_before_commit"}
         attributes = vars(connections["sqlite"])
         before = {name: attributes.pop(name) for name in installed & attributes.keys()}
@@ -229,7 +232,7 @@ class TestInADjangoTestCase(TestCase):
         assert action.calls == 0
 
 
-def test_it_is_installed_again_after_a_patch_has_taken_it_away(
+def test_action_is_reinstalled_after_a_patch_removed_it(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     action = Action()
@@ -243,7 +246,7 @@ def test_it_is_installed_again_after_a_patch_has_taken_it_away(
     assert Effect.objects.using(connection.alias).count() == 2
 
 
-def test_a_rollback_that_fails_does_not_hide_an_interrupt(
+def test_failed_rollback_does_not_hide_an_interrupt(
     connection: Connection, action: Action, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
@@ -256,3 +259,43 @@ def test_a_rollback_that_fails_does_not_hide_an_interrupt(
     action.error = None
     assert connection.get_autocommit()
     assert not Effect.objects.using(connection.alias).exists()
+
+
+class TestWithoutADefaultDatabase:
+    """Django allows `DATABASES = {"default": {}}` if the routers name all other databases."""
+
+    PROJECT = """
+        import django
+        from django.conf import settings
+        from django.db import transaction
+
+        class Main:
+            def db_for_read(self, model, **hints):
+                return "main"
+            db_for_write = db_for_read
+
+        settings.configure(
+            DATABASES={"default": {}, "main": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+            DATABASE_ROUTERS=[Main()] if %(routed)r else [],
+            INSTALLED_APPS=["lambda_tasks"],
+            LAMBDA_TASKS_BACKEND="lambda_tasks.backends.memory.MemoryBackend",
+            LAMBDA_TASKS_OUTBOX=%(outbox)r,
+            LAMBDA_TASKS_QUEUES={"default": "https://sqs.eu-west-1.amazonaws.com/123456789012/shop"},
+        )
+        django.setup()
+        from django.core.management import call_command
+        from lambda_tasks.strategies import get_backend
+        from lambda_tasks.tasks import cleanup_task_records
+        call_command("migrate", database="main", verbosity=0)
+        print(cleanup_task_records.execute_on_commit().database)
+        with transaction.atomic(using="main"):
+            print(cleanup_task_records.execute_on_commit().database)
+        backend = get_backend()
+        print(len(getattr(backend, "transport", backend).jobs))
+    """
+
+    @pytest.mark.parametrize(("routed", "outbox"), [(True, False), (True, True), (False, False)])
+    def test_task_is_sent_by_another_database(self, routed: bool, outbox: bool) -> None:
+        script = textwrap.dedent(self.PROJECT % {"routed": routed, "outbox": outbox})
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout.split() == ["main", "main", "2"], done.stderr

@@ -1,4 +1,4 @@
-"""What `lambda_tasks.contrib.postgres` sets, where it sets nothing, and how a cancelled statement is read."""
+"""`lambda_tasks.contrib.postgres`: its settings, their scope, and how a cancelled statement is reported."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 from django.db import connections, transaction
 from django.test import override_settings
 
-from lambda_tasks import identity
 from lambda_tasks.contrib import postgres as plugin
 from lambda_tasks.decorators import lambda_task
-from lambda_tasks.executor import execute
-from lambda_tasks.messages import SQSLambdaTaskMessage
+from lambda_tasks.execution.pipeline import execute
 from lambda_tasks.outcomes import Failed, Succeeded
 from lambda_tasks.timeouts import HardTimeLimitExceeded, SoftTimeLimitExceeded, TimeoutContext
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import Invocation
 
 SETTINGS = ("statement_timeout", "client_connection_check_interval")
 
@@ -58,16 +58,16 @@ def too_slow_for_its_own_timeout() -> None:
 
 
 def run(task: Any, *, limited: bool = True, **kwargs: Any) -> Any:
-    message = SQSLambdaTaskMessage(task_name=task.name, kwargs=kwargs)
-    return execute(message, message_id=identity.new_message_id(), limited=limited)
+    message = Invocation(task_name=task.name, kwargs=kwargs)
+    return execute(message, message_id=ids.new_message_id(), limited=limited)
 
 
 on_postgres = pytest.mark.databases("postgres", transaction=True)
 
 
 @on_postgres
-class TestWhatIsSet:
-    def test_in_the_tasks_transaction_and_nowhere_else(self, database: str) -> None:
+class TestSettings:
+    def test_settings_apply_only_in_the_tasks_transaction(self, database: str) -> None:
         before = settings_now()
         assert run(show) == Succeeded(["61s", "1s"])
         assert settings_now() == before == ["0", "0"]
@@ -76,7 +76,7 @@ class TestWhatIsSet:
         ("own", "then"),
         [("0", "61s"), ("5s", "5s"), ("1500ms", "1500ms"), ("1min", "1min"), ("2min", "61s"), ("1d", "61s")],
     )
-    def test_a_shorter_timeout_of_your_own_wins(self, database: str, own: str, then: str) -> None:
+    def test_shorter_timeout_of_the_project_wins(self, database: str, own: str, then: str) -> None:
         with connections[database].cursor() as cursor:
             cursor.execute(f"SET statement_timeout = '{own}'")
         try:
@@ -85,22 +85,25 @@ class TestWhatIsSet:
         finally:
             connections[database].close()
 
-    def test_nothing_without_limits_as_in_eager_mode(self, database: str) -> None:
+    def test_settings_are_skipped_without_limits(self, database: str) -> None:
+        """Eager mode has no limits."""
         assert run(show, limited=False) == Succeeded(["0", "0"])
 
-    def test_nothing_in_a_transaction_of_the_caller_which_would_keep_it(self, database: str) -> None:
+    def test_settings_are_skipped_in_the_callers_transaction(self, database: str) -> None:
+        """The caller's transaction would keep them."""
         with transaction.atomic(using=database):
             assert run(show) == Succeeded(["0", "0"])
             assert settings_now() == ["0", "0"]
 
 
 @pytest.mark.databases("sqlite", "mariadb", transaction=True)
-def test_on_another_database_it_does_nothing(database: str) -> None:
+def test_other_databases_are_not_changed(database: str) -> None:
     assert run(one, alias=database) == Succeeded(1)
 
 
 @on_postgres
-def test_a_statement_that_ends_by_a_timeout_of_your_own_is_no_hard_timeout(database: str) -> None:
+def test_statement_timeout_of_the_project_stays_itself(database: str) -> None:
+    """It is not reported as the hard timeout."""
     with connections[database].cursor() as cursor:
         cursor.execute("SET statement_timeout = '50ms'")
     try:
@@ -114,14 +117,15 @@ def test_a_statement_that_ends_by_a_timeout_of_your_own_is_no_hard_timeout(datab
 
 @on_postgres
 class TestEndStatement:
-    def test_an_interrupted_statement_is_cancelled_and_the_connection_goes_on(self, database: str) -> None:
+    def test_interrupted_statement_is_cancelled(self, database: str) -> None:
+        """The connection stays usable."""
         connection = connections[database]
         with connection.execute_wrapper(plugin._cancel_if_interrupted):
             with pytest.raises(SoftTimeLimitExceeded), TimeoutContext(0.2, 30):
                 ask("SELECT pg_sleep(600)")
             assert ask("SELECT 1") == 1
 
-    def test_what_was_interrupted_while_it_fetched_is_cancelled_too(self, database: str) -> None:
+    def test_interrupted_fetch_is_cancelled(self, database: str) -> None:
         connection = connections[database]
         with transaction.atomic(using=database), connection.cursor() as cursor:
             cursor.execute("DECLARE slow CURSOR FOR SELECT pg_sleep(600)")
@@ -131,15 +135,17 @@ class TestEndStatement:
             transaction.set_rollback(True, using=database)
         assert ask("SELECT 1") == 1
 
-    def test_where_nothing_runs_it_does_nothing(self, database: str) -> None:
+    def test_idle_connection_is_left_alone(self, database: str) -> None:
         assert ask("SELECT 1") == 1
         plugin.end_statement(connections[database])
         connections[database].close()
         plugin.end_statement(connections[database])
 
-    def test_a_cancellation_that_fails_is_logged_and_hides_nothing(
+    def test_failed_cancellation_is_logged(
         self, database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
+        """It does not hide the original exception."""
+
         def refuse(session: Any) -> None:
             raise OSError("no connection for a cancellation")
 
@@ -153,8 +159,8 @@ class TestEndStatement:
 
 
 @on_postgres
-def test_psycopg_in_pure_python_does_it_too(database: str) -> None:
-    """Its implementation in C is what the other tests run on."""
+def test_pure_python_psycopg_cancels_too(database: str) -> None:
+    """The other tests run on the C implementation."""
     code = textwrap.dedent(
         """
         import psycopg
@@ -185,8 +191,8 @@ def test_psycopg_in_pure_python_does_it_too(database: str) -> None:
 
 
 @on_postgres
-def test_the_limits_of_a_task_in_another_thread_are_the_servers(database: str) -> None:
-    """No alarm reaches it there; see also the tests of the fault suite."""
+def test_server_enforces_limits_in_another_thread(database: str) -> None:
+    """An alarm does not reach another thread; see also the fault suite."""
     outcomes: list[Any] = []
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Delays: those that the queue takes are its own affair, longer ones are waited for in the outbox."""
+"""Delays: the queue keeps short ones, and the outbox keeps longer ones."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from uuid import UUID
 import pytest
 from django.db import transaction
 
-from lambda_tasks.backends.relay import Relay, Relayed
+from lambda_tasks.backends.relay import Relayed
+from lambda_tasks.backends.rows import job_of
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.handler import handler
-from lambda_tasks.identity import new_message_id, retry_id
 from lambda_tasks.jobs import Job
-from lambda_tasks.models import DatabaseNow, OutboxMessage, TaskRecord
-from lambda_tasks.plain import Invocation
+from lambda_tasks.models import OutboxMessage, TaskRecord
 from lambda_tasks.settings import MAX_KEPT_DELAY
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.ids import new_message_id, retry_id
+from lambda_tasks.wire.invocation import Invocation
 from tests.conftest import Sqs
 from tests.courier import (
     COURIER,
@@ -40,7 +43,7 @@ DAY = 86_400
 
 
 class Busy(Exception):
-    """What a task meets that wants to be retried."""
+    """The exception with which a task asks for a retry."""
 
 
 @pytest.fixture
@@ -54,9 +57,7 @@ def send(delay: int, database: str, number: int = 1) -> None:
 
 @on_each_database
 @pytest.mark.parametrize("delay", [0, 1, 899, 900])
-def test_a_delay_that_the_queue_takes_is_sent_at_once_and_left_to_it(
-    database: str, courier: Courier, delay: int
-) -> None:
+def test_short_delay_is_left_to_the_queue(database: str, courier: Courier, delay: int) -> None:
     send(delay, database)
     assert [job.delay for job in courier.jobs] == [delay]
     assert rows(database) == []
@@ -64,9 +65,8 @@ def test_a_delay_that_the_queue_takes_is_sent_at_once_and_left_to_it(
 
 @on_each_database
 @pytest.mark.parametrize("delay", [901, 3_600, 30 * DAY, MAX_KEPT_DELAY])
-def test_a_longer_one_is_kept_until_what_is_left_is_as_much_as_the_queue_takes(
-    database: str, courier: Courier, delay: int
-) -> None:
+def test_longer_delay_waits_in_the_outbox(database: str, courier: Courier, delay: int) -> None:
+    """The message is sent when the remaining delay is short enough for the queue."""
     handle = note.using(database=database, delay=delay).execute_on_commit(number=1)
     [row] = rows(database)
     assert row.run_at is not None
@@ -91,19 +91,19 @@ def test_a_longer_one_is_kept_until_what_is_left_is_as_much_as_the_queue_takes(
 
 @on_each_database
 @pytest.mark.parametrize(("overdue", "left"), [(0, 900), (300, 600), (899, 1), (900, 0), (5 * DAY, 0)])
-def test_what_a_relay_is_late_comes_off_the_delay(database: str, courier: Courier, overdue: int, left: int) -> None:
+def test_late_relay_shortens_the_delay(database: str, courier: Courier, overdue: int, left: int) -> None:
     send(2 * 3_600, database)
     later(seconds_until("due_at", database)[0] or 0, database)
     later(overdue, database)
     assert outbox().relay() == Relayed(sent=1)
-    # Less by what the test has taken until here.
+    # The test itself has taken some of the time.
     assert [job.delay for job in courier.jobs] == [pytest.approx(left, abs=60)]
     assert courier.jobs[0].delay <= left
     assert rows(database) == []
 
 
 @on_each_database
-def test_messages_leave_when_they_are_due_each_for_itself(database: str, courier: Courier) -> None:
+def test_each_message_leaves_when_due(database: str, courier: Courier) -> None:
     with transaction.atomic(using=database):
         send(3 * DAY, database, number=3)
         send(0, database, number=0)
@@ -120,7 +120,7 @@ def test_messages_leave_when_they_are_due_each_for_itself(database: str, courier
 
 
 @on_each_database
-def test_one_that_could_not_be_sent_is_not_delayed_longer(database: str, courier: Courier) -> None:
+def test_failed_send_does_not_extend_the_delay(database: str, courier: Courier) -> None:
     courier.away = {"default"}
     send(600, database)
     [run_in] = seconds_until("run_at", database)
@@ -133,7 +133,7 @@ def test_one_that_could_not_be_sent_is_not_delayed_longer(database: str, courier
 
 
 @on_each_database
-def test_a_transport_that_takes_no_delay_is_given_none(database: str, settings: Any) -> None:
+def test_transport_without_delays_is_given_none(database: str, settings: Any) -> None:
     courier = use_outbox(settings, database, transport={"BACKEND": COURIER, "OPTIONS": {"max_delay": 0}})
     send(60, database)
     assert courier.calls == []
@@ -145,7 +145,7 @@ def test_a_transport_that_takes_no_delay_is_given_none(database: str, settings: 
 
 
 @on_each_database
-def test_one_that_is_sent_by_hand_is_not_delayed_any_more(database: str, courier: Courier) -> None:
+def test_message_sent_manually_is_not_delayed(database: str, courier: Courier) -> None:
     send(DAY, database, number=1)
     send(DAY, database, number=2)
     [first, _] = rows(database)
@@ -155,7 +155,7 @@ def test_one_that_is_sent_by_hand_is_not_delayed_any_more(database: str, courier
 
 
 @committing
-def test_sqs_is_given_the_delay_that_is_left(settings: Any, sqs: Sqs) -> None:
+def test_sqs_receives_the_remaining_delay(settings: Any, sqs: Sqs) -> None:
     settings.LAMBDA_TASKS_BACKEND = OUTBOX
     note.using(delay=DAY).execute_on_commit(number=1)
     note.using(delay=600).execute_on_commit(number=2)
@@ -169,33 +169,36 @@ def test_sqs_is_given_the_delay_that_is_left(settings: Any, sqs: Sqs) -> None:
     assert sqs.depth() == {"visible": 1, "delayed": 2, "in_flight": 0}
 
 
-# What is refused
+# Refused delays
 
 
 @pytest.mark.parametrize("delay", [901, MAX_KEPT_DELAY])
-def test_without_the_outbox_a_long_delay_is_refused_with_the_remedy(delay: int) -> None:
-    sentence = rf"^delay is {delay}; give a whole number of 0 to 900, .* or set LAMBDA_TASKS_OUTBOX = True, "
+def test_long_delay_requires_the_outbox(delay: int) -> None:
+    sentence = rf"^delay must be an integer from 0 to 900, .* not {delay}. .* set LAMBDA_TASKS_OUTBOX = True: "
     with pytest.raises(ValueError, match=sentence):
         note.using(delay=delay)
 
 
 @pytest.mark.parametrize("chosen", ["by the setting", "by its path"])
-def test_with_the_outbox_a_year_is_the_limit(settings: Any, chosen: str) -> None:
+def test_outbox_delay_is_limited_to_a_year(settings: Any, chosen: str) -> None:
     if chosen == "by its path":
         use_outbox(settings)
     else:
         settings.LAMBDA_TASKS_OUTBOX = True
     assert note.using(delay=MAX_KEPT_DELAY).delay == MAX_KEPT_DELAY == 365 * DAY
-    with pytest.raises(ValueError, match="delay is 31536001; give a whole number of 0 to 31536000"):
+    with pytest.raises(
+        ValueError,
+        match=r"delay must be .* from 0 to 900, or to 31536000 .*, not 31536001",
+    ):
         note.using(delay=MAX_KEPT_DELAY + 1)
 
 
 @committing
-def test_an_outbox_that_is_taken_away_refuses_what_was_prepared_for_it(settings: Any) -> None:
+def test_prepared_delay_is_refused_without_its_outbox(settings: Any) -> None:
     settings.LAMBDA_TASKS_OUTBOX = True
     patient = note.using(delay=DAY)
     settings.LAMBDA_TASKS_OUTBOX = False
-    with pytest.raises(InvalidArguments, match=rf"{note.name}: delay is {DAY}; give .* 0 to 900"):
+    with pytest.raises(InvalidArguments, match=rf"{note.name}: delay must be .* 0 to 900, .* not {DAY}"):
         patient.execute_on_commit(number=1)
 
 
@@ -204,7 +207,7 @@ def test_an_outbox_that_is_taken_away_refuses_what_was_prepared_for_it(settings:
 
 @committing
 @pytest.mark.parametrize(("retry_delay", "kept"), [(895, False), (3_600, True), (30 * DAY, True)])
-def test_a_retry_waits_as_long_as_its_task_asks_for(settings: Any, retry_delay: int, kept: bool) -> None:
+def test_retry_waits_for_its_retry_delay(settings: Any, retry_delay: int, kept: bool) -> None:
     courier = use_outbox(settings, transport=IN_HOUSE)
 
     @lambda_task(retry_on=[Busy], retry_delay=retry_delay)
@@ -229,10 +232,9 @@ def test_a_retry_waits_as_long_as_its_task_asks_for(settings: Any, retry_delay: 
 
 
 @on_each_database
-def test_the_relay_asks_the_clock_of_the_database_and_not_its_own(
-    database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relay_uses_the_clock_of_the_database(database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
     send(DAY, database)
+    monkeypatch.setattr(ids, "_last_moment", ids._last_moment)  # ids never go back, so forget the wrong time
     for name in ("time", "time_ns", "monotonic"):
         monkeypatch.setattr(f"time.{name}", lambda: 9e18)
     assert outbox().relay() == Relayed()
@@ -240,13 +242,15 @@ def test_the_relay_asks_the_clock_of_the_database_and_not_its_own(
 
 
 @pytest.mark.parametrize(("left", "delay"), [(10.0, 10), (10.4, 11), (0.4, 1), (0.0, 0), (-5.0, 0), (900.3, 900)])
-def test_what_is_left_of_a_delay_is_rounded_up_so_that_nothing_runs_too_early(left: float, delay: int) -> None:
+def test_remaining_delay_is_rounded_up(left: float, delay: int) -> None:
+    # Rounding down would run the task too early.
     now = datetime(2026, 11, 22, tzinfo=timezone.utc)
     message = OutboxMessage(
         id=UUID(int=7),
         task_name=note.name,
         queue="default",
         body=f'{{"task_name":"{note.name}","kwargs":{{"number":1}}}}',
+        attributes={},
         run_at=now + timedelta(seconds=left),
     )
-    assert Relay(Courier())._job(message, now, "default").delay == delay
+    assert job_of(message, now=now, max_delay=900, database="default").delay == delay

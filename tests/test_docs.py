@@ -1,16 +1,16 @@
-"""The documentation holds: its code runs, its links lead somewhere, its lists are complete.
+"""Test the documentation: its code runs, its links exist, and its lists are complete.
 
-How a page is played, in order, as one test:
+A page runs in order, as one test:
 
-- A block that begins with a comment such as `# shop/tasks.py` is the content of that module, and can be
-  imported by that name. Several blocks of one name follow each other in it. `# settings.py` is no module.
-- Other blocks share a namespace of their own. It also has the names of the blocks before.
-- Settings that a block assigns are checked, and hold for the rest of the page.
+- A block that begins with a comment such as `# shop/tasks.py` is the content of that module, and other blocks can
+  import it by that name. Several blocks with the same name extend the module. Settings are not a module.
+- Other blocks share a namespace, which also has the names of the preceding blocks.
+- Settings that a block assigns are checked, and apply to the rest of the page.
 - `expression  # → value` must be equal, and `statement  # raises SomeError` must raise.
-- Tasks run in eager mode, on a database where transactions are committed.
-- Tests in a block such as `# shop/tests/test_views.py` are collected by pytest, as any others.
+- Tasks run in eager mode, on a database that commits transactions.
+- pytest collects tests in a block such as `# shop/tests/test_views.py` like any others.
 
-A block in another language than `python` is not run.
+Blocks in other languages than `python` do not run.
 """
 
 from __future__ import annotations
@@ -42,25 +42,31 @@ from django.core.checks import ERROR
 from django.db.utils import ConnectionHandler
 from django.test import override_settings
 
-from lambda_tasks import checks, exceptions, handler, jobs, maintenance, registry, timeouts
-from lambda_tasks.backends import outbox, relay, sqs
+import lambda_tasks
+from lambda_tasks import exceptions, handler, maintenance, registry, timeouts
+from lambda_tasks.backends import batches, outbox, relay, sqs, sqs_messages
+from lambda_tasks.definition.options import Options
+from lambda_tasks.limits import alarms
 from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
 from lambda_tasks.models import OutboxMessage, TaskRecord, TaskStatus
-from lambda_tasks.options import Options
+from lambda_tasks.operations import checks
 from lambda_tasks.settings import MAX_DELAY, MAX_KEPT_DELAY, LambdaTasksSettings, Setting, app_settings
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
+from lambda_tasks.wire.attributes import OWN_ATTRIBUTES
+
+pytestmark = pytest.mark.once  # pages say nothing about a version of Python or Django
 
 ROOT: Final = Path(__file__).parent.parent
 DOCS: Final = ROOT / "docs"
 PAGES: Final = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-#: These have no code to run; everything else about them is tested too.
+#: These pages do not have code that runs; the other tests cover them too.
 OTHER_PAGES: Final = ("CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", "example/README.md")
 ALL_PAGES: Final = [*PAGES, *(ROOT / name for name in OTHER_PAGES if (ROOT / name).exists())]
 
-LANGUAGES: Final = {"python", "bash", "sh", "text", "yaml", "toml", "json"}
+LANGUAGES: Final = {"python", "bash", "sh", "text", "yaml", "sql", "toml", "json"}
 EAGER: Final = "lambda_tasks.backends.eager.EagerBackend"
 
-#: What the pages use and do not show: other parts of their imaginary shop.
+#: Modules that the pages use and do not show: other parts of their imaginary shop.
 SHOP: Final = {
     "shop.crm": """
         class CrmBusy(Exception):
@@ -91,7 +97,7 @@ SHOP: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block of a page: its language, its code, and the line of the page on which the code begins."""
+    """A fenced block of a page: its language, its code, and the line on which the code begins."""
 
     page: Path
     line: int
@@ -100,13 +106,17 @@ class Block:
 
     @property
     def module(self) -> str | None:
-        """The name of the module whose content it is, if it says so."""
+        """The name of the module to which the block belongs, if it has a label."""
         label = re.match(r"# ([\w/]+)\.py\n", self.code)
         return label[1].replace("/", ".") if label else None
 
     @property
     def has_tests(self) -> bool:
         return self.module is not None and self.module.rpartition(".")[2].startswith("test_")
+
+    @property
+    def has_settings(self) -> bool:
+        return self.module is not None and self.module.rpartition(".")[2] == "settings"
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
@@ -125,7 +135,7 @@ def blocks(page: Path, language: str | None = None) -> list[Block]:
 
 
 def prose(page: Path) -> str:
-    """Return the text of a page without its code."""
+    """Return a page without its code."""
     return FENCE.sub("", page.read_text())
 
 
@@ -134,12 +144,12 @@ def headings(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors that a page has for its headings, by the rule of GitHub and its like."""
+    """Return the anchors that GitHub and similar sites generate for the headings of a page."""
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(page)}
 
 
 def section(page: Path, heading: str) -> str:
-    """Return what stands under a heading, up to the next one."""
+    """Return the content under a heading, up to the next one."""
     [_, rest] = re.split(rf"^#+ {re.escape(heading)}$", page.read_text(), maxsplit=1, flags=re.MULTILINE)
     return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
 
@@ -148,11 +158,11 @@ def ids(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-# Playing pages
+# Running pages
 
 
-class Stage:
-    """Where the blocks of one page are played: modules, tasks and settings that are gone afterwards."""
+class PageRunner:
+    """The modules, tasks and settings of a page while its blocks run; they are removed afterwards."""
 
     def __init__(self, page: Path) -> None:
         self.page = page
@@ -164,7 +174,7 @@ class Stage:
             exec(textwrap.dedent(code), self.module(name).__dict__)
 
     def module(self, name: str) -> ModuleType:
-        """Return the module of that name, made if need be, with the packages above it."""
+        """Return the module of that name; create it, and the packages above it, if necessary."""
         if name not in self.modules:
             module = self.modules[name] = ModuleType(name)
             module.__dict__["__path__"] = []
@@ -174,8 +184,8 @@ class Stage:
         return self.modules[name]
 
     @contextmanager
-    def open(self) -> Iterator[Stage]:
-        """Make the modules importable and the tasks known, for as long as the block lasts."""
+    def open(self) -> Iterator[PageRunner]:
+        """Make the modules importable and register the tasks, for the duration of the context."""
         modules, tasks = dict(sys.modules), dict(registry._tasks)
         sys.modules.update(self.modules)
         registry._tasks.update(self.tasks)
@@ -191,14 +201,14 @@ class Stage:
             registry._tasks.clear()
             registry._tasks.update(tasks)
 
-    def play(self, block: Block) -> None:
-        module = self._main if block.module in (None, "settings") else self.module(str(block.module))
+    def run_block(self, block: Block) -> None:
+        module = self._main if block.module is None or block.has_settings else self.module(block.module)
         sys.modules.update(self.modules)
         self._run(block, module.__dict__)
         if module is not self._main:
             names = {name: value for name, value in vars(module).items() if not name.startswith("__")}
             self._main.__dict__.update(names)
-        self._settle(block, {name: module.__dict__[name] for name in assigned_settings(block)})
+        self._apply_settings(block, {name: module.__dict__[name] for name in assigned_settings(block)})
 
     def _run(self, block: Block, namespace: dict[str, Any]) -> None:
         lines = block.code.splitlines()
@@ -218,8 +228,8 @@ class Stage:
                     wanted = eval(expected[1], namespace)
                     assert value == wanted, f"{block}: {last.strip()}: it was {value!r}"
 
-    def _settle(self, block: Block, values: Mapping[str, Any]) -> None:
-        """Check the settings that a block assigned, and let them hold for the rest of the page."""
+    def _apply_settings(self, block: Block, values: Mapping[str, Any]) -> None:
+        """Check the settings that a block assigns, and apply them to the rest of the page."""
         values = dict(values)
         if (apps := values.pop("INSTALLED_APPS", None)) is not None:
             assert "lambda_tasks" in apps, block
@@ -228,7 +238,7 @@ class Stage:
         if (config := values.pop("LOGGING", None)) is not None:
             check_logging(config)
         check_settings(values, block)
-        # What would be sent to AWS is not sent from here.
+        # Nothing is sent to AWS from here.
         if "sqs" in str(values.get("LAMBDA_TASKS_BACKEND", "")):
             del values["LAMBDA_TASKS_BACKEND"]
         self._settings.enter_context(override_settings(**values))
@@ -267,13 +277,13 @@ def check_settings(values: Mapping[str, Any], block: Block) -> None:
 
 
 def check_connects(described: dict[str, Any]) -> None:
-    """Connect as described, to the server of the tests, if they run on this kind."""
+    """Connect to the test server as described, if the tests run on this kind of database."""
     from django.conf import settings
 
     own = settings.DATABASES["default"]
     if described["ENGINE"] == own["ENGINE"]:
         place = {name: own[name] for name in ("NAME", "HOST", "PORT", "USER", "PASSWORD") if name in own}
-        # The test's own database may be the only one that is there.
+        # The test's own database may be the only one on the server.
         options = {**own.get("OPTIONS", {}), **described["OPTIONS"]}
         connection = ConnectionHandler({"default": {**described, **place, "OPTIONS": options}})["default"]
         try:
@@ -283,113 +293,104 @@ def check_connects(described: dict[str, Any]) -> None:
 
 
 def check_logging(config: dict[str, Any]) -> None:
-    """Configure logging so, in a process of its own, since it cannot be taken back in this one."""
+    """Configure logging in a process of its own, because this one could not undo it."""
     program = "import json, logging.config, sys; logging.config.dictConfig(json.loads(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", program, json.dumps(config)], check=True, timeout=60)
 
 
 @pytest.fixture
 def eager(settings: Any) -> None:
-    """Run tasks when they are enqueued, by a setting that a page may replace by its own."""
+    """Run tasks when they are enqueued; a page may override this setting."""
     settings.LAMBDA_TASKS_BACKEND = EAGER
-    # The pages name more than the settings of the tests have.
+    # The pages refer to more queues than the settings of the tests define.
     settings.LAMBDA_TASKS_QUEUES = {**settings.LAMBDA_TASKS_QUEUES, "heavy": "https://sqs.example/heavy"}
 
 
 @contextmanager
-def played(page: Path) -> Iterator[Stage]:
-    """Play a page, and keep its stage open for a look at what it has done."""
-    stage = Stage(page)
-    with stage.open():
+def running_page(page: Path) -> Iterator[PageRunner]:
+    """Run a page, and keep its runner open so that its effects can be checked."""
+    runner = PageRunner(page)
+    with runner.open():
         for block in blocks(page, "python"):
             if not block.has_tests:
-                stage.play(block)
-        yield stage
+                runner.run_block(block)
+        yield runner
 
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_the_code_on_the_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_on_the_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "mock_aws" in page.read_text():
-        monkeypatch.delenv("AWS_ENDPOINT_URL")  # moto only stands in for the addresses of AWS
-    with played(page) as stage:
-        stage.tasks.update(registry._tasks)
-    for task in stage.tasks.values():
+        monkeypatch.delenv("AWS_ENDPOINT_URL")  # moto only replaces the addresses of AWS
+    with running_page(page) as runner:
+        runner.tasks.update(registry._tasks)
+    for task in runner.tasks.values():
         task.signature.check()
     assert not TaskRecord.objects.filter(status=TaskStatus.RUNNING).exists()
 
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.django_db(transaction=True)
-def test_the_view_of_the_quickstart_signs_a_customer_up(rf: Any, mailoutbox: list[Any]) -> None:
-    with played(DOCS / "quickstart.md") as stage:
-        mailoutbox.clear()
-        stage.module("shop.views").sign_up(rf.post("/", {"name": "grace", "email": "grace@example.com"}))  # type: ignore[attr-defined]
-    assert User.objects.filter(username="grace").exists()
-    assert [message.to for message in mailoutbox] == [["grace@example.com"]]
+def test_quickstart_view_signs_a_customer_up(rf: Any) -> None:
+    with running_page(DOCS / "quickstart.md") as runner, override_settings(LAMBDA_TASKS_EAGER=True):
+        runner.module("shop.views").sign_up(rf.get("/", {"name": "ada"}))  # type: ignore[attr-defined]
+    assert User.objects.filter(username="ada").exists()
+    assert TaskRecord.objects.latest().result == "greeted ada"
 
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.django_db(transaction=True)
-def test_the_command_of_the_cleanup_page_deletes_records(capsys: pytest.CaptureFixture[str]) -> None:
-    with played(DOCS / "howto/cleanup.md") as stage:
-        stage.module("shop.management.commands.cleanup_records").Command().handle()  # type: ignore[attr-defined]
-    assert capsys.readouterr().out == "0 records deleted\n"
-
-
-@pytest.mark.usefixtures("eager")
-@pytest.mark.django_db(transaction=True)
-def test_the_line_of_the_logging_page_is_written_as_it_says(caplog: pytest.LogCaptureFixture) -> None:
+def test_logging_page_shows_the_actual_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "lambda_tasks.task")
-    with played(DOCS / "howto/logging.md") as stage:
-        handle = stage.module("shop.tasks").pack_parcel.execute_on_commit(order_id=42)  # type: ignore[attr-defined]
+    with running_page(DOCS / "howto/logging.md") as runner:
+        handle = runner.module("shop.tasks").pack_parcel.execute_on_commit(order_id=42)  # type: ignore[attr-defined]
     [line] = [record for record in caplog.records if record.name == "lambda_tasks.task"]
     assert line.getMessage() == f"[{handle.message_id}] packing order 42"
     assert (line.message_id, line.task_name) == (handle.message_id, "shop.tasks.pack_parcel")  # type: ignore[attr-defined]
 
 
-# Tests that stand on pages
+# Tests on pages
 
 
-def _collect_example_tests() -> list[Stage]:
-    """Put the tests of all pages into this module, where pytest finds them."""
-    stages = []
+def _collect_example_tests() -> list[PageRunner]:
+    """Add the tests of all pages to this module, where pytest finds them."""
+    runners = []
     for page in PAGES:
         if not any(block.has_tests for block in blocks(page, "python")):
             continue
-        stage = Stage(page)
-        with stage.open():
+        runner = PageRunner(page)
+        with runner.open():
             for block in blocks(page, "python"):
                 # Blocks without a name belong to the test of the page.
                 if block.module not in (None, "settings"):
-                    stage.play(block)
+                    runner.run_block(block)
         for block in blocks(page, "python"):
             if block.has_tests:
-                for name, value in vars(stage.modules[str(block.module)]).items():
+                for name, value in vars(runner.modules[str(block.module)]).items():
                     if getattr(value, "__module__", None) == block.module and "test" in name.lower():
                         globals()[f"{name}__{page.stem}"] = value
-        stages.append(stage)
-    return stages
+        runners.append(runner)
+    return runners
 
 
-STAGES: Final = _collect_example_tests()
+RUNNERS: Final = _collect_example_tests()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _stages_of_examples() -> Iterator[None]:
+def _runners_of_examples() -> Iterator[None]:
     with ExitStack() as stack:
-        for stage in STAGES:
-            stack.enter_context(stage.open())
+        for runner in RUNNERS:
+            stack.enter_context(runner.open())
         yield
 
 
-def test_the_examples_of_the_testing_page_are_collected() -> None:
+def test_examples_of_the_testing_page_are_collected() -> None:
     names = [name for name in globals() if name.endswith("__testing")]
     assert len(names) == 6, names
 
 
-# Links, and what pages have to mention
+# Links, and required content
 
 
 def links(page: Path) -> list[str]:
@@ -401,7 +402,7 @@ def links(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_exist(page: Path) -> None:
     broken = []
     for link in links(page):
         path, _, anchor = unquote(link).partition("#")
@@ -418,25 +419,60 @@ def test_fences_name_their_language(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
-def test_json_is_json(page: Path) -> None:
+def test_json_blocks_are_valid(page: Path) -> None:
     for block in blocks(page, "json"):
         json.loads(block.code)
 
 
-def test_the_index_has_every_page() -> None:
+def test_index_has_every_page() -> None:
+    """A folder may have an index of its own, to which the main index links."""
     index = DOCS / "README.md"
-    linked = {(DOCS / link.partition("#")[0]).resolve() for link in links(index)}
+    indexes = [index, *DOCS.glob("*/README.md")]
+    linked = {(each.parent / link.partition("#")[0]).resolve() for each in indexes for link in links(each)}
     assert {page for page in DOCS.rglob("*.md") if page != index} <= linked
 
 
-def test_the_first_screen_has_the_commands_and_the_code() -> None:
+def names_from_rooms(code: str) -> list[str]:
+    """Return the names that the code imports from their modules although the package exports them."""
+    return [
+        f"{statement.module}.{alias.name}"
+        for statement in ast.walk(ast.parse(code))
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+        if statement.module == lambda_tasks._MODULES.get(alias.name)
+    ]
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
+def test_examples_import_exported_names_from_the_package(page: Path) -> None:
+    assert [name for block in blocks(page, "python") for name in names_from_rooms(block.code)] == []
+
+
+def test_example_project_imports_exported_names_from_the_package() -> None:
+    files = sorted((ROOT / "example").rglob("*.py"))
+    assert files
+    assert [name for file in files for name in names_from_rooms(file.read_text())] == []
+
+
+def test_reference_lists_the_names_of_the_package() -> None:
+    table = section(DOCS / "reference/decorator.md", "Names of the package")
+    listed = re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE)
+    assert sorted(name for names in listed for name in re.findall(r"`(\w+)`", names)) == sorted(lambda_tasks.__all__)
+
+
+def test_import_from_a_room_is_found() -> None:
+    code = "from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task"
+    assert names_from_rooms(code) == ["lambda_tasks.decorators.lambda_task"]
+
+
+def test_first_screen_has_the_commands_and_code() -> None:
     first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:36])
     for wanted in ("make demo", "make test", "LAMBDA_TASKS_QUEUES", "@lambda_task", "execute_on_commit"):
         assert wanted in first_screen
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
-def test_pages_name_no_path_of_a_machine(page: Path) -> None:
+def test_pages_contain_no_local_paths(page: Path) -> None:
     assert not re.search(r"(?<![\w.])/(home|Users|root|work|tmp)/", page.read_text())
 
 
@@ -446,7 +482,7 @@ SETTINGS: Final = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_setting_is_described_with_its_default(name: str) -> None:
+def test_every_setting_is_documented_with_its_default(name: str) -> None:
     text = section(DOCS / "reference/settings.md", f"`{name}`")
     default = SETTINGS[name].default
     if name == "LAMBDA_TASKS_QUEUES":
@@ -457,7 +493,7 @@ def test_every_setting_is_described_with_its_default(name: str) -> None:
 
 
 @pytest.mark.parametrize("option", dataclasses.fields(Options), ids=lambda field: field.name)
-def test_every_option_is_described_with_its_default(option: Any) -> None:
+def test_every_option_is_documented_with_its_default(option: Any) -> None:
     page = DOCS / "reference/decorator.md"
     assert section(page, f"`{option.name}`").strip()
     shown = f'"{option.default}"' if isinstance(option.default, str) else repr(option.default)
@@ -477,12 +513,12 @@ def public_errors() -> list[str]:
 
 
 @pytest.mark.parametrize("name", public_errors())
-def test_every_error_is_described(name: str) -> None:
+def test_every_error_is_documented(name: str) -> None:
     assert section(DOCS / "reference/errors.md", f"`{name}`").strip()
 
 
 @pytest.mark.parametrize("name", public_errors())
-def test_base_classes_are_told(name: str) -> None:
+def test_base_classes_are_documented(name: str) -> None:
     error = getattr(exceptions, name, None) or getattr(timeouts, name)
     text = section(DOCS / "reference/errors.md", f"`{name}`")
     foreign = {
@@ -494,83 +530,83 @@ def test_base_classes_are_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("field", TaskRecord._meta.fields, ids=lambda field: field.name)
-def test_every_field_of_the_record_is_described(field: Any) -> None:
+def test_every_field_of_the_record_is_documented(field: Any) -> None:
     assert re.search(rf"^\| `{field.name}` \|", (DOCS / "reference/record.md").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("field", OutboxMessage._meta.fields, ids=lambda field: field.name)
-def test_every_field_of_a_message_in_the_outbox_is_described(field: Any) -> None:
+def test_every_field_of_the_outbox_is_documented(field: Any) -> None:
     assert f"\n| `{field.name}` |" in section(DOCS / "reference/record.md", "The outbox")
 
 
 @pytest.mark.parametrize("status", [*TaskStatus, relay.WAITING, relay.DEAD])
-def test_every_status_of_a_handle_is_described(status: str) -> None:
-    assert f'`"{status}"`' in section(DOCS / "howto/outbox.md", "How a task stands")
+def test_every_status_of_a_handle_is_documented(status: str) -> None:
+    assert f'`"{status}"`' in section(DOCS / "howto/outbox.md", "The status of a task")
 
 
 @pytest.mark.parametrize("status", TaskStatus)
-def test_every_status_is_described(status: TaskStatus) -> None:
+def test_every_status_is_documented(status: TaskStatus) -> None:
     assert f"| `{status}` |" in (DOCS / "reference/record.md").read_text()
 
 
-def test_the_fields_of_messages_are_described() -> None:
+def test_fields_of_messages_are_documented() -> None:
     page = DOCS / "reference/messages.md"
     for field in SQSLambdaTaskMessage.model_fields:
         assert f"| `{field}` |" in section(page, "The body")
-    for attribute in jobs.OWN_ATTRIBUTES:
+    for attribute in OWN_ATTRIBUTES:
         assert f"| `{attribute}` |" in section(page, "The attributes")
     for field in SQSLambdaTask.model_fields:
         assert f"`{field}`" in section(page, "`SQSLambdaTask`")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_bodies_of_messages_on_pages_are_invocations(page: Path) -> None:
+def test_message_bodies_on_pages_are_valid(page: Path) -> None:
     for block in blocks(page, "json"):
         if "task_name" in block.code:
             SQSLambdaTaskMessage.from_body(block.code)
 
 
-def test_numbers_on_pages_are_those_of_the_code() -> None:
+def test_numbers_on_pages_match_the_code() -> None:
     time_limits = (DOCS / "howto/timeouts.md").read_text()
-    assert f"| {timeouts.KILL_GRACE:g} s later |" in time_limits
-    assert f"| {timeouts.WATCHDOG_DELAY:g} s later |" in time_limits
-    assert timeouts.REPEAT_EVERY == 0.5
+    assert f"| {alarms.KILL_GRACE:g} s later |" in time_limits
+    assert f"| {alarms.WATCHDOG_DELAY:g} s later |" in time_limits
+    assert alarms.REPEAT_EVERY == 0.5
     assert "every half second" in time_limits
-    assert sqs.MAX_BYTES == 2**20
-    assert sqs.MAX_ATTRIBUTES - 2 == 8
-    assert f"{app_settings.max_retries},\nunless" in (DOCS / "howto/retries.md").read_text()
+    assert sqs_messages.MAX_BYTES == 2**20
+    assert sqs_messages.MAX_ATTRIBUTES - 2 == 8
+    assert f"which is {app_settings.max_retries} by default" in (DOCS / "howto/retries.md").read_text()
 
 
-def test_numbers_of_the_outbox_are_those_of_the_code() -> None:
+def test_numbers_of_the_outbox_match_the_code() -> None:
     page = DOCS / "howto/outbox.md"
-    sending = section(page, "When it cannot be sent")
-    assert f"after {relay.FIRST_PAUSE:g} seconds" in sending
-    assert f"up to {relay.LONGEST_PAUSE:g};" in sending
-    assert f"up to {outbox._MAX_ROWS} of them" in section(page, "What happens")
+    sending = section(page, "When a message cannot be sent")
+    assert f"after {batches.FIRST_PAUSE:g} seconds" in sending
+    assert f"up to {batches.LONGEST_PAUSE:g} seconds" in sending
+    assert f"up to {outbox._MAX_ROWS} of them" in section(page, "How a message is sent")
     assert relay.BATCH_SIZE == 100
-    assert "up to a hundred at a time" in section(page, "What happens")
+    assert "up to a hundred at a time" in section(page, "How a message is sent")
     assert sqs.MAX_ENTRIES == 10
-    assert "ten to a request" in section(page, "What happens")
-    relayed = section(page, "Who relays")
+    assert "ten to a request" in section(page, "How a message is sent")
+    relayed = section(page, "What relays messages")
     assert f"every {maintenance.RELAY_EVERY:g} seconds per container" in relayed
     assert f"if {maintenance.RELAY_SECONDS + maintenance.RELAY_RESERVE:g} seconds are left" in relayed
     assert f"up to {maintenance.RELAY_SECONDS:g} seconds" in relayed
-    assert f"{maintenance.TIME_SHARE:.0%}".replace("%", " %") in section(page, "With EventBridge")
-    assert f"puts them off by {relay.HOLD:g} seconds" in section(page, "Databases")
+    assert f"{maintenance.TIME_SHARE:.0%}" in section(page, "With EventBridge")
+    assert f"postpones them by {batches.HOLD:g} seconds" in section(page, "Databases")
     assert f"at most {MAX_DELAY} seconds" in section(page, "Delays")
     assert f"{MAX_KEPT_DELAY:,} seconds" in section(DOCS / "reference/settings.md", "`LAMBDA_TASKS_OUTBOX`")
 
 
 def test_dotted_paths_on_pages_exist() -> None:
-    """A name of the library's that a page quotes can be imported."""
+    """Quoted names in the library can be imported."""
     for page in ALL_PAGES:
         for path in set(re.findall(r"`(lambda_tasks(?:\.\w+)+)`", prose(page))):
             assert _exists(path), f"{page.relative_to(ROOT)} names {path}"
 
 
-#: Quoted names that are no modules: loggers, message attributes, keys, checks.
+#: Quoted names that are not modules: loggers, message attributes, keys, checks.
 NO_MODULES: Final = re.compile(
-    r"lambda_tasks\.(task|outbox|message_id|root_id|queue|first_sent|local|singleton_lock.*|[EW]\d{3})$"
+    r"lambda_tasks\.(task|executor|outgoing|timeouts|outbox|message_id|root_id|queue|first_sent|scheduled_for|schedules|local|singleton_lock.*|[EWI]\d{3})$"
 )
 
 
@@ -588,7 +624,7 @@ def _exists(path: str) -> bool:
 
 
 class CloudFormationLoader(yaml.SafeLoader):
-    """Reads templates: `!GetAtt Queue.Arn` becomes {"GetAtt": "Queue.Arn"}."""
+    """Load templates: `!GetAtt Queue.Arn` becomes {"GetAtt": "Queue.Arn"}."""
 
 
 CloudFormationLoader.add_multi_constructor("!", lambda loader, tag, node: {tag: loader.construct_scalar(node)})
@@ -596,7 +632,7 @@ CloudFormationLoader.add_multi_constructor("!", lambda loader, tag, node: {tag: 
 
 @cache
 def templates() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the resources of the template, and those of the further queue."""
+    """Return the resources of the template, and those of the additional queue."""
     whole, addition = blocks(DOCS / "howto/deploying.md", "yaml")
     return (
         yaml.load(whole.code, CloudFormationLoader)["Resources"],
@@ -609,7 +645,7 @@ def properties(resources: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("resources", templates(), ids=["template", "further queue"])
-def test_the_numbers_of_the_template_fit_together(resources: dict[str, Any]) -> None:
+def test_numbers_of_the_template_are_consistent(resources: dict[str, Any]) -> None:
     [mapping] = properties(resources, "Lambda::EventSourceMapping")
     [function] = properties(resources, "Lambda::Function")
     queue = resources[mapping["EventSourceArn"]["GetAtt"].partition(".")[0]]["Properties"]
@@ -634,12 +670,47 @@ def test_the_numbers_of_the_template_fit_together(resources: dict[str, Any]) -> 
     }
 
 
-def test_the_template_passes_the_linter_of_cloudformation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resources", templates(), ids=["whole", "addition"])
+def test_queues_are_encrypted_and_refuse_plain_http(resources: dict[str, Any]) -> None:
+    policies = {policy["Queues"][0]["Ref"]: policy for policy in properties(resources, "SQS::QueuePolicy")}
+    queues = [name for name, resource in resources.items() if resource["Type"] == "AWS::SQS::Queue"]
+    assert queues
+    for name in queues:
+        assert resources[name]["Properties"]["SqsManagedSseEnabled"] is True
+        [statement] = policies[name]["PolicyDocument"]["Statement"]
+        assert statement["Resource"] == {"GetAtt": f"{name}.Arn"}
+        assert (statement["Effect"], statement["Principal"], statement["Action"]) == ("Deny", "*", "sqs:*")
+        assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_services_are_trusted_for_this_account_only() -> None:
+    template = templates()[0]
+    account = {"Ref": "AWS::AccountId"}
+    [statement] = template["SchedulerRole"]["Properties"]["AssumeRolePolicyDocument"]["Statement"]
+    assert statement["Condition"]["StringEquals"] == {"aws:SourceAccount": account}
+    assert statement["Condition"]["ArnEquals"]["aws:SourceArn"]["Sub"].endswith(":schedule-group/default")
+    permission = template["MaintenancePermission"]["Properties"]
+    assert permission["SourceAccount"] == account
+    assert permission["SourceArn"] == {"GetAtt": "MaintenanceRule.Arn"}
+
+
+def test_commands_encrypt_queues_and_refuse_plain_http() -> None:
+    made = [each.parameters for each in aws_commands(DOCS / "howto/deploying.md") if each.operation == "create-queue"]
+    assert [parameters["QueueName"] for parameters in made] == ["shop-dead", "shop"]
+    for parameters in made:
+        assert parameters["Attributes"]["SqsManagedSseEnabled"] == "true"
+        [statement] = json.loads(parameters["Attributes"]["Policy"])["Statement"]
+        assert statement["Resource"].endswith(f":{parameters['QueueName']}")
+        assert statement["Effect"] == "Deny"
+        assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_template_passes_the_cloudformation_linter(tmp_path: Path) -> None:
     whole, addition = blocks(DOCS / "howto/deploying.md", "yaml")
     resources, outputs = whole.code.split("\nOutputs:\n")
     template = tmp_path / "template.yaml"
     template.write_text(f"{resources}\n{textwrap.indent(addition.code, '  ')}\nOutputs:\n{outputs}")
-    program = "from cfnlint.runner import main; main()"  # moto brings it
+    program = "from cfnlint.runner import main; main()"  # moto depends on it
     linted = subprocess.run(
         [sys.executable, "-c", program, str(template)], check=False, capture_output=True, text=True, timeout=120
     )
@@ -653,30 +724,30 @@ def actions(resources: Mapping[str, Any]) -> Iterator[str]:
 
 
 def test_functions_outlast_the_limits_of_their_tasks() -> None:
-    reserve = timeouts.KILL_GRACE + handler.ANSWER_RESERVE
+    reserve = alarms.KILL_GRACE + handler.ANSWER_RESERVE
     [function], [heavy] = (properties(resources, "Lambda::Function") for resources in templates())
     assert function["Timeout"] >= app_settings.default_hard_timeout + reserve
-    with played_definitions(DOCS / "howto/deploying.md") as tasks:
+    with defined_tasks(DOCS / "howto/deploying.md") as tasks:
         assert heavy["Timeout"] >= tasks["shop.tasks.render_catalogue"].hard_timeout + reserve
     text = (DOCS / "howto/deploying.md").read_text()
     assert f"plus {reserve:g} s" in text
-    assert f"first {function['Timeout'] - app_settings.default_hard_timeout - reserve:g}\nseconds" in text
-    # Five receives: four workers die, the fifth records it.
+    assert f"first {function['Timeout'] - app_settings.default_hard_timeout - reserve:g} seconds" in text
+    # Five receives: four workers die, and the fifth worker records the failure.
     assert app_settings.max_takeovers + 2 == 5
 
 
 @contextmanager
-def played_definitions(page: Path) -> Iterator[dict[str, Any]]:
-    """Give the tasks that a page defines, without the rest of it."""
-    stage = Stage(page)
-    with stage.open():
+def defined_tasks(page: Path) -> Iterator[dict[str, Any]]:
+    """Yield the tasks that a page defines, without running the rest of it."""
+    runner = PageRunner(page)
+    with runner.open():
         for block in blocks(page, "python"):
             if block.module not in (None, "settings"):
-                stage.play(block)
+                runner.run_block(block)
         yield registry._tasks
 
 
-def test_the_schedule_sends_an_invocation_of_the_cleanup() -> None:
+def test_schedule_sends_a_cleanup_invocation() -> None:
     [schedule] = properties(templates()[0], "Scheduler::Schedule")
     message = SQSLambdaTaskMessage.from_body(schedule["Target"]["Input"])
     assert message.task_name == cleanup_task_records.name
@@ -685,7 +756,7 @@ def test_the_schedule_sends_an_invocation_of_the_cleanup() -> None:
     assert message.kwargs["retention_days"] > days
 
 
-def test_the_schedule_for_lost_tasks_gives_messages_time_to_come_back() -> None:
+def test_lost_task_schedule_waits_for_redelivery() -> None:
     [schedule] = [call.parameters for call in aws_commands(DOCS / "howto/lost-tasks.md")]
     message = SQSLambdaTaskMessage.from_body(schedule["Target"]["Input"])
     assert message.task_name == reap_lost_tasks.name
@@ -694,7 +765,7 @@ def test_the_schedule_for_lost_tasks_gives_messages_time_to_come_back() -> None:
     assert arguments["older_than"] >= properties(templates()[0], "SQS::Queue")[0]["VisibilityTimeout"]
 
 
-def test_the_rule_asks_for_maintenance_and_may_call_the_function() -> None:
+def test_rule_requests_maintenance_with_its_permission() -> None:
     template = templates()[0]
     [rule] = properties(template, "Events::Rule")
     [target] = rule["Targets"]
@@ -707,7 +778,7 @@ def test_the_rule_asks_for_maintenance_and_may_call_the_function() -> None:
 
 
 @pytest.mark.parametrize("page", ["howto/deploying.md", "howto/outbox.md"])
-def test_the_commands_make_the_rule_of_the_template(page: str) -> None:
+def test_commands_create_the_rule_of_the_template(page: str) -> None:
     template = templates()[0]
     called = {command.operation: command.parameters for command in aws_commands(DOCS / page)}
     described = template["MaintenanceRule"]["Properties"]
@@ -725,7 +796,7 @@ def test_the_commands_make_the_rule_of_the_template(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
-def test_events_for_maintenance_on_pages_are_understood(page: Path) -> None:
+def test_maintenance_events_on_pages_are_valid(page: Path) -> None:
     for block in blocks(page, "json"):
         event = json.loads(block.code)
         if maintenance.EVENT_FIELD in event:
@@ -734,7 +805,7 @@ def test_events_for_maintenance_on_pages_are_understood(page: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A call of the `aws` command: service, operation, and its parameters by their names in the API."""
+    """A call of the `aws` command: the service, the operation, and the parameters by their API names."""
 
     block: Block
     service: str
@@ -743,7 +814,7 @@ class Command:
     problems: list[str]
 
 
-#: Options of the command itself, which are no parameters of an operation.
+#: Options of the command itself, not parameters of an operation.
 CLIENT_OPTIONS: Final = {"--output", "--profile", "--query", "--region"}
 
 
@@ -767,8 +838,8 @@ def aws_commands(page: Path) -> Iterator[Command]:
 
 
 def _calls(block: Block) -> Iterator[list[str]]:
-    """Split a block of shell into its calls of `aws`, each from its name to the end of its last line."""
-    # A variable of the shell stands for an id, and most ids have this form.
+    """Split a shell block into its calls of `aws`, each from its name to the end of its last line."""
+    # A shell variable stands for an id, and most ids have this form.
     code = re.sub(r"\$\w+", "00000000-0000-0000-0000-000000000000", block.code.replace("\\\n", ""))
     for call in re.split(r"^(?=aws )", code, flags=re.MULTILINE):
         if call.startswith("aws "):
@@ -792,12 +863,12 @@ def _value(text: str, shape: Any) -> Any:
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
-def test_commands_are_understood_by_aws(page: Path) -> None:
+def test_commands_are_valid_for_aws(page: Path) -> None:
     for command in aws_commands(page):
         assert command.problems == [], f"{command.block}: aws {command.service} {command.operation}"
 
 
-def test_the_commands_say_what_the_template_says() -> None:
+def test_commands_match_the_template() -> None:
     template = templates()[0]
     called: dict[str, list[dict[str, Any]]] = {}
     for command in aws_commands(DOCS / "howto/deploying.md"):

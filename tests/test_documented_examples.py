@@ -1,6 +1,6 @@
-"""What users were promised and no other test plays: a new project, and the documented use of each option.
+"""Promises that no other module tests: a new project, and the documented use of each option.
 
-`docs/promises.md` lists every promise beside its test; what is particular to one module is tested there.
+`docs/promises.md` lists every promise with its test; other modules test the promises about their subjects.
 """
 
 from __future__ import annotations
@@ -28,36 +28,37 @@ from django.db import transaction
 from django.test import override_settings
 from redis.exceptions import LockError as RedisLockError
 
-from lambda_tasks import identity
 from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import MaxRetriesExceededError
-from lambda_tasks.executor import execute
+from lambda_tasks.execution.pipeline import execute
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
 from lambda_tasks.models import OutboxMessage, SQSLambdaTaskMessage, TaskRecord
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry, Skipped, Succeeded
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.timeouts import SoftTimeLimitExceeded
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import Invocation
 from tests.app.models import Effect
 from tests.conftest import Sqs
 
 
 def run(task: Any, n_retries: int = 0, /, **kwargs: Any) -> Outcome | Skipped:
-    message = SQSLambdaTaskMessage(task_name=task.name, kwargs=kwargs, n_retries=n_retries)
-    return execute(message, message_id=identity.new_message_id())
+    message = Invocation(task_name=task.name, kwargs=kwargs, n_retries=n_retries)
+    return execute(message, message_id=ids.new_message_id())
 
 
 @pytest.fixture
 def queue() -> list[Job]:
-    """What was sent; empty at the start."""
+    """Return the sent jobs; the list is empty at first."""
     backend = get_backend()
     assert isinstance(backend, MemoryBackend)
     backend.jobs.clear()
     return backend.jobs
 
 
-# A new project, in processes of its own
+# A new project, in separate processes
 
 PROJECT: Final = {
     "shop/__init__.py": "",
@@ -81,7 +82,7 @@ PROJECT: Final = {
     """,
 }
 
-#: Calls the handler twice, as a container does that stays warm, and tells what Django knew before.
+#: Calls the handler twice, like a warm container, and prints whether the settings were imported before.
 CONTAINER: Final = """
     import json, sys
     from lambda_tasks.handler import handler
@@ -99,7 +100,7 @@ CONTAINER: Final = """
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Django project with the library among its apps, and nothing done to its database yet."""
+    """Create a Django project that installs the library, with an empty database."""
     folder = tmp_path_factory.mktemp("project")
     for name, text in PROJECT.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -115,7 +116,7 @@ def migrated(project: Path) -> Iterator[Path]:
 
 
 def in_project(project: Path, *arguments: str, **variables: str) -> list[str]:
-    """Run Python in the folder of the project and return the lines that it wrote."""
+    """Run Python in the folder of the project and return the lines that it prints."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=project,
@@ -134,29 +135,29 @@ def rows(project: Path, query: str) -> list[tuple[Any, ...]]:
         return database.execute(query).fetchall()
 
 
-class TestANewProject:
-    def test_the_package_asks_for_what_was_announced(self) -> None:
+class TestNewProject:
+    def test_package_has_the_documented_requirements(self) -> None:
         required = importlib.metadata.requires("django-lambda-tasks") or []
         names = {re.split(r"[^\w-]", requirement)[0] for requirement in required if "extra ==" not in requirement}
         assert names >= {"awslambdaric", "boto3", "django", "pydantic", "redis"}
         assert importlib.metadata.metadata("django-lambda-tasks")["Requires-Python"] == ">=3.10"
 
-    def test_one_migration_makes_the_table(self, migrated: Path) -> None:
+    def test_one_migration_creates_the_table(self, migrated: Path) -> None:
         assert rows(migrated, "SELECT count(*) FROM lambda_tasks_taskrecord") == [(0,)]
 
-    def test_the_handler_needs_the_settings_module_and_tasks_that_can_be_imported(self, migrated: Path) -> None:
+    def test_handler_needs_only_settings_and_importable_tasks(self, migrated: Path) -> None:
         lines = in_project(migrated, "-c", textwrap.dedent(CONTAINER))
 
-        # Importing the handler sets nothing up yet: that is done by the first event.
+        # Importing the handler does not set Django up: the first event does.
         assert [json.loads(line) for line in lines] == [
             [False, {"batchItemFailures": []}],
             [True, {"batchItemFailures": []}],
         ]
         assert rows(migrated, "SELECT status, result FROM lambda_tasks_taskrecord") == [("SUCCESS", '"only fo"')] * 2
 
-    def test_secrets_are_in_the_environment_before_django_reads_its_settings(self, migrated: Path, sqs: Sqs) -> None:
+    def test_secrets_are_loaded_before_the_settings(self, migrated: Path, sqs: Sqs) -> None:
         secret = boto3.client("secretsmanager", endpoint_url=sqs.endpoint).create_secret(
-            Name=f"shop/{identity.new_message_id()}", SecretString=json.dumps({"key": "from AWS"})
+            Name=f"shop/{ids.new_message_id()}", SecretString=json.dumps({"key": "from AWS"})
         )
         reference = f"{secret['ARN']}:key:AWSCURRENT:{secret['VersionId']}"
 
@@ -165,13 +166,13 @@ class TestANewProject:
         assert [json.loads(line)[0] for line in lines] == [False, True]
         assert rows(migrated, "SELECT result FROM lambda_tasks_taskrecord") == [('"from AW"',)] * 2
 
-    def test_a_malformed_reference_keeps_django_from_starting(self, migrated: Path) -> None:
+    def test_malformed_reference_prevents_django_from_starting(self, migrated: Path) -> None:
         lines = in_project(migrated, "-c", textwrap.dedent(CONTAINER), LAMBDA_TASKS_SECRET_SHOP_KEY="shop/prod:key")
 
         for line in lines:
             settings_were_read, answer = json.loads(line)
             assert not settings_were_read
-            assert answer.startswith("ValueError: LAMBDA_TASKS_SECRET_SHOP_KEY has 2 segments")
+            assert answer.startswith("ValueError: LAMBDA_TASKS_SECRET_SHOP_KEY must have 10 segments")
         assert rows(migrated, "SELECT count(*) FROM lambda_tasks_taskrecord") == [(0,)]
 
 
@@ -198,7 +199,7 @@ def export(*, error: str) -> None:
 
 @pytest.mark.django_db(transaction=True)
 class TestOnSqs:
-    def test_a_message_leaves_after_the_commit_for_the_queue_of_its_task(self, sqs: Sqs) -> None:
+    def test_message_leaves_after_commit_for_its_queue(self, sqs: Sqs) -> None:
         with transaction.atomic():
             welcome.execute_on_commit(user_id=42, template="first")
             resize.execute_on_commit(file_id=7)
@@ -207,16 +208,16 @@ class TestOnSqs:
         assert sqs.bodies() == [{"task_name": welcome.name, "kwargs": {"user_id": 42, "template": "first"}}]
         assert sqs.bodies("other") == [{"task_name": resize.name, "kwargs": {"file_id": 7}}]
 
-    def test_a_retry_waits_on_the_queue_for_its_delay(self, sqs: Sqs) -> None:
+    def test_retry_waits_on_the_queue(self, sqs: Sqs) -> None:
         assert isinstance(run(export, error="busy"), Retry)
         assert sqs.depth() == {"visible": 0, "delayed": 1, "in_flight": 0}
 
-    def test_what_sqs_refuses_reaches_who_commits(self, sqs: Sqs) -> None:
+    def test_sqs_error_reaches_the_committing_code(self, sqs: Sqs) -> None:
         sqs.client.delete_queue(QueueUrl=sqs.queues["default"])
 
         with pytest.raises(ClientError, match="does not exist"):
             welcome.execute_on_commit(user_id=42, template="first")
-        # It cannot be known before the commit, and what the transaction wrote is there already.
+        # SQS refuses only after the commit, when the writes of the transaction are permanent.
         with pytest.raises(ClientError, match="does not exist"):
             self.write_and_send()
         assert Effect.objects.exists()
@@ -232,7 +233,7 @@ class TestOnSqs:
 
 @pytest.mark.django_db(transaction=True)
 class TestRecords:
-    def test_while_a_task_runs_its_record_says_so(self) -> None:
+    def test_record_of_a_running_task_is_running(self) -> None:
         seen: list[TaskRecord] = []
 
         @lambda_task
@@ -245,7 +246,7 @@ class TestRecords:
         assert record.start_time is not None
         assert (record.end_time, record.result, record.traceback) == (None, None, None)
 
-    def test_records_are_found_by_status_and_by_id(self) -> None:
+    def test_records_are_found_by_status_and_id(self) -> None:
         run(welcome, user_id=1, template="first")
         run(export, error="other")
 
@@ -279,7 +280,8 @@ class TestTimeLimits:
     def _clean(self) -> None:
         tidied.clear()
 
-    def test_a_task_may_tidy_up_at_its_soft_limit_and_give_up(self) -> None:
+    def test_task_may_clean_up_at_soft_limit(self) -> None:
+        """A task that raises afterwards has failed."""
         outcome = run(build_report, month="May", hand_in=False)
 
         assert tidied == ["May"]
@@ -288,12 +290,12 @@ class TestTimeLimits:
         assert record.status == "FAILED"
         assert "SoftTimeLimitExceeded" in record.traceback
 
-    def test_a_task_that_ends_well_after_its_soft_limit_is_a_success(self) -> None:
+    def test_task_returning_after_its_soft_limit_succeeds(self) -> None:
         assert run(build_report, month="May", hand_in=True) == Succeeded("what there was")
         assert tidied == ["May"]
 
 
-# Workers that are set up wrongly
+# Misconfigured workers
 
 
 @lambda_task(singleton=True)
@@ -302,7 +304,7 @@ def recount() -> None: ...
 
 @pytest.mark.django_db(transaction=True)
 class TestMisconfiguration:
-    """It is repaired, and not recorded: the message stays on the queue."""
+    """The message stays on the queue without a record until the settings are repaired."""
 
     @pytest.mark.parametrize(
         "setting",
@@ -317,13 +319,13 @@ class TestMisconfiguration:
         ],
         ids=str,
     )
-    def test_a_setting_that_cannot_work_keeps_the_messages(self, setting: dict[str, Any]) -> None:
+    def test_invalid_setting_keeps_the_messages(self, setting: dict[str, Any]) -> None:
         with override_settings(**setting):
             assert self.kept(recount) == ["message"]
         assert not TaskRecord.objects.exists()
 
     def kept(self, task: Any) -> list[str]:
-        record = {"messageId": "message", "body": SQSLambdaTaskMessage(task_name=task.name).to_body()}
+        record = {"messageId": "message", "body": Invocation(task_name=task.name).to_body()}
         response = handler({"Records": [record]}, None)
         return [failure["itemIdentifier"] for failure in response["batchItemFailures"]]
 
@@ -331,12 +333,12 @@ class TestMisconfiguration:
 class TestDeployingPage:
     PAGE: Final = Path(__file__).parent.parent / "docs/howto/deploying.md"
 
-    def test_its_queues_are_standard_queues(self) -> None:
+    def test_queues_are_standard_queues(self) -> None:
         text = self.PAGE.read_text()
         assert "standard queues, not FIFO" in text
         assert not re.search(r"FifoQueue|\.fifo\b", text)
 
-    def test_it_weighs_the_receive_count_that_was_announced_against_a_higher_one(self) -> None:
+    def test_page_compares_receive_counts(self) -> None:
         _, _, rest = self.PAGE.read_text().partition("### maxReceiveCount")
         section, _, _ = rest.partition("\n### ")
         assert "`maxReceiveCount: 1`" in section
@@ -344,7 +346,7 @@ class TestDeployingPage:
         assert "dead letter queue" in section
 
 
-# Errors that are ignored, errors that are retried
+# Ignored errors and retried errors
 
 
 @lambda_task(ignore_errors=(LookupError,))
@@ -375,7 +377,7 @@ class TestErrors:
         assert TaskRecord.objects.get().status == status
         assert [job.message.n_retries for job in queue] == ([1] if status == "RETRYING" else [])
 
-    def test_what_is_ignored_is_asked_before_what_is_retried(self, queue: list[Job]) -> None:
+    def test_ignore_errors_takes_precedence(self, queue: list[Job]) -> None:
         run(ask, error="ignored")
         assert TaskRecord.objects.get().status == "SUCCESS"
         assert queue == []
@@ -383,7 +385,7 @@ class TestErrors:
         run(ask, error="retried")
         assert len(queue) == 1
 
-    def test_types_that_are_no_exception_may_be_listed(self, queue: list[Job]) -> None:
+    def test_system_exit_may_be_listed(self, queue: list[Job]) -> None:
         @lambda_task(ignore_errors=(SystemExit,))
         def leave() -> None:
             sys.exit("enough")
@@ -398,14 +400,16 @@ class TestErrors:
         assert [job.task_name for job in queue] == [leave_and_come_back.name]
 
     @pytest.mark.parametrize("ignored", [Exception, SoftTimeLimitExceeded])
-    def test_a_time_limit_is_ignored_as_any_other_error(self, ignored: type[Exception]) -> None:
+    def test_time_limit_can_be_ignored(self, ignored: type[Exception]) -> None:
         @lambda_task(ignore_errors=(ignored,))
         def slow_and_harmless() -> None:
             raise SoftTimeLimitExceeded
 
         assert isinstance(run(slow_and_harmless), Ignored)
 
-    def test_options_are_those_of_the_worker_and_not_of_the_message(self) -> None:
+    def test_options_come_from_the_worker(self) -> None:
+        """The message does not contain them."""
+
         def version(**options: Any) -> Any:
             @lambda_task(**options)
             def publish() -> None:
@@ -420,7 +424,7 @@ class TestErrors:
         version(ignore_errors=(CrmBusy,))
         assert isinstance(message.execute_immediately(), Ignored)
 
-    def test_options_stay_out_of_the_message_of_a_retry_as_well(self, queue: list[Job]) -> None:
+    def test_message_of_a_retry_has_no_options(self, queue: list[Job]) -> None:
         run(export, error="busy")
         assert json.loads(queue[0].message.to_body()) == {
             "task_name": export.name,
@@ -441,9 +445,10 @@ class TestErrors:
             (900, 1.0, 900),
         ],
     )
-    def test_the_delay_is_the_tasks_own_and_a_rounded_draw_up_to_what_sqs_allows(
+    def test_delay_is_retry_delay_plus_jitter(
         self, retry_delay: int, drawn: float, delay: int, queue: list[Job], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """The sum is rounded, and limited to the longest delay that SQS supports."""
         limits = []
 
         def uniform(low: float, high: float) -> float:
@@ -461,14 +466,14 @@ class TestErrors:
         assert [job.delay for job in queue] == [delay]
 
     @pytest.mark.parametrize(("drawn", "delay"), [(1.0, 5_001), (4.6, 5_005)])
-    def test_a_delay_that_sqs_does_not_take_needs_the_outbox(
+    def test_delay_beyond_the_sqs_limit_needs_outbox(
         self, drawn: float, delay: int, queue: list[Job], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def export_much_later() -> None:
             raise CrmBusy
 
         monkeypatch.setattr(random, "uniform", lambda low, high: drawn)
-        with pytest.raises(ValueError, match=r"retry_delay is 5000; give a whole number of 0 to 900"):
+        with pytest.raises(ValueError, match=r"retry_delay must be an integer from 0 to 900, .* not 5000"):
             lambda_task(retry_on=(CrmBusy,), retry_delay=5_000)(export_much_later)
         with override_settings(LAMBDA_TASKS_OUTBOX=True):
             outcome = run(lambda_task(retry_on=(CrmBusy,), retry_delay=5_000)(export_much_later))
@@ -481,7 +486,7 @@ class TestErrors:
         assert (message.run_at - message.due_at).total_seconds() == pytest.approx(900, abs=0.01)
         assert queue == []
 
-    def test_unless_told_otherwise_the_last_retry_is_number_2880(self, queue: list[Job]) -> None:
+    def test_last_retry_is_number_2880_by_default(self, queue: list[Job]) -> None:
         assert isinstance(run(export, 2879, error="busy"), Retry)
         assert queue.pop().message.n_retries == 2880
 
@@ -495,7 +500,7 @@ class TestErrors:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_direct_call_sends_nothing_and_leaves_no_record(queue: list[Job]) -> None:
+def test_direct_call_sends_and_records_nothing(queue: list[Job]) -> None:
     assert welcome(user_id=1, template="first") == "sent"
     with pytest.raises(CrmBusy):
         export(error="busy")
@@ -503,7 +508,7 @@ def test_a_direct_call_sends_nothing_and_leaves_no_record(queue: list[Job]) -> N
     assert not TaskRecord.objects.exists()
 
 
-# Singleton tasks, with nothing in the settings but a cache on Redis
+# Singleton tasks with only a Redis cache in the settings
 
 
 counted: list[float] = []
@@ -529,18 +534,19 @@ class TestSingleton:
     def _clean(self) -> None:
         counted.clear()
 
-    def test_the_lock_is_in_the_default_cache_for_as_long_as_the_hard_limit(self) -> None:
+    def test_lock_is_held_for_the_hard_limit(self) -> None:
+        """It is in the default cache."""
         assert isinstance(run(count_stock, warehouse_id=1), Succeeded)
 
         [seconds] = counted
         assert 270 < seconds <= 280
         assert KEY not in caches["default"]
 
-    def test_a_run_that_finds_it_taken_does_not_wait_and_is_retried(self, queue: list[Job]) -> None:
+    def test_run_without_the_lock_is_retried(self, queue: list[Job]) -> None:
         lock = caches["default"].lock(KEY, timeout=60)  # type: ignore[attr-defined]
         assert lock.acquire()
         try:
-            # Whatever the arguments: the lock belongs to the task.
+            # The arguments do not matter: the lock belongs to the task.
             outcome = run(count_stock, warehouse_id=2)
         finally:
             lock.release()
@@ -555,7 +561,8 @@ class TestSingleton:
 
         assert isinstance(run(count_stock, 1, warehouse_id=2), Succeeded)
 
-    def test_contention_that_is_ignored_is_a_success_that_shows_why(self, queue: list[Job]) -> None:
+    def test_ignored_contention_is_a_success(self, queue: list[Job]) -> None:
+        """The record shows the lock error."""
         with caches["default"].lock(f"lambda_tasks.singleton_lock.{count_stock_or_not.name}", timeout=60):  # type: ignore[attr-defined]
             run(count_stock_or_not)
 

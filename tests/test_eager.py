@@ -1,4 +1,4 @@
-"""Eager mode: on commit, one after the other, with the arguments that a worker would get."""
+"""Eager mode: tasks run on commit, one after the other, with the arguments that a worker would receive."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from django.test import override_settings
 from django.utils import translation
 
 from lambda_tasks.decorators import lambda_task
+from lambda_tasks.limits.alarms import TimeLimits
 from lambda_tasks.models import TaskRecord
-from lambda_tasks.timeouts import TimeLimits
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -39,30 +39,30 @@ def send_two() -> None:
     events.append("end")
 
 
-class TestWhen:
-    def test_it_runs_at_once_where_no_transaction_is_open(self) -> None:
+class TestTiming:
+    def test_task_runs_immediately_without_a_transaction(self) -> None:
         handle = note.execute_on_commit(name="a")
         assert TaskRecord.objects.get(pk=handle.message_id).result == "a"
 
-    def test_it_runs_when_the_transaction_commits(self) -> None:
+    def test_task_runs_when_the_transaction_commits(self) -> None:
         with transaction.atomic():
             note.execute_on_commit(name="a")
             assert events == []
         assert events == ["a"]
 
-    def test_it_does_not_run_when_the_transaction_is_rolled_back(self) -> None:
+    def test_task_does_not_run_after_a_rollback(self) -> None:
         with pytest.raises(ZeroDivisionError), transaction.atomic():
             note.execute_on_commit(name="a")
             raise ZeroDivisionError
         assert events == []
         assert not TaskRecord.objects.exists()
 
-    def test_tasks_that_a_task_sends_wait_in_line(self) -> None:
+    def test_nested_tasks_are_queued(self) -> None:
         send_two.execute_on_commit()
         assert events == ["begin", "end", "first", "second"]
         assert TaskRecord.objects.filter(status="SUCCESS").count() == 3
 
-    def test_a_task_that_sends_itself_does_not_recurse(self) -> None:
+    def test_task_that_sends_itself_does_not_recurse(self) -> None:
         depths = []
 
         @lambda_task
@@ -81,8 +81,8 @@ class TestWhen:
         assert len(set(depths)) == 1
 
 
-class TestHow:
-    def test_no_time_limits_are_kept(self) -> None:
+class TestExecution:
+    def test_time_limits_are_not_enforced(self) -> None:
         seen = []
 
         @lambda_task(soft_timeout=1, hard_timeout=2)
@@ -106,7 +106,39 @@ class TestHow:
             (5, "FAILED"),
         ]
 
-    def test_an_error_of_the_task_does_not_reach_the_caller(self) -> None:
+    @pytest.mark.parametrize(
+        ("max_retries", "runs"), [(None, 4), (10, 4), (2, 3), (0, 1)], ids=["unset", "more", "fewer", "none"]
+    )
+    @pytest.mark.parametrize("backend", [None, "lambda_tasks.backends.eager.EagerBackend"], ids=["setting", "class"])
+    def test_three_retries_unless_the_settings_say_otherwise(
+        self, backend: str | None, max_retries: int | None, runs: int, settings: Any
+    ) -> None:
+        """The caller, often a request, waits for all of them."""
+        if backend:
+            settings.LAMBDA_TASKS_EAGER, settings.LAMBDA_TASKS_BACKEND = False, backend
+
+        @lambda_task(retry_on=[ValueError], max_retries=max_retries)
+        def always_fail() -> None:
+            events.append("try")
+            raise ValueError
+
+        always_fail.execute_on_commit()
+        assert len(events) == runs
+        if runs == 4:
+            text = TaskRecord.objects.get(status="FAILED").traceback or ""
+            assert "after 3 retries, and the limit of EagerBackend without LAMBDA_TASKS_MAX_RETRIES is 3." in text
+
+    @override_settings(LAMBDA_TASKS_MAX_RETRIES=1)
+    def test_own_limit_overrides_the_setting(self) -> None:
+        @lambda_task(retry_on=[ValueError], max_retries=5)
+        def always_fail() -> None:
+            events.append("try")
+            raise ValueError
+
+        always_fail.execute_on_commit()
+        assert len(events) == 6
+
+    def test_error_of_a_task_stays_in_its_record(self) -> None:
         @lambda_task
         def fail() -> None:
             raise ValueError
@@ -114,7 +146,7 @@ class TestHow:
         fail.execute_on_commit()
         assert TaskRecord.objects.get().status == "FAILED"
 
-    def test_arguments_make_the_trip_through_json(self) -> None:
+    def test_arguments_pass_through_json(self) -> None:
         received = []
 
         @lambda_task
@@ -126,7 +158,7 @@ class TestHow:
         assert received == [names]
         assert received[0] is not names
 
-    def test_each_closure_runs_itself_although_they_share_a_name(self) -> None:
+    def test_closures_that_share_a_name_run_separately(self) -> None:
         def make(name: str) -> Any:
             @lambda_task
             def closure() -> None:
@@ -140,7 +172,7 @@ class TestHow:
         second.execute_on_commit()
         assert events == ["first", "second"]
 
-    def test_what_a_task_sets_ends_with_it(self) -> None:
+    def test_state_that_a_task_sets_is_reset(self) -> None:
         @lambda_task
         def speak_german() -> None:
             translation.activate("de")
@@ -149,7 +181,7 @@ class TestHow:
             speak_german.execute_on_commit()
             assert translation.get_language() == "fr"
 
-    def test_threads_do_not_share_a_line(self) -> None:
+    def test_threads_have_separate_queues(self) -> None:
         inside, go_on = threading.Event(), threading.Event()
 
         @lambda_task

@@ -1,4 +1,4 @@
-"""What enqueueing costs, in what can be counted: requests to SQS, and queries."""
+"""The countable costs of enqueueing: requests to SQS, and queries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from lambda_tasks.decorators import lambda_task
-from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE
+from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE
 from tests.conftest import Sqs
 from tests.relay import Answer, Forward, Relay, running
 
@@ -25,12 +25,12 @@ def greet(*, number: int, text: str = "") -> None: ...
 
 
 class Failure(Exception):
-    """What takes a savepoint back."""
+    """The exception that rolls a savepoint back."""
 
 
 @pytest.fixture(name="relay")
 def _relay(sqs: Sqs, settings: Any) -> Iterator[Relay]:
-    """The way to SQS, on which every request is counted."""
+    """Relay requests to SQS, and count them."""
     with running(sqs.endpoint) as server:
         settings.LAMBDA_TASKS_BACKEND = {
             "BACKEND": "lambda_tasks.backends.sqs.SQSBackend",
@@ -48,11 +48,11 @@ def sent(relay: Relay) -> list[str]:
 
 
 def accept(payload: dict[str, Any], forward: Forward) -> Answer:
-    """Answer for moto, which is slow when a queue is long."""
+    """Answer instead of moto, which is slow when a queue is long."""
     return 200, {"Successful": [{"Id": entry["Id"], "MessageId": entry["Id"]} for entry in payload["Entries"]]}
 
 
-def test_a_thousand_tasks_of_one_transaction_are_a_hundred_requests(relay: Relay) -> None:
+def test_thousand_tasks_need_a_hundred_requests(relay: Relay) -> None:
     relay.faults = [accept] * 100
     with transaction.atomic():
         handles = [greet.execute_on_commit(number=number) for number in range(1_000)]
@@ -62,7 +62,7 @@ def test_a_thousand_tasks_of_one_transaction_are_a_hundred_requests(relay: Relay
 
 
 @pytest.mark.parametrize("count", [2, 9, 10, 11, 12, 99])
-def test_no_request_is_sent_that_is_not_needed(relay: Relay, count: int) -> None:
+def test_requests_are_as_few_as_possible(relay: Relay, count: int) -> None:
     with transaction.atomic():
         for number in range(count):
             greet.execute_on_commit(number=number)
@@ -70,21 +70,21 @@ def test_no_request_is_sent_that_is_not_needed(relay: Relay, count: int) -> None
     assert len(set(sent(relay))) == count
 
 
-def test_a_single_task_is_one_send_message(relay: Relay) -> None:
+def test_single_task_is_one_send_message(relay: Relay) -> None:
     greet.execute_on_commit(number=1)
     with transaction.atomic():
         greet.execute_on_commit(number=2)
     assert relay.operations() == [("SendMessage", 1)] * 2
 
 
-def test_large_messages_make_as_many_requests_as_their_sizes_ask_for(relay: Relay) -> None:
+def test_large_messages_are_split_by_size(relay: Relay) -> None:
     with transaction.atomic():
         for number in range(10):
-            greet.execute_on_commit(number=number, text="x" * 300_000)  # three of them are less than 1 MiB
+            greet.execute_on_commit(number=number, text="x" * 300_000)  # three messages are smaller than 1 MiB
     assert sorted(relay.operations()) == [("SendMessage", 1), *[("SendMessageBatch", 3)] * 3]
 
 
-def test_savepoints_that_are_taken_back_cost_nothing_and_keep_batches_full(relay: Relay) -> None:
+def test_rolled_back_savepoints_keep_batches_full(relay: Relay) -> None:
     kept = []
     with transaction.atomic():
         for number in range(200):
@@ -97,14 +97,14 @@ def test_savepoints_that_are_taken_back_cost_nothing_and_keep_batches_full(relay
     assert sorted(sent(relay)) == sorted(kept)
 
 
-def test_enqueueing_asks_the_database_nothing(relay: Relay) -> None:
+def test_enqueueing_sends_no_queries(relay: Relay) -> None:
     with transaction.atomic(), CaptureQueriesContext(connection) as queries:
         for number in range(20):
             greet.execute_on_commit(number=number)
     assert list(queries) == []
 
 
-def test_what_is_sent_is_what_was_checked_at_the_call(relay: Relay) -> None:
+def test_later_changes_of_arguments_are_not_sent(relay: Relay) -> None:
     arguments = {"number": 1, "text": "first"}
     with transaction.atomic():
         greet.execute_on_commit(**arguments)

@@ -1,4 +1,4 @@
-"""The example as a user meets it: a copy of its directory, its documented commands, and the demo."""
+"""The example as a user runs it: a copy of its directory, its documented commands, and the demo."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from urllib.request import HTTPCookieProcessor, ProxyHandler, Request, build_ope
 
 import pytest
 
-# What it shows of the library is tested with every pair of versions elsewhere.
-pytestmark = pytest.mark.once
+# Other tests cover the library features of the example with every pair of versions.
+pytestmark = [pytest.mark.thorough, pytest.mark.once]
 
 EXAMPLE: Final = Path(__file__).resolve().parent.parent / "example"
-#: Seconds: for a server to answer, and for the demo, which takes a fifth of it where nothing else runs.
+#: Seconds: for a server's response, and for the demo, which takes a fifth of it on an idle machine.
 PATIENCE: Final = 20
 DEMO_PATIENCE: Final = 120
 PASSWORD: Final = "correct horse"
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Nothing of the test run's own settings, addresses and AWS variables."""
+    """Return an environment without the settings, addresses and AWS variables of the test run."""
     return {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **more}
 
 
@@ -65,16 +65,16 @@ def start_demo(example: Path, output: Path) -> subprocess.Popen[str]:
             stdout=file,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=heed_interrupts,  # noqa: PLW1509 - takes no lock, allocates nothing
+            preexec_fn=restore_sigint,  # noqa: PLW1509 - takes no lock, allocates nothing
         )
 
 
-def heed_interrupts() -> None:
-    """Undo what a shell does to a test run in its background, and all that it starts: ignore SIGINT."""
+def restore_sigint() -> None:
+    """Stop ignoring SIGINT, which a shell sets for a test run in its background and for its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-# The demo, which runs while the other tests do
+# The demo, which runs during the other tests
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,7 +92,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the example, migrated, with a superuser."""
+    """Return a copy of the example, migrated, with a superuser."""
     example = copy_of_example(tmp_path_factory.mktemp("eager"))
     migrated = run(example, "manage.py", "migrate")
     assert migrated.returncode == 0, migrated.stderr
@@ -107,7 +107,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Browser:
-    """Asks the site, and keeps its cookies."""
+    """A client of the site that keeps its cookies."""
 
     def __init__(self, site: str) -> None:
         self.site = site
@@ -133,9 +133,14 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(example: Path) -> Iterator[Browser]:
-    """A browser on the site that `manage.py runserver` serves."""
+    """Return a browser on the site that `manage.py runserver` serves."""
     with runserver(example) as site:
         yield Browser(site)
+
+
+def log_in(browser: Browser) -> None:
+    browser.get("/admin/login/")
+    browser.post("/admin/login/", username="owner", password=PASSWORD, next="/admin/")
 
 
 @contextmanager
@@ -172,18 +177,17 @@ def wait_until_served(browser: Browser, server: subprocess.Popen[bytes], log: Pa
             return
 
 
-def test_the_project_has_nothing_for_django_to_complain_of(example: Path) -> None:
+def test_project_passes_the_checks_of_django(example: Path) -> None:
     checked = run(example, "manage.py", "check", "--fail-level", "WARNING")
     assert checked.returncode == 0, checked.stderr
 
 
-def test_the_documented_address_triggers_a_task_whose_record_the_admin_shows(browser: Browser) -> None:
+def test_documented_address_triggers_a_recorded_task(browser: Browser) -> None:
     page = browser.get("/trigger/?name=Alice")
     assert "1 task sent" in page
     (message_id,) = json.loads(re.findall(r'<script id="sent"[^>]*>(.*?)</script>', page)[0])
 
-    browser.get("/admin/login/")
-    browser.post("/admin/login/", username="owner", password=PASSWORD, next="/admin/")
+    log_in(browser)
     assert "Task records" in browser.get("/admin/")
     assert message_id in browser.get("/admin/lambda_tasks/taskrecord/")
     record = browser.get(f"/admin/lambda_tasks/taskrecord/{message_id}/change/")
@@ -197,7 +201,7 @@ def test_the_documented_address_triggers_a_task_whose_record_the_admin_shows(bro
         ("success", ["SUCCESS"], '"Receipt for order'),
         ("failure", ["FAILED"], "CardRefused: "),
         ("ignored", ["SUCCESS"], "Unsubscribed: "),
-        ("retry", ["RETRYING", "RETRYING", "SUCCESS"], '"Reserved at attempt 3."'),
+        ("retry", ["RETRYING", "RETRYING", "SUCCESS"], '"Reserved on attempt 3."'),
         ("async", ["SUCCESS"], '"DOGE": 2.0'),
         ("delay", ["SUCCESS"], '"Reminded'),
         ("tomorrow", ["SUCCESS"], '"Reminded'),
@@ -205,9 +209,7 @@ def test_the_documented_address_triggers_a_task_whose_record_the_admin_shows(bro
         ("rollback", [], ""),
     ],
 )
-def test_a_button_sends_tasks_whose_records_the_page_shows(
-    browser: Browser, kind: str, statuses: list[str], outcome: str
-) -> None:
+def test_button_sends_tasks_that_the_page_shows(browser: Browser, kind: str, statuses: list[str], outcome: str) -> None:
     browser.get("/")
     before = {record["id"] for record in browser.get_json("/records/")["records"]}
     placed = json.loads(browser.post("/trigger/", kind=kind, name="Bob"))
@@ -220,7 +222,8 @@ def test_a_button_sends_tasks_whose_records_the_page_shows(
     assert all(outcome in record["outcome"] for record in new[-1:])
 
 
-def test_the_number_of_a_card_is_nowhere_to_be_seen(browser: Browser) -> None:
+def test_card_number_is_never_shown(browser: Browser) -> None:
+    log_in(browser)
     browser.get("/")
     (message_id,) = json.loads(browser.post("/trigger/", kind="failure", name="Bob"))["sent"]
     record = browser.get(f"/admin/lambda_tasks/taskrecord/{message_id}/change/")
@@ -229,7 +232,7 @@ def test_the_number_of_a_card_is_nowhere_to_be_seen(browser: Browser) -> None:
     assert "4242" not in record + browser.get("/records/")
 
 
-def test_the_plugin_counts_and_measures(browser: Browser) -> None:
+def test_plugin_counts_and_measures(browser: Browser) -> None:
     def runs() -> int:
         rows = browser.get_json("/records/")["measurements"]
         return sum(row["runs"] for row in rows if (row["task"], row["outcome"]) == ("fetch_rates", "succeeded"))
@@ -241,16 +244,17 @@ def test_the_plugin_counts_and_measures(browser: Browser) -> None:
     assert 0.2 <= row["mean"] <= row["slowest"]
 
 
-def test_cleaning_up_leaves_its_own_record_alone(browser: Browser) -> None:
+def test_cleanup_keeps_its_own_record(browser: Browser) -> None:
     browser.get("/trigger/?kind=cleanup")
-    (record,) = browser.get_json("/records/")["records"]
+    record, *_ = browser.get_json("/records/")["records"]
     assert (record["task"], record["status"]) == ("cleanup_task_records", "SUCCESS")
 
 
-# With queues, and no SQS
+# With queues, but without SQS
 
 
-def test_what_sqs_does_not_take_waits_in_the_outbox_where_the_page_and_the_admin_show_it(tmp_path: Path) -> None:
+def test_unsent_messages_are_shown_in_the_outbox(tmp_path: Path) -> None:
+    """The page of the example and the admin show them while SQS is unreachable."""
     example = copy_of_example(tmp_path)
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -277,8 +281,7 @@ def test_what_sqs_does_not_take_waits_in_the_outbox_where_the_page_and_the_admin
         assert "EndpointConnectionError" in shown[now]["error"]
         assert shown[tomorrow]["error"] == ""
 
-        browser.get("/admin/login/")
-        browser.post("/admin/login/", username="owner", password=PASSWORD, next="/admin/")
+        log_in(browser)
         page = "/admin/lambda_tasks/outboxmessage/"
         assert tomorrow in browser.get(f"{page}?state=delayed")
         assert now not in browser.get(f"{page}?state=delayed")
@@ -289,7 +292,7 @@ def test_what_sqs_does_not_take_waits_in_the_outbox_where_the_page_and_the_admin
 # The demo
 
 
-def test_serving_says_so_when_the_port_is_taken(tmp_path: Path) -> None:
+def test_serve_reports_a_port_in_use(tmp_path: Path) -> None:
     example = copy_of_example(tmp_path)
     (example / ".state").mkdir()
     (example / ".state" / "of another one").touch()
@@ -298,22 +301,22 @@ def test_serving_says_so_when_the_port_is_taken(tmp_path: Path) -> None:
             holder.bind(("127.0.0.1", 8000))
             holder.listen()
         except OSError:
-            pass  # somebody else has it: so much the better
+            pass  # another program uses the port already
         served = run(example, "demo.py", "--serve")
     assert served.returncode == 1
-    assert "Port 8000 of 127.0.0.1 cannot be had" in served.stderr
+    assert "Port 8000 of 127.0.0.1 is unavailable" in served.stderr
     assert (example / ".state" / "of another one").exists()
 
 
-def test_the_demo_names_what_is_not_as_it_should_be(example: Path) -> None:
-    code = "import django; django.setup(); from demonstration.story import faults; print(*faults([], 0), sep='\\n')"
+def test_demo_reports_each_fault(example: Path) -> None:
+    code = "import django; django.setup(); from demonstration.scenario import faults; print(*faults([], 0), sep='\\n')"
     asked = run(example, "-c", code, DJANGO_SETTINGS_MODULE="webshop.settings")
     assert asked.returncode == 0, asked.stderr
-    assert "pack_parcel: there is no record of it." in asked.stdout
-    assert "The tasks wrote {}, and should have written" in asked.stdout
+    assert "pack_parcel: it has no record." in asked.stdout
+    assert "The tasks wrote {} instead of" in asked.stdout
 
 
-def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_interrupted_demo_leaves_no_processes(tmp_path: Path) -> None:
     output = tmp_path / "output"
     process = start_demo(copy_of_example(tmp_path), output)
     wait_for_line("received", process, output)
@@ -334,7 +337,7 @@ def wait_for_line(word: str, process: subprocess.Popen[str], output: Path) -> No
 
 
 def assert_all_ended(text: str) -> None:
-    """No process that the demo has named is alive, nor a zombie of ours."""
+    """Assert that none of the processes that the demo has named is alive, or a zombie."""
     pids = [int(pid) for pid in re.findall(r"awslambdaric, process (\d+)", text)]
     assert pids
     for pid in pids:
@@ -342,19 +345,19 @@ def assert_all_ended(text: str) -> None:
             os.kill(pid, 0)
 
 
-def test_the_demo_takes_every_kind_of_task_down_the_whole_road(demo: tuple[subprocess.Popen[str], Path]) -> None:
+def test_demo_runs_every_kind_of_task(demo: tuple[subprocess.Popen[str], Path]) -> None:
     process, output = demo
     status = process.wait(timeout=DEMO_PATIENCE)
     text = output.read_text()
     assert status == 0, text
-    assert "ok: every record ended as it should" in text
+    assert "ok: every record ended as expected" in text
     assert "kills process" in text
     assert "/trigger/?kind=rollback: rolled back, 0 messages sent" in text
     down, kept, up, relayed, run = (
         text.index(words)
         for words in (
             *("is down", "outbox     keeps send_receipt: EndpointConnectionError", "is up again"),
-            *("send_receipt was relayed to SQS, and has left it", "sent to Bob"),
+            *("send_receipt was relayed to SQS", "sent to Bob"),
         )
     )
     assert down < kept < up < min(relayed, run)

@@ -1,4 +1,4 @@
-"""What a task costs its database: which statements, in which order, and not one more."""
+"""The cost of a task for its database: exactly these statements, in this order."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from django.test.utils import CaptureQueriesContext
 
 from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
+from lambda_tasks.definition.retry import RetryPolicy
+from lambda_tasks.exceptions import RetryLater
+from lambda_tasks.execution.current import current_task
 from lambda_tasks.handler import handler
 from lambda_tasks.models import TaskRecord
 from lambda_tasks.strategies import get_backend
@@ -34,6 +37,11 @@ def leave_effect(*, name: str) -> int:
     return 42
 
 
+@lambda_task(atomic=False)
+def commit_as_it_goes(*, name: str) -> None:
+    Effect.objects.using(os.environ["COST_DATABASE"]).create(name=name)
+
+
 @lambda_task(singleton=True)
 def alone() -> None: ...
 
@@ -48,6 +56,23 @@ def ask_for_retry() -> None:
     raise KeyError("x")
 
 
+@lambda_task(retry=RetryPolicy(on=(KeyError,), max_age=60))
+def ask_for_retry_by_policy() -> None:
+    raise KeyError("x")
+
+
+@lambda_task
+def ask_for_later() -> None:
+    raise RetryLater(delay=5, reason="not ready")
+
+
+@lambda_task
+def look_around() -> None:
+    task = current_task()
+    assert task is not None
+    assert (task.attempt, task.is_last_attempt) == (1, True)
+
+
 @lambda_task
 def fail() -> None:
     raise ValueError("x")
@@ -55,7 +80,7 @@ def fail() -> None:
 
 @pytest.fixture
 def records(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[dict[str, Any]]]]:
-    """Makes records of an event, of tasks whose records are kept in `database`; the connection is open."""
+    """Return a factory of event records for tasks whose records are kept in `database`; the connection is open."""
     monkeypatch.setenv("COST_DATABASE", database)
     # As in a warm container.
     monkeypatch.setitem(connections[database].settings_dict, "CONN_MAX_AGE", 600)
@@ -73,46 +98,56 @@ def records(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
             made: list[dict[str, Any]] = backend.take_records()
             return made
 
-        # What is done once in a process, or once for a connection, is not what a task costs.
+        # Exclude the statements that run once for a process or a connection.
         assert handler({"Records": make(do_nothing)}, None) == {"batchItemFailures": []}
         yield make
     connections[database].close()
 
 
 def verbs(database: str, records: list[dict[str, Any]]) -> list[str]:
-    """Run the batch and return the first word of each statement, as Django has sent them."""
+    """Run the batch and return the first word of each statement that Django has sent."""
     with CaptureQueriesContext(connections[database]) as queries:
         assert handler({"Records": records}, None) == {"batchItemFailures": []}
-    # Of a statement that MariaDB has refused its driver does not tell the text; here that is a second INSERT.
+    # MariaDB's driver does not report a statement that the server refused; here that is a second INSERT.
     return ["INSERT" if query["sql"] == "None" else query["sql"].split()[0] for query in queries]
 
 
 @pytest.mark.databases(transaction=True)
 class TestStatements:
-    def test_a_task_that_does_nothing(self, database: str, records: Any) -> None:
+    def test_empty_task(self, database: str, records: Any) -> None:
         assert verbs(database, records(do_nothing, times=10)) == PLAIN * 10
 
-    def test_what_a_task_does_itself_stands_between_begin_and_the_update(self, database: str, records: Any) -> None:
+    def test_statements_of_a_task_precede_the_update(self, database: str, records: Any) -> None:
         assert verbs(database, records(leave_effect, name="a")) == ["INSERT", "BEGIN", "INSERT", "UPDATE", "COMMIT"]
 
-    def test_a_singleton_costs_the_database_nothing_more_where_its_lock_is_elsewhere(
-        self, database: str, records: Any
-    ) -> None:
+    def test_singleton_with_external_lock_adds_no_statements(self, database: str, records: Any) -> None:
         assert verbs(database, records(alone)) == PLAIN
 
-    @pytest.mark.parametrize("task", [ignore, ask_for_retry, fail], ids=lambda task: task.__name__)
-    def test_a_task_that_raises(self, database: str, records: Any, task: Any) -> None:
+    def test_current_task_adds_no_statements(self, database: str, records: Any) -> None:
+        assert verbs(database, records(look_around)) == PLAIN
+
+    @pytest.mark.parametrize("task", [ignore, fail], ids=lambda task: task.__name__)
+    def test_task_that_raises(self, database: str, records: Any, task: Any) -> None:
         assert verbs(database, records(task)) == ["INSERT", "BEGIN", "ROLLBACK", "UPDATE"]
 
-    def test_a_copy_of_what_has_ended(self, database: str, records: Any) -> None:
+    @pytest.mark.parametrize(
+        "task", [ask_for_retry, ask_for_retry_by_policy, ask_for_later], ids=lambda task: task.__name__
+    )
+    def test_retry_adds_the_query_for_cancelling(self, database: str, records: Any, task: Any) -> None:
+        assert verbs(database, records(task)) == ["INSERT", "BEGIN", "ROLLBACK", "SELECT", "UPDATE"]
+
+    def test_task_without_transaction(self, database: str, records: Any) -> None:
+        assert verbs(database, records(commit_as_it_goes, name="a")) == ["INSERT", "INSERT", "UPDATE"]
+
+    def test_copy_of_a_finished_task(self, database: str, records: Any) -> None:
         batch = records(do_nothing)
         verbs(database, batch)
-        # Received for the first time, as a copy that SQS made of it; then as one that comes again.
+        # The first receive of SQS's copy of the message, then another receive.
         assert verbs(database, batch) == ["INSERT", "SELECT"]
         batch[0]["attributes"]["ApproximateReceiveCount"] = "2"
         assert verbs(database, batch) == ["SELECT"]
 
-    def test_a_message_that_comes_again_without_a_record_is_looked_for_once(self, database: str, records: Any) -> None:
+    def test_redelivered_message_without_record_adds_one_query(self, database: str, records: Any) -> None:
         batch = records(do_nothing)
         batch[0]["attributes"]["ApproximateReceiveCount"] = "2"
         assert verbs(database, batch) == ["SELECT", *PLAIN]
@@ -120,7 +155,7 @@ class TestStatements:
 
 @contextmanager
 def wire(database: str, file: Path) -> Iterator[list[str]]:
-    """Have libpq itself note every message to the server; the list is filled on leaving."""
+    """Have libpq trace every message to the server; the list is filled on leaving."""
     pgconn = connections[database].connection.pgconn
     asked: list[str] = []
     with file.open("w") as output:
@@ -130,23 +165,23 @@ def wire(database: str, file: Path) -> Iterator[list[str]]:
         finally:
             pgconn.untrace()
     for line in file.read_text().splitlines():
-        # A line: the time, F for the frontend, the size, the kind of the message and its text.
+        # A line has the time, F for the frontend, the size, the type of the message and its content.
         if found := re.search(r'\tF\t\d+\t(Query|Parse|Execute|Bind)\b\t?\s*"?(\w*)', line):
             asked.append(found[2] if found[1] == "Query" else found[1])
 
 
 @pytest.mark.databases("postgres", transaction=True)
 class TestWire:
-    """Whatever Django's log of queries leaves out: what libpq sent."""
+    """Count the messages that libpq sends, including those that Django does not log."""
 
-    def test_postgresql_hears_four_statements_for_each_task(self, database: str, records: Any, tmp_path: Path) -> None:
+    def test_postgresql_receives_four_statements_per_task(self, database: str, records: Any, tmp_path: Path) -> None:
         batch = records(do_nothing, times=10)
         with wire(database, tmp_path / "trace") as asked:
             handler({"Records": batch}, None)
         assert asked == PLAIN * 10
         assert set(TaskRecord.objects.using(database).values_list("status", flat=True)) == {"SUCCESS"}
 
-    def test_a_health_check_is_one_statement_for_a_batch(
+    def test_health_check_is_one_statement_per_batch(
         self, database: str, records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(connections[database].settings_dict, "CONN_HEALTH_CHECKS", True)
@@ -157,9 +192,7 @@ class TestWire:
             handler({"Records": batch}, None)
         assert asked == ["SELECT", *PLAIN * 3]
 
-    def test_a_claim_that_does_not_wait_for_the_disk_is_one_message_too(
-        self, database: str, records: Any, tmp_path: Path
-    ) -> None:
+    def test_claim_without_durability_is_one_message(self, database: str, records: Any, tmp_path: Path) -> None:
         store = {
             "BACKEND": "lambda_tasks.stores.orm.ORMStore",
             "OPTIONS": {"database": database, "durable_claims": False},
@@ -172,9 +205,8 @@ class TestWire:
 
 @pytest.mark.databases(transaction=True)
 class TestConnections:
-    def test_a_batch_has_one_connection_and_keeps_none_that_is_not_to_be_kept(
-        self, database: str, records: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_batch_uses_one_connection(self, database: str, records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without persistent connections it is closed afterwards."""
         connection, sessions = connections[database], []
         monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 0)
         connection.close()
@@ -191,7 +223,7 @@ class TestConnections:
         assert len(set(map(id, sessions))) == 1
         assert connection.connection is None
 
-    def test_one_that_is_to_be_kept_is_there_for_the_next_batch(self, database: str, records: Any) -> None:
+    def test_persistent_connection_is_reused_by_the_next_batch(self, database: str, records: Any) -> None:
         connection = connections[database]
         before = connection.connection
         assert before is not None

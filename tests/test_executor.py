@@ -1,4 +1,4 @@
-"""What one run promises: its writes and its SUCCESS together, and every way to end recorded."""
+"""The guarantees of a run: writes and SUCCESS commit together, and every outcome is recorded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from django.db import OperationalError, connection, connections, transaction
 from django.db.models.functions import Now
 from django.test import override_settings
+from django.utils import timezone
 
-from lambda_tasks import identity
 from lambda_tasks.backends.base import BaseBackend
 from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import lambda_task
@@ -26,7 +26,7 @@ from lambda_tasks.exceptions import (
     TaskCrashedError,
     UnknownTask,
 )
-from lambda_tasks.executor import clamped, execute
+from lambda_tasks.execution.pipeline import clamped, execute
 from lambda_tasks.locks.memory import MemoryLock
 from lambda_tasks.logging import current_message_id
 from lambda_tasks.messages import SQSLambdaTaskMessage
@@ -35,6 +35,7 @@ from lambda_tasks.outcomes import Failed, Ignored, Retry, Skipped, Succeeded
 from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.strategies import get_backend, get_lock, get_store
 from lambda_tasks.timeouts import HardTimeLimitExceeded, SoftTimeLimitExceeded
+from lambda_tasks.wire import ids
 from tests.app.models import Effect
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -92,7 +93,7 @@ def message(task: Any, n_retries: int = 0, /, **kwargs: Any) -> SQSLambdaTaskMes
 
 
 def run(task: Any, n_retries: int = 0, /, *, message_id: str | None = None, **kwargs: Any) -> Any:
-    return execute(message(task, n_retries, **kwargs), message_id=message_id or identity.new_message_id())
+    return execute(message(task, n_retries, **kwargs), message_id=message_id or ids.new_message_id())
 
 
 def effects() -> list[str]:
@@ -112,7 +113,7 @@ def _empty_queue() -> None:
 
 class TestOutcomes:
     def test_success_is_recorded_with_its_result(self) -> None:
-        message_id = identity.new_message_id()
+        message_id = ids.new_message_id()
 
         assert run(leave_effect, message_id=message_id, name="a") == Succeeded("left a")
 
@@ -122,7 +123,7 @@ class TestOutcomes:
         assert record.start_time <= record.end_time
         assert effects() == ["a"]
 
-    def test_an_error_fails_the_task_and_rolls_its_writes_back(self) -> None:
+    def test_error_fails_the_task_and_rolls_back(self) -> None:
         outcome = run(leave_effect_and_fail, name="a")
 
         assert isinstance(outcome, Failed)
@@ -132,7 +133,7 @@ class TestOutcomes:
         assert "executor.py" not in record.traceback.replace("test_executor.py", "")
         assert effects() == []
 
-    def test_an_ignored_error_is_a_success_with_a_traceback_and_without_writes(self) -> None:
+    def test_ignored_error_is_success_without_writes(self) -> None:
         assert isinstance(run(leave_effect_and_miss, name="a"), Ignored)
 
         record = TaskRecord.objects.get()
@@ -140,8 +141,8 @@ class TestOutcomes:
         assert "Missing: a" in record.traceback
         assert effects() == []
 
-    def test_a_retry_is_a_new_invocation_with_a_derived_id(self) -> None:
-        message_id = identity.new_message_id()
+    def test_retry_is_an_invocation_with_derived_id(self) -> None:
+        message_id = ids.new_message_id()
         outcome = run(leave_effect_and_retry, 3, message_id=message_id, name="a")
 
         assert isinstance(outcome, Retry)
@@ -150,22 +151,22 @@ class TestOutcomes:
         assert "Refused: a" in record.traceback
         [job] = sent()
         assert job.message == message(leave_effect_and_retry, 4, name="a")
-        assert job.message_id == identity.retry_id(message_id, 4)
+        assert job.message_id == ids.retry_id(message_id, 4)
         assert job.root_id == message_id
         assert 8 <= job.delay <= 12
         assert effects() == []
 
-    def test_a_chain_of_retries_keeps_its_root(self) -> None:
-        root = identity.new_message_id()
+    def test_chain_of_retries_keeps_its_root(self) -> None:
+        root = ids.new_message_id()
         run(leave_effect_and_retry, message_id=root, name="a")
         job = sent().pop()
         execute(job.message, message_id=job.message_id, root_id=job.root_id)
 
         assert set(TaskRecord.objects.values_list("root_id", flat=True)) == {UUID(root)}
-        assert sent().pop().message_id == identity.retry_id(root, 2)
+        assert sent().pop().message_id == ids.retry_id(root, 2)
 
     @override_settings(LAMBDA_TASKS_MAX_RETRIES=2)
-    def test_exhausted_retries_fail_and_raise_out_of_execute_immediately(self) -> None:
+    def test_exhausted_retries_fail_and_raise(self) -> None:
         with pytest.raises(MaxRetriesExceededError, match="LAMBDA_TASKS_MAX_RETRIES is 2") as raised:
             message(leave_effect_and_retry, 2, name="a").execute_immediately()
 
@@ -176,7 +177,7 @@ class TestOutcomes:
         assert "MaxRetriesExceededError" in record.traceback
         assert sent() == []
 
-    def test_a_result_that_is_no_json_rolls_back_and_fails_with_the_reason(self) -> None:
+    def test_non_json_result_fails_and_rolls_back(self) -> None:
         @lambda_task(retry_on=[Exception])
         def give(*, name: str) -> object:
             Effect.objects.create(name=name)
@@ -186,7 +187,7 @@ class TestOutcomes:
         assert "cannot be stored as JSON" in TaskRecord.objects.get().traceback
         assert effects() == []
 
-    def test_sys_exit_fails_the_task_and_not_the_worker(self) -> None:
+    def test_sys_exit_fails_only_the_task(self) -> None:
         @lambda_task
         def leave() -> None:
             raise SystemExit(3)
@@ -194,7 +195,7 @@ class TestOutcomes:
         assert isinstance(run(leave), Failed)
         assert "SystemExit: 3" in TaskRecord.objects.get().traceback
 
-    def test_ctrl_c_is_recorded_and_passed_on(self) -> None:
+    def test_keyboard_interrupt_is_recorded_and_raised(self) -> None:
         @lambda_task
         def interrupted() -> None:
             raise KeyboardInterrupt
@@ -203,7 +204,7 @@ class TestOutcomes:
             run(interrupted)
         assert TaskRecord.objects.get().status == "FAILED"
 
-    def test_a_traceback_that_no_database_stores_is_made_storable(self) -> None:
+    def test_unstorable_traceback_is_made_storable(self) -> None:
         @lambda_task
         def shout() -> None:
             raise Refused("nul \x00, lone \ud800, " + "long " * 100_000)
@@ -214,7 +215,7 @@ class TestOutcomes:
         assert "characters left out" in traceback
         assert len(traceback) < 101_000
 
-    def test_an_error_that_cannot_be_printed_is_recorded(self) -> None:
+    def test_unprintable_error_is_recorded(self) -> None:
         class Mute(Exception):
             def __str__(self) -> str:
                 raise ValueError
@@ -227,13 +228,13 @@ class TestOutcomes:
         assert "Mute" in TaskRecord.objects.get().traceback
 
 
-class TestBeforeAnythingIsRecorded:
-    def test_an_unknown_task_is_refused(self) -> None:
+class TestBeforeTheRecord:
+    def test_unknown_task_is_refused(self) -> None:
         with pytest.raises(UnknownTask, match=r"tests\.test_executor\.nothing"):
             SQSLambdaTaskMessage(task_name="tests.test_executor.nothing").execute_immediately()
         assert not TaskRecord.objects.exists()
 
-    def test_a_message_cannot_make_the_worker_import_what_is_not_the_projects(self) -> None:
+    def test_message_cannot_import_foreign_modules(self) -> None:
         import sys
 
         sys.modules.pop("this", None)
@@ -241,57 +242,57 @@ class TestBeforeAnythingIsRecorded:
             SQSLambdaTaskMessage(task_name="this.zen").execute_immediately()
         assert "this" not in sys.modules
 
-    def test_arguments_that_do_not_fit_are_refused(self) -> None:
+    def test_invalid_arguments_are_refused(self) -> None:
         with pytest.raises(InvalidMessage, match="name"):
             message(leave_effect, name=1).execute_immediately()
         assert not TaskRecord.objects.exists()
 
 
 class TestIdentity:
-    def test_the_log_the_record_and_the_run_have_one_id(self) -> None:
+    def test_log_record_and_run_share_an_id(self) -> None:
         seen = []
 
         @lambda_task
         def look() -> None:
             seen.append(current_message_id())
 
-        message_id = identity.new_message_id()
+        message_id = ids.new_message_id()
         run(look, message_id=message_id)
         assert seen == [message_id]
         assert current_message_id() is None
 
-    def test_ids_grow_in_the_order_of_the_calls(self) -> None:
-        ids = [identity.new_message_id() for _ in range(2_000)]
-        assert ids == sorted(ids)
-        assert len(set(ids)) == len(ids)
+    def test_ids_grow_in_the_order_of_calls(self) -> None:
+        made = [ids.new_message_id() for _ in range(2_000)]
+        assert made == sorted(made)
+        assert len(set(made)) == len(made)
         assert all(
-            UUID(message_id).version == 7 and UUID(message_id).variant == UUID(ids[0]).variant for message_id in ids
+            UUID(message_id).version == 7 and UUID(message_id).variant == UUID(made[0]).variant for message_id in made
         )
 
-    def test_a_foreign_id_has_one_form(self) -> None:
-        assert identity.canonical_id("059F36B4-87A3-44AB-83D2-661975830A7D") == "059f36b4-87a3-44ab-83d2-661975830a7d"
-        assert identity.canonical_id("msg-1") == identity.canonical_id("msg-1") != identity.canonical_id("msg-2")
+    def test_foreign_id_has_one_form(self) -> None:
+        assert ids.canonical_id("059F36B4-87A3-44AB-83D2-661975830A7D") == "059f36b4-87a3-44ab-83d2-661975830a7d"
+        assert ids.canonical_id("msg-1") == ids.canonical_id("msg-1") != ids.canonical_id("msg-2")
 
 
 class TestClaim:
-    def test_a_copy_of_a_finished_invocation_is_skipped(self) -> None:
-        message_id = identity.new_message_id()
+    def test_copy_of_a_finished_invocation_is_skipped(self) -> None:
+        message_id = ids.new_message_id()
         run(leave_effect, message_id=message_id, name="a")
 
         assert run(leave_effect, message_id=message_id, name="a") == Skipped("finished")
         assert effects() == ["a"]
 
     @pytest.mark.parametrize("task", [leave_effect_and_fail, leave_effect_and_retry])
-    def test_a_copy_of_a_failed_or_retried_invocation_is_skipped(self, task: Any) -> None:
-        message_id = identity.new_message_id()
+    def test_copy_of_an_unsuccessful_invocation_is_skipped(self, task: Any) -> None:
+        message_id = ids.new_message_id()
         run(task, message_id=message_id, name="a")
         sent().clear()
 
         assert run(task, message_id=message_id, name="a") == Skipped("finished")
         assert sent() == []
 
-    def test_a_copy_of_a_running_invocation_is_not_acknowledged(self) -> None:
-        message_id = identity.new_message_id()
+    def test_copy_of_a_running_invocation_is_kept(self) -> None:
+        message_id = ids.new_message_id()
         copies = []
 
         @lambda_task
@@ -305,7 +306,7 @@ class TestClaim:
         [visible_in] = copies
         assert 290 < visible_in <= 310
 
-    def test_the_run_of_a_worker_that_died_is_taken_over(self) -> None:
+    def test_run_of_a_dead_worker_is_taken_over(self) -> None:
         message_id = dead_run(leave_effect, name="a")
 
         assert isinstance(run(leave_effect, message_id=message_id, name="a"), Succeeded)
@@ -324,25 +325,29 @@ class TestClaim:
         assert "crashed: 4 workers died" in record.traceback
         assert effects() == []
 
-    def test_work_that_must_never_repeat_fails_at_the_first_death(self) -> None:
+    def test_unrepeatable_work_fails_at_first_death(self) -> None:
         message_id = dead_run(never_twice, name="a")
 
         assert isinstance(run(never_twice, message_id=message_id, name="a"), Failed)
         assert "on_crash='fail'" in TaskRecord.objects.get().traceback
         assert effects() == []
 
-    def test_a_worker_that_lost_its_lease_commits_nothing(self) -> None:
-        """A container that was frozen past its lease wakes up when another one has done the work."""
-        message_id = identity.new_message_id()
+    def test_worker_without_its_lease_commits_nothing(self) -> None:
+        """A container that was frozen past its lease resumes after another one has done the work."""
+        message_id = ids.new_message_id()
 
         def take_over() -> None:
             TaskRecord.objects.filter(pk=message_id).update(lease_until=Now() - timedelta(seconds=1))
-            run(leave_effect, message_id=message_id, name="the other's")
+            run(sleep_past_the_lease, message_id=message_id)
+
+        workers = iter(["the sleeper's", "the other's"])
 
         @lambda_task
         def sleep_past_the_lease() -> None:
-            in_another_worker(take_over)
-            Effect.objects.create(name="the sleeper's")
+            worker = next(workers)
+            if worker == "the sleeper's":
+                in_another_worker(take_over)
+            Effect.objects.create(name=worker)
 
         with pytest.raises(Redeliver, match="taken over"):
             run(sleep_past_the_lease, message_id=message_id)
@@ -350,7 +355,7 @@ class TestClaim:
         assert TaskRecord.objects.get().status == "SUCCESS"
 
     @pytest.mark.parametrize("task", [leave_effect_and_fail, leave_effect_and_retry, leave_effect])
-    def test_a_record_that_is_deleted_while_running_takes_the_work_back(self, task: Any) -> None:
+    def test_deletion_of_a_running_record_rolls_back(self, task: Any) -> None:
         @lambda_task(retry_on=[Refused])
         def deleted(*, name: str) -> None:
             in_another_worker(TaskRecord.objects.all().delete)
@@ -364,7 +369,7 @@ class TestClaim:
 
 class TestAtomicity:
     def test_success_is_written_inside_the_tasks_transaction(self) -> None:
-        """Nobody may ever see the work without its SUCCESS, or the other way round."""
+        """Other sessions never see the work without its SUCCESS, or SUCCESS without the work."""
         seen = []
 
         def look() -> None:
@@ -379,7 +384,7 @@ class TestAtomicity:
             run(leave_effect, name="a")
         assert seen == [(0, "RUNNING")]
 
-    def test_a_deferred_constraint_that_fails_at_commit_fails_the_task(self) -> None:
+    def test_constraint_failure_at_commit_fails_the_task(self) -> None:
         class RefusingStore(ORMStore):
             def record(self, run: Any, outcome: Any) -> None:
                 super().record(run, outcome)
@@ -391,7 +396,7 @@ class TestAtomicity:
         assert effects() == []
         assert TaskRecord.objects.get().status == "FAILED"
 
-    def test_an_error_after_commit_changes_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_error_after_commit_changes_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
         @lambda_task
         def call_back(*, name: str) -> str:
             Effect.objects.create(name=name)
@@ -402,22 +407,18 @@ class TestAtomicity:
         assert TaskRecord.objects.get().status == "SUCCESS"
         assert "ZeroDivisionError" in caplog.text
 
-    def test_if_the_answer_to_commit_is_lost_the_record_says_what_happened(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        lose_answers(monkeypatch, commit_first=True)
+    def test_record_settles_a_lost_commit_response(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        lose_commit_responses(monkeypatch, commit_first=True)
 
         assert isinstance(run(leave_effect, name="a"), Succeeded)
         assert TaskRecord.objects.get().status == "SUCCESS"
         assert effects() == ["a"]
 
-    def test_if_the_commit_itself_is_lost_the_message_goes_back_and_is_run_again(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        message_id = identity.new_message_id()
+    def test_message_runs_again_after_a_lost_commit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        message_id = ids.new_message_id()
         with monkeypatch.context() as patch:
-            lose_answers(patch, commit_first=False)
-            with pytest.raises(Redeliver, match="database went away"):
+            lose_commit_responses(patch, commit_first=False)
+            with pytest.raises(Redeliver, match="lost its database connection"):
                 run(leave_effect, message_id=message_id, name="a")
         assert effects() == []
 
@@ -425,10 +426,10 @@ class TestAtomicity:
         assert effects() == ["a"]
         assert TaskRecord.objects.get().takeovers == 0
 
-    def test_a_session_that_the_server_ends_is_not_the_tasks_failure(self) -> None:
+    def test_terminated_session_is_not_the_tasks_failure(self) -> None:
         if connection.vendor != "postgresql":
             pytest.skip("the session is ended by pg_terminate_backend, which is PostgreSQL's")
-        message_id = identity.new_message_id()
+        message_id = ids.new_message_id()
 
         @lambda_task
         def cut_off(*, name: str) -> None:
@@ -436,12 +437,12 @@ class TestAtomicity:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
-        with pytest.raises(Redeliver, match="database went away"):
+        with pytest.raises(Redeliver, match="lost its database connection"):
             run(cut_off, message_id=message_id, name="a")
         assert TaskRecord.objects.get().claim is None
         assert effects() == []
 
-    def test_an_error_that_hides_a_lost_connection_is_not_the_tasks_failure_either(self) -> None:
+    def test_hidden_connection_loss_is_not_the_failure(self) -> None:
         if connection.vendor != "postgresql":
             pytest.skip("the session is ended by pg_terminate_backend, which is PostgreSQL's")
 
@@ -453,10 +454,10 @@ class TestAtomicity:
             except OperationalError:
                 raise Refused from None
 
-        with pytest.raises(Redeliver, match="database went away"):
+        with pytest.raises(Redeliver, match="lost its database connection"):
             run(translate_errors)
 
-    def test_a_database_error_on_a_sound_connection_is_the_tasks_failure(self) -> None:
+    def test_database_error_on_healthy_connection_is_failure(self) -> None:
         @lambda_task
         def ask_wrongly() -> None:
             with connection.cursor() as cursor:
@@ -466,24 +467,24 @@ class TestAtomicity:
 
 
 class TestRetries:
-    def test_a_retry_is_sent_first_and_recorded_second(self) -> None:
+    def test_retry_is_sent_before_it_is_recorded(self) -> None:
         seen = []
 
         class WatchingBackend(MemoryBackend):
-            def send(self, jobs: Any, *, taken: Any) -> None:
+            def send(self, jobs: Any) -> Any:
                 seen.append(TaskRecord.objects.get().status)
-                super().send(jobs, taken=taken)
+                return super().send(jobs)
 
         with swapped_backend(WatchingBackend()):
             run(leave_effect_and_retry, name="a")
         assert seen == ["RUNNING"]
         assert TaskRecord.objects.get().status == "RETRYING"
 
-    def test_a_retry_that_cannot_be_sent_is_redelivered(self) -> None:
-        message_id = identity.new_message_id()
+    def test_unsendable_retry_is_redelivered(self) -> None:
+        message_id = ids.new_message_id()
 
         class BrokenBackend(BaseBackend):
-            def send(self, jobs: Any, *, taken: Any) -> None:
+            def send(self, jobs: Any) -> Any:
                 raise ConnectionError("no queue")
 
         with swapped_backend(BrokenBackend()), pytest.raises(Redeliver, match="could not be sent"):
@@ -494,7 +495,7 @@ class TestRetries:
         assert isinstance(run(leave_effect_and_retry, message_id=message_id, name="a"), Retry)
         assert TaskRecord.objects.get().takeovers == 0
 
-    def test_a_retry_that_no_queue_will_ever_take_is_a_failure(self) -> None:
+    def test_retry_that_no_queue_accepts_is_failure(self) -> None:
         class NarrowBackend(MemoryBackend):
             def validate(self, job: Any) -> None:
                 raise MessageTooLarge("one byte too many")
@@ -506,7 +507,7 @@ class TestRetries:
         assert (record.status, effects()) == ("FAILED", [])
         assert "one byte too many" in (record.traceback or "")
 
-    def test_the_delay_has_jitter_and_is_capped(self) -> None:
+    def test_delay_has_jitter_and_a_limit(self) -> None:
         @lambda_task(retry_on=[Refused], retry_delay=899)
         def late() -> None:
             raise Refused
@@ -514,7 +515,7 @@ class TestRetries:
         delays = {run(late).delay for _ in range(20)}
         assert delays == {900}
 
-    def test_a_time_limit_is_retried_only_where_it_is_named(self) -> None:
+    def test_time_limit_must_be_listed_for_retry(self) -> None:
         @lambda_task(retry_on=[Exception])
         def slow() -> None:
             raise SoftTimeLimitExceeded
@@ -555,7 +556,7 @@ class TestSingleton:
         get_lock().acquire(f"lambda_tasks.singleton_lock.{alone_or_not_at_all.name}", token="another", timeout=60)
         assert isinstance(run(alone_or_not_at_all), Ignored)
 
-    def test_redis_own_lock_error_may_be_named_to_ignore_contention(self) -> None:
+    def test_redis_lock_error_ignores_contention_too(self) -> None:
         import redis.exceptions
 
         @lambda_task(singleton=True, ignore_errors=[redis.exceptions.LockError])
@@ -565,7 +566,7 @@ class TestSingleton:
         get_lock().acquire(f"lambda_tasks.singleton_lock.{polite.name}", token="another", timeout=60)
         assert isinstance(run(polite), Ignored)
 
-    def test_the_lock_goes_around_the_commit_and_inside_the_claim(self) -> None:
+    def test_lock_encloses_the_commit_within_the_claim(self) -> None:
         events = []
 
         class WatchedLock(MemoryLock):
@@ -583,7 +584,7 @@ class TestSingleton:
             run(alone, name="a")
         assert events == [("acquire", "RUNNING", False), ("release", "SUCCESS", False)]
 
-    def test_an_error_on_release_changes_nothing(self) -> None:
+    def test_error_on_release_changes_nothing(self) -> None:
         class StickyLock(MemoryLock):
             def release(self, key: str, *, token: str) -> None:
                 raise ConnectionError("Redis is gone")
@@ -597,18 +598,18 @@ class TestSingleton:
             assert isinstance(run(refuse), Retry)
         assert effects() == ["a"]
 
-    def test_a_lock_whose_server_is_away_is_tried_again_later(self) -> None:
+    def test_unavailable_lock_server_causes_a_retry(self) -> None:
         class AbsentLock(MemoryLock):
             def acquire(self, key: str, *, token: str, timeout: float) -> bool:
                 raise ConnectionError("no Redis")
 
         with swapped_lock(AbsentLock()):
             assert isinstance(run(alone, name="a"), Retry)
-            # It is no contention: who ignores that must not lose work because Redis is away.
+            # This is not contention: a task that ignores contention must not lose work because Redis is unavailable.
             assert isinstance(run(alone_or_not_at_all), Retry)
         assert effects() == []
 
-    def test_how_long_its_server_is_away_does_not_count_against_the_tasks_own_retries(self) -> None:
+    def test_lock_outage_does_not_count_as_retries(self) -> None:
         @lambda_task(singleton=True, retry_on=[Refused], retry_delay=1, retry_backoff=True, max_retries=1)
         def alone_and_once_more() -> None:
             raise Refused
@@ -620,10 +621,10 @@ class TestSingleton:
         with swapped_lock(AbsentLock()):
             waiting = run(alone_and_once_more, 5)
         assert isinstance(waiting, Retry)
-        assert waiting.delay > 32  # and the pauses grow as with any task
+        assert waiting.delay > 32  # the pauses grow as with any task
         assert isinstance(run(alone_and_once_more, 5), Failed)
 
-    def test_the_lock_is_free_after_every_ending(self) -> None:
+    def test_lock_is_free_after_every_outcome(self) -> None:
         @lambda_task(singleton=True)
         def end(*, how: str) -> None:
             if how == "error":
@@ -634,24 +635,24 @@ class TestSingleton:
 
 
 class TestLimits:
-    def test_limits_end_before_the_invocation_does(self) -> None:
+    def test_limits_end_before_the_invocation(self) -> None:
         import time
 
         soft, hard = clamped(270, 300, time.monotonic() + 60)
         assert 54 < hard <= 56
         assert soft < hard
 
-    def test_limits_that_fit_stay_as_they_are(self) -> None:
+    def test_limits_that_fit_are_unchanged(self) -> None:
         import time
 
         assert clamped(270, 300, time.monotonic() + 900) == (270, 300)
         assert clamped(270, 300, None) == (270, 300)
 
-    def test_an_invocation_without_time_still_has_limits_in_order(self) -> None:
+    def test_limits_stay_ordered_without_remaining_time(self) -> None:
         soft, hard = clamped(270, 300, 0.0)
         assert 0 < soft < hard
 
-    def test_a_task_that_takes_too_long_is_failed_and_rolled_back(self) -> None:
+    def test_slow_task_fails_and_rolls_back(self) -> None:
         @lambda_task(soft_timeout=1, hard_timeout=2)
         def linger(*, name: str) -> None:
             Effect.objects.create(name=name)
@@ -662,8 +663,8 @@ class TestLimits:
         assert isinstance(outcome.error, SoftTimeLimitExceeded)
         assert effects() == []
 
-    def test_an_alarm_never_strikes_in_commit(self) -> None:
-        """Both limits run out while the record is written: the task is done, and stays done."""
+    def test_alarm_never_interrupts_commit(self) -> None:
+        """Both limits expire while the record is written: the task has finished, and remains successful."""
 
         class SlowStore(ORMStore):
             def record(self, run: Any, outcome: Any) -> None:
@@ -680,7 +681,7 @@ class TestLimits:
         assert effects() == ["a"]
         assert TaskRecord.objects.get().status == "SUCCESS"
 
-    def test_a_hard_limit_that_the_task_swallows_fails_it_all_the_same(self) -> None:
+    def test_swallowed_hard_limit_still_fails_the_task(self) -> None:
         @lambda_task(soft_timeout=1, hard_timeout=2)
         def stubborn(*, name: str) -> str:
             Effect.objects.create(name=name)
@@ -700,22 +701,22 @@ class TestLimits:
 
 
 def dead_run(task: Any, **kwargs: Any) -> str:
-    """Leave the record of a worker that died while it ran `task`, its lease over."""
-    message_id = identity.new_message_id()
+    """Create the record of a worker that died while it ran `task` and whose lease has expired."""
+    message_id = ids.new_message_id()
     TaskRecord.objects.create(
         id=message_id,
         task_name=task.name,
         kwargs=kwargs,
         start_time=Now(),
         root_id=message_id,
-        claim=identity.new_message_id(),
+        claim=ids.new_message_id(),
         lease_until=Now() - timedelta(seconds=1),
     )
     return message_id
 
 
 def in_another_worker(work: Any) -> None:
-    """Do `work` in a thread with connections of its own."""
+    """Run `work` in a thread with its own connections."""
     errors: list[BaseException] = []
 
     def main() -> None:
@@ -734,8 +735,8 @@ def in_another_worker(work: Any) -> None:
         raise errors[0]
 
 
-def lose_answers(patch: pytest.MonkeyPatch, *, commit_first: bool) -> None:
-    """Cut the connection at the next COMMIT: after the server has it, or before."""
+def lose_commit_responses(patch: pytest.MonkeyPatch, *, commit_first: bool) -> None:
+    """Cut the connection at the next COMMIT: after the server receives it, or before."""
     commit = connection._commit
 
     def cut() -> None:
@@ -769,7 +770,7 @@ def swapped_backend(backend: Any) -> Any:
 
 @contextmanager
 def _swapped(setting: str, make: Any) -> Any:
-    """Choose a strategy made in the test by its dotted path, as a project would."""
+    """Select a strategy that the test creates by its dotted path, as a project would."""
     global made_by_test
     made_by_test = make
     with override_settings(**{f"LAMBDA_TASKS_{setting}": f"{__name__}.made_by_test"}):
@@ -777,3 +778,33 @@ def _swapped(setting: str, make: Any) -> Any:
 
 
 made_by_test: Any = None
+
+
+@lambda_task
+def wait_for_a_lock() -> None:
+    raise OperationalError(1205, "Lock wait timeout exceeded; try restarting transaction")
+
+
+class TestTakenOverLocks:
+    """The transaction of a frozen worker stays open, and may hold the rows that the next worker needs."""
+
+    def test_lock_timeout_fails_the_first_run(self) -> None:
+        assert isinstance(run(wait_for_a_lock), Failed)
+
+    def test_lock_timeout_after_a_takeover_returns_the_message(self) -> None:
+        long_ago = timezone.now() - timedelta(days=1)
+        message_id = ids.new_message_id()
+        TaskRecord.objects.create(
+            id=message_id,
+            root_id=message_id,
+            task_name=wait_for_a_lock.name,
+            kwargs={},
+            status="RUNNING",
+            claim=ids.new_message_id(),
+            start_time=long_ago,
+            lease_until=long_ago,
+        )
+        with pytest.raises(Redeliver):
+            run(wait_for_a_lock, message_id=message_id)
+        record = TaskRecord.objects.get()
+        assert (record.status, record.takeovers) == ("RUNNING", 2)

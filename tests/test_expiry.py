@@ -1,4 +1,4 @@
-"""`expires_in`: what has waited too long on its queue is not run any more, and its record says so."""
+"""`expires_in`: messages that have waited too long on the queue are not run; their records show it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def backend() -> MemoryBackend:
 
 
 def sent(task: Any, /, *, ago: float, **kwargs: Any) -> dict[str, Any]:
-    """Return the record of a message that SQS took so many seconds ago."""
+    """Return the record of a message that SQS accepted this many seconds ago."""
     task.execute_on_commit(**kwargs)
     return aged(event_record(backend().take()[-1]), ago=ago)
 
@@ -71,7 +71,7 @@ def effects() -> int:
 
 
 class TestExpired:
-    def test_a_message_that_is_too_old_is_acknowledged_and_recorded_as_failed(self) -> None:
+    def test_expired_message_is_acknowledged_and_fails(self) -> None:
         assert acknowledged(sent(remind, ago=700, name="a"))
         assert effects() == 0
         record = TaskRecord.objects.get()
@@ -80,38 +80,39 @@ class TestExpired:
             record.traceback
         )
 
-    def test_a_copy_of_it_changes_nothing(self) -> None:
+    def test_copy_of_an_expired_message_changes_nothing(self) -> None:
         record = sent(remind, ago=700, name="a")
         assert acknowledged(record)
         assert acknowledged(record)
         assert TaskRecord.objects.count() == 1
 
-    def test_a_younger_one_is_run(self) -> None:
+    def test_younger_message_runs(self) -> None:
         assert acknowledged(sent(remind, ago=500, name="a"))
         assert effects() == 1
 
-    def test_what_has_run_in_time_is_not_judged_by_a_late_copy(self) -> None:
+    def test_late_copy_does_not_expire_finished_work(self) -> None:
         record = sent(remind, ago=0, name="a")
         assert acknowledged(record)
         assert acknowledged(aged(record, ago=7_000))
         assert TaskRecord.objects.get().status == "SUCCESS"
 
-    def test_a_task_without_the_option_waits_for_ever(self) -> None:
+    def test_message_without_the_option_never_expires(self) -> None:
         assert acknowledged(sent(patient, ago=1_000_000, name="a"))
         assert effects() == 1
 
-    def test_a_clock_that_is_behind_that_of_sqs_expires_nothing(self) -> None:
+    def test_slow_clock_expires_nothing(self) -> None:
+        """The worker's clock is behind the clock of SQS."""
         assert acknowledged(sent(remind, ago=-30, name="a"))
         assert effects() == 1
 
     @pytest.mark.parametrize("timestamp", [None, "", "soon", "-5", "9" * 5_000, 5], ids=lambda value: repr(value)[:9])
-    def test_a_message_that_does_not_say_when_it_was_sent_is_run(self, timestamp: Any) -> None:
+    def test_message_without_a_timestamp_runs(self, timestamp: Any) -> None:
         record = sent(remind, ago=700, name="a")
         attributes = {"SentTimestamp": timestamp, "ApproximateReceiveCount": timestamp}
         assert acknowledged(record | {"attributes": attributes})
         assert effects() == 1
 
-    def test_the_plugins_hear_the_end_of_it_and_of_no_start(self) -> None:
+    def test_plugins_receive_only_the_finish(self) -> None:
         heard = []
 
         class Listening:
@@ -130,13 +131,13 @@ class TestExpired:
 
 
 class TestRetries:
-    def test_they_are_as_old_as_the_first_invocation(self) -> None:
+    def test_retries_are_as_old_as_the_first_invocation(self) -> None:
         assert acknowledged(sent(stumble, ago=500))
         [retry] = backend().take_records()
         first_sent = int(retry["messageAttributes"]["lambda_tasks.first_sent"]["stringValue"]) / 1000
         assert 490 < time.time() - first_sent < 530
 
-        # SQS has just taken the retry, and it is 110 s later.
+        # SQS has just accepted the retry, and 110 s have passed.
         early = str(int((first_sent - 110) * 1000))
         retry["messageAttributes"]["lambda_tasks.first_sent"]["stringValue"] = early
         assert acknowledged(retry)
@@ -144,7 +145,7 @@ class TestRetries:
         assert list(TaskRecord.objects.order_by("n_retries").values_list("status", flat=True)) == ["RETRYING", "FAILED"]
         assert "expired: " in TaskRecord.objects.get(n_retries=1).traceback
 
-    def test_the_moment_is_handed_on_from_retry_to_retry(self) -> None:
+    def test_first_sent_is_copied_to_each_retry(self) -> None:
         assert acknowledged(sent(stumble, ago=300))
         [first] = backend().take_records()
         assert acknowledged(aged(first, ago=10))
@@ -152,7 +153,7 @@ class TestRetries:
         name = "lambda_tasks.first_sent"
         assert second["messageAttributes"][name] == first["messageAttributes"][name]
 
-    def test_tasks_without_the_option_do_not_carry_it(self) -> None:
+    def test_other_tasks_do_not_carry_first_sent(self) -> None:
         @lambda_task(retry_on=[Busy])
         def task() -> None:
             raise Busy
@@ -161,7 +162,7 @@ class TestRetries:
         [retry] = backend().take_records()
         assert "lambda_tasks.first_sent" not in retry["messageAttributes"]
 
-    def test_plugins_do_not_see_it(self) -> None:
+    def test_plugins_do_not_see_first_sent(self) -> None:
         seen = []
 
         class Listening:
@@ -175,14 +176,14 @@ class TestRetries:
         assert seen == [{}, {}]
 
 
-class TestHereAndNow:
-    def test_eager_mode_has_no_queue_and_so_no_expiry(self) -> None:
+class TestImmediateExecution:
+    def test_eager_mode_never_expires(self) -> None:
         with override_settings(LAMBDA_TASKS_EAGER=True, LAMBDA_TASKS_MAX_RETRIES=2):
             remind.execute_on_commit(name="a")
             stumble.execute_on_commit()
         assert effects() == 1
         assert not TaskRecord.objects.filter(traceback__contains="expired").exists()
 
-    def test_nothing_expires_that_is_executed_immediately(self) -> None:
+    def test_execute_immediately_never_expires(self) -> None:
         SQSLambdaTaskMessage(task_name=remind.name, kwargs={"name": "a"}).execute_immediately()
         assert effects() == 1

@@ -1,4 +1,4 @@
-"""The table of faults names tests that exist and run, one or more for each fault."""
+"""The table of faults names existing tests that run, one or more for each fault."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from tests.named_tests import ROOT, find, is_unkept, read_rows
 pytestmark = pytest.mark.once
 
 PAGE: Final = ROOT / "docs/faults.md"
-ROWS: Final = list(read_rows(PAGE, "Fault", "What happens", "Shown by"))
+ROWS: Final = list(read_rows(PAGE, "Fault", "What happens", "Tested by"))
 NAMED: Final = sorted({test for row in ROWS for test in row.tests})
 
 
 def test_every_table_of_the_page_is_read() -> None:
     rows = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
     sections = Counter(row.section for row in ROWS)
-    # Each table has a header, and a line under it.
+    # Each table has a header, and a line below it.
     assert len(rows) == len(ROWS) + 2 * len(sections)
     assert len(ROWS) > 70
     assert min(sections.values()) > 3
 
 
-def test_every_fault_has_a_test_and_its_cell_holds_nothing_else() -> None:
+def test_every_fault_has_only_tests_in_its_cell() -> None:
     assert [str(row) for row in ROWS if min(map(len, row.cells[:2])) < 8 or not row.tests] == []
-    assert [str(row) for row in ROWS if row.beside_tests] == []
+    assert [str(row) for row in ROWS if row.text_without_tests] == []
 
 
-def test_no_fault_stands_twice() -> None:
+def test_each_fault_is_listed_once() -> None:
     faults = Counter(row.cells[0] for row in ROWS)
     assert [fault for fault, count in faults.items() if count > 1] == []
 
 
-def test_no_row_names_a_test_twice() -> None:
+def test_row_names_each_test_once() -> None:
     assert [str(row) for row in ROWS if len(set(row.tests)) < len(row.tests)] == []
 
 
-def test_the_tests_of_the_faults_exist() -> None:
+def test_tests_of_the_faults_exist() -> None:
     assert [test for test in NAMED if find(test) is None] == []
 
 
-def test_the_tests_of_the_faults_are_expected_to_pass() -> None:
+def test_tests_of_the_faults_must_pass() -> None:
     assert [test for test in NAMED if is_unkept(find(test) or [])] == []
 
 
-def test_every_file_of_the_fault_suite_has_a_fault_on_the_page() -> None:
+def test_every_fault_suite_file_is_on_page() -> None:
     files = {f"tests/faults/{path.name}" for path in Path(__file__).with_name("faults").glob("test_*.py")}
     assert files - {test.partition("::")[0] for test in NAMED} == set()

@@ -1,4 +1,4 @@
-"""The answer to every event: what is acknowledged, what stays on the queue, and what runs when."""
+"""The response to every event: which messages are acknowledged, kept on the queue, or run, and in which order."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection, connections
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, ProgrammingError, connection, connections
 from django.test import override_settings
 from django.utils import timezone, translation
 
 from lambda_tasks import handler as handler_module
 from lambda_tasks.backends.memory import MemoryBackend, event_record
+from lambda_tasks.database.errors import LOCKED_PAUSE
 from lambda_tasks.decorators import lambda_task
-from lambda_tasks.exceptions import InvalidEvent
+from lambda_tasks.exceptions import InvalidEvent, LeaseLost, Redeliver
+from lambda_tasks.execution.backoff import least_outage_pause
 from lambda_tasks.handler import handler
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.models import SQSLambdaTask, TaskRecord
-from lambda_tasks.outcomes import Retry
+from lambda_tasks.outcomes import Busy, Retry
 from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.strategies import get_backend
 from tests.app.models import Effect
@@ -50,7 +53,7 @@ def note_within_20_seconds(*, name: str) -> None:
 
 
 class LambdaContext:
-    """What awslambdaric passes to a handler, with a clock that the test sets."""
+    """Imitates the context that awslambdaric passes to a handler, with a clock that the test sets."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -83,18 +86,18 @@ def failures(records: Sequence[Mapping[str, Any]], context: Any = None) -> list[
 
 
 class TestAcknowledged:
-    def test_tasks_that_succeed_and_tasks_that_fail_are_acknowledged(self) -> None:
+    def test_successful_and_failed_tasks_are_acknowledged(self) -> None:
         assert failures([record_of(note, name="a"), record_of(fail), record_of(note, name="b")]) == []
         assert ran == ["a", "b"]
         assert sorted(TaskRecord.objects.values_list("status", flat=True)) == ["FAILED", "SUCCESS", "SUCCESS"]
 
-    def test_the_record_has_the_id_that_the_caller_was_given(self) -> None:
+    def test_record_has_the_callers_message_id(self) -> None:
         handle = note.execute_on_commit(name="a")
         assert isinstance(handle, TaskHandle)
         failures(backend().take_records())
         assert TaskRecord.objects.get(pk=handle.message_id).status == "SUCCESS"
 
-    def test_a_message_of_another_program_has_the_id_that_sqs_gave_it(self) -> None:
+    def test_foreign_message_keeps_its_sqs_id(self) -> None:
         record = record_of(note, name="a") | {
             "messageAttributes": {},
             "messageId": "059f36b4-87a3-44ab-83d2-661975830a7d",
@@ -102,14 +105,15 @@ class TestAcknowledged:
         failures([record])
         assert str(TaskRecord.objects.get().pk) == "059f36b4-87a3-44ab-83d2-661975830a7d"
 
-    def test_a_copy_under_another_sqs_id_is_run_once(self) -> None:
-        """SQS took a send whose answer was lost, and the client repeated it."""
+    def test_copy_under_another_sqs_id_runs_once(self) -> None:
+        """SQS accepted a send whose response was lost, and the client repeated it."""
         record = record_of(note, name="a")
         assert failures([record, record | {"messageId": "another"}]) == []
         assert failures([record | {"messageId": "a third"}]) == []
         assert ran == ["a"]
 
-    def test_the_same_message_twice_in_a_batch_is_run_once_and_answered_once(self) -> None:
+    def test_repeated_message_in_a_batch_runs_once(self) -> None:
+        """The response lists it once, too."""
         record = record_of(note, name="a")
         broken = record | {"messageId": "broken", "body": "{"}
         assert failures([record, broken, record, broken]) == ["broken"]
@@ -124,12 +128,12 @@ class TestAcknowledged:
             assert failures([record_of(again)]) == []
         assert TaskRecord.objects.get().status == "FAILED"
 
-    def test_an_empty_batch_is_a_success(self) -> None:
+    def test_empty_batch_is_a_success(self) -> None:
         assert failures([]) == []
 
 
 class TestAttributes:
-    def test_what_a_plugin_sends_beside_a_message_reaches_the_plugins_of_the_worker(self) -> None:
+    def test_plugin_attributes_reach_the_workers_plugins(self) -> None:
         seen = []
 
         class Tracing:
@@ -149,7 +153,7 @@ class TestAttributes:
                 note.execute_on_commit(name="b")
         assert seen == [{"traceparent": "00-1"}] * 2
 
-    def test_a_listener_cannot_change_the_answer(self) -> None:
+    def test_listener_cannot_change_the_response(self) -> None:
         class Meddling:
             @hookimpl
             def lambda_task_batch_finished(self, response: Any) -> None:
@@ -160,7 +164,7 @@ class TestAttributes:
             assert failures([record]) == [record["messageId"]]
 
     @pytest.mark.parametrize("delay", [-5, 2.5, True, "5"])
-    def test_a_plugins_retry_with_a_delay_that_is_none_is_passed_over(self, delay: Any) -> None:
+    def test_invalid_retry_delay_of_plugin_is_ignored(self, delay: Any) -> None:
         class Hasty:
             @hookimpl
             def lambda_task_classify(self, error: BaseException) -> Any:
@@ -172,7 +176,7 @@ class TestAttributes:
 
 
 class TestRetries:
-    def test_a_retry_goes_to_the_queue_that_its_first_invocation_was_sent_to(self) -> None:
+    def test_retry_goes_to_the_original_queue(self) -> None:
         @lambda_task(retry_on=[ValueError])
         def again() -> None:
             raise ValueError
@@ -180,7 +184,7 @@ class TestRetries:
         assert failures([record_of(again.using(queue="other"))]) == []
         assert [job.queue for job in backend().take()] == ["other"]
 
-    def test_the_retry_of_a_message_from_elsewhere_goes_to_the_queue_of_its_task(self) -> None:
+    def test_foreign_message_retries_on_its_tasks_queue(self) -> None:
         @lambda_task(retry_on=[ValueError], queue="other")
         def again() -> None:
             raise ValueError
@@ -221,14 +225,14 @@ class TestKept:
         ],
         ids=lambda body: body[:60],
     )
-    def test_what_is_no_invocation_stays_alone_and_leaves_no_record(self, body: str) -> None:
+    def test_malformed_message_stays_without_a_record(self, body: str) -> None:
         good = record_of(note, name="good")
         assert failures([good | {"messageId": "bad", "body": body, "messageAttributes": {}}, good]) == ["bad"]
         assert ran == ["good"]
         assert TaskRecord.objects.count() == 1
 
     @pytest.mark.parametrize("missing", ["body", "attributes", "messageAttributes"])
-    def test_a_record_that_lacks_something_is_answered(self, missing: str) -> None:
+    def test_incomplete_record_is_handled(self, missing: str) -> None:
         record = record_of(note, name="a")
         del record[missing]
         assert failures([record]) == ([record["messageId"]] if missing == "body" else [])
@@ -236,12 +240,10 @@ class TestKept:
     @pytest.mark.parametrize(
         "attributes", [None, [], {"lambda_tasks.message_id": None}, {"lambda_tasks.message_id": {}}]
     )
-    def test_attributes_of_any_shape_are_survived(self, attributes: Any) -> None:
+    def test_malformed_attributes_are_ignored(self, attributes: Any) -> None:
         assert failures([record_of(note, name="a") | {"messageAttributes": attributes, "attributes": attributes}]) == []
 
-    def test_a_module_that_cannot_be_imported_keeps_its_message_alone(
-        self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_module_that_cannot_be_imported_keeps_message(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "broken_shop.py").write_text("import sys; sys.exit(1)")
         monkeypatch.syspath_prepend(tmp_path)
         body = '{"task_name": "broken_shop.task"}'
@@ -249,7 +251,7 @@ class TestKept:
             good = record_of(note, name="good")
             assert failures([good | {"messageId": "bad", "body": body, "messageAttributes": {}}, good]) == ["bad"]
 
-    def test_a_module_is_imported_on_demand(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_module_is_imported_on_demand(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "late_shop.py").write_text(
             "from lambda_tasks.decorators import lambda_task\n@lambda_task\ndef task() -> str:\n    return 'found'\n"
         )
@@ -260,7 +262,7 @@ class TestKept:
         assert TaskRecord.objects.get().result == "found"
         assert "late_shop" in sys.modules
 
-    def test_a_running_invocation_stays_until_its_lease_is_over(self) -> None:
+    def test_running_invocation_stays_until_its_lease_expires(self) -> None:
         postponed = []
 
         class WatchedBackend(MemoryBackend):
@@ -281,7 +283,7 @@ class TestKept:
         assert 90 < seconds <= 106
         assert ran == []
 
-    def test_when_the_database_goes_away_the_rest_of_the_batch_goes_back_at_once(self) -> None:
+    def test_database_outage_returns_the_rest_immediately(self) -> None:
         class AbsentStore(ORMStore):
             def claim(self, run: Any) -> Any:
                 if run.arguments["name"] == "b":
@@ -293,19 +295,76 @@ class TestKept:
             assert failures(records) == [records[1]["messageId"], records[2]["messageId"]]
         assert ran == ["a"]
 
-    def test_an_outage_of_the_database_does_not_use_up_the_receives(self) -> None:
+    def test_database_outage_does_not_exhaust_the_receives(self) -> None:
         class AbsentStore(ORMStore):
             def claim(self, run: Any) -> Any:
                 raise OperationalError("connection refused")
 
+        assert grows_like_an_outage(pauses_of_five_receives(store=AbsentStore))
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ProgrammingError('relation "lambda_tasks_taskrecord" does not exist'),
+            ImproperlyConfigured("LAMBDA_TASKS_LOCK names no lock"),
+            ConnectionError("Redis does not answer"),
+            Redeliver("the retry could not be sent"),
+            Redeliver("the record is locked", visible_in=10),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_pauses_grow_for_every_infrastructure_failure(self, error: Exception) -> None:
+        class FailingStore(ORMStore):
+            def claim(self, run: Any) -> Any:
+                raise error
+
+        assert grows_like_an_outage(pauses_of_five_receives(store=FailingStore))
+
+    def test_pauses_grow_while_a_transaction_locks_record(self) -> None:
+        class LockedStore(ORMStore):
+            def claim(self, run: Any) -> Any:
+                return Busy(LOCKED_PAUSE, locked=True)
+
+        assert grows_like_an_outage(pauses_of_five_receives(store=LockedStore))
+
+    def test_pause_ends_with_the_other_workers_lease(self) -> None:
+        """The pause does not grow with the receives, and is never a second too short: SQS counts whole seconds."""
+
+        class BusyStore(ORMStore):
+            def claim(self, run: Any) -> Any:
+                return Busy(100.9)
+
+        for _ in range(5):
+            pauses = pauses_of_five_receives(store=BusyStore)
+            assert all(101.9 <= pause <= 105.9 for pause in pauses)
+
+    def test_message_with_a_held_claim_waits(self) -> None:
+        """The outcome could not be recorded, so every delivery before the lease expires would fail."""
+
+        class ForgetfulStore(ORMStore):
+            def record(self, run: Any, outcome: Any) -> None:
+                raise OperationalError("connection refused")
+
         PostponingBackend.postponed.clear()
-        records = [record_of(note, name=str(receives), receives=receives) for receives in (1, 2, 20)]
-        with chosen_backend(PostponingBackend), chosen("STORE", AbsentStore):
-            assert len(failures(records)) == 3
-        assert [seconds for _, seconds in PostponingBackend.postponed] == [10, 20, 320]
+        with chosen_backend(PostponingBackend), chosen("STORE", ForgetfulStore):
+            assert len(failures([record_of(fail)])) == 1
+        [(_, seconds)] = PostponingBackend.postponed
+        assert 300 < seconds < 320
+
+    def test_message_of_a_lost_lease_is_unchanged(self) -> None:
+        """Another worker has received it; a shorter visibility timeout would deliver it again during that run."""
+
+        class TakenStore(ORMStore):
+            def record(self, run: Any, outcome: Any) -> None:
+                raise LeaseLost
+
+        PostponingBackend.postponed.clear()
+        with chosen_backend(PostponingBackend), chosen("STORE", TakenStore):
+            assert len(failures([record_of(note, name="a"), record_of(fail)])) == 2
+        assert PostponingBackend.postponed == []
 
 
-class TestEventsWithoutAnAnswer:
+class TestInvalidEvents:
     @pytest.mark.parametrize(
         "event",
         [
@@ -319,31 +378,35 @@ class TestEventsWithoutAnAnswer:
         ],
         ids=str,
     )
-    def test_an_event_without_usable_ids_raises(self, event: Any) -> None:
+    def test_event_without_usable_ids_raises(self, event: Any) -> None:
         with pytest.raises(InvalidEvent):
             handler(event, None)
 
-    def test_nothing_is_run_of_a_batch_in_which_one_id_is_missing(self) -> None:
+    def test_batch_with_a_missing_id_runs_nothing(self) -> None:
         with pytest.raises(InvalidEvent, match="messageId"):
             handler({"Records": [record_of(note, name="a"), {"body": "{}"}]}, None)
         assert ran == []
 
 
 class TestTime:
-    def test_a_task_is_started_only_if_its_hard_timeout_fits(self) -> None:
+    def test_task_starts_only_if_its_timeout_fits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         context = LambdaContext(24)
         records = [record_of(note_within_20_seconds, name=name) for name in "ab"]
         with chosen_backend(PostponingBackend):
             PostponingBackend.postponed.clear()
+            monkeypatch.setattr(handler_module, "_full_time", 60.0)
             assert failures(records, context) == [records[1]["messageId"]]
-            assert PostponingBackend.postponed == [(records[1], 0)]
+            [(kept, seconds)] = PostponingBackend.postponed
+            assert kept is records[1]
+            assert 5 <= seconds <= 7
         assert ran == ["a"]
 
-    def test_all_are_started_while_there_is_time(self) -> None:
+    def test_all_tasks_start_while_time_remains(self) -> None:
         records = [record_of(note_within_20_seconds, name=name) for name in "abc"]
         assert failures(records, LambdaContext(60)) == []
 
-    def test_a_task_that_needs_less_time_is_started_where_another_one_is_not(self) -> None:
+    def test_shorter_task_starts_when_another_cannot(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(handler_module, "_full_time", 900.0)
         records = [
             record_of(note_within_20_seconds, name="first"),
             record_of(note, name="needs 300 s"),
@@ -352,16 +415,16 @@ class TestTime:
         assert failures(records, LambdaContext(60)) == [records[1]["messageId"]]
         assert ran == ["first", "last"]
 
-    def test_the_first_task_is_always_started(self) -> None:
+    def test_first_task_always_starts(self) -> None:
         assert failures([record_of(note_within_20_seconds, name="a")], LambdaContext(8)) == []
         assert ran == ["a"]
 
-    def test_what_was_received_often_runs_last(self) -> None:
+    def test_often_received_message_runs_last(self) -> None:
         records = [record_of(note, name="poison", receives=3), record_of(note, name="a"), record_of(note, name="b")]
         failures(records)
         assert ran == ["a", "b", "poison"]
 
-    def test_nothing_is_left_armed_over_a_freeze(self) -> None:
+    def test_timers_are_disarmed_before_a_freeze(self) -> None:
         before = signal.getsignal(signal.SIGALRM)
         failures([record_of(note, name="a"), record_of(fail)])
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -384,16 +447,16 @@ def inspect_context() -> list[str]:
 
 
 class TestIsolation:
-    def test_what_a_task_sets_ends_with_it(self) -> None:
+    def test_state_that_a_task_sets_is_reset(self) -> None:
         clean = inspect_context()
         failures([record_of(dirty), record_of(inspect_context)])
         assert TaskRecord.objects.get(task_name=inspect_context.name).result == clean
 
-    def test_a_connection_that_died_while_the_container_was_frozen_is_replaced(self) -> None:
+    def test_connection_lost_during_freeze_is_replaced(self) -> None:
         if connection.vendor != "postgresql":
             pytest.skip("the session is ended by pg_terminate_backend, which is PostgreSQL's")
         record = record_of(note, name="a")
-        # A connection that is kept, and that nothing checks before it is used.
+        # A persistent connection without a health check before its use.
         connection.close()
         with kept_connection():
             with connection.cursor() as cursor:
@@ -418,7 +481,8 @@ def kept_connection() -> Any:
 
 
 class TestColdStart:
-    def test_the_container_boots_once_and_again_after_a_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_container_boots_once_unless_boot_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The next invocation repeats a boot that failed."""
         boots = []
 
         class Booting:
@@ -438,13 +502,26 @@ class TestColdStart:
         assert ran == ["b", "c"]
 
 
-def test_a_serialized_invocation_can_be_sent_later() -> None:
+def test_serialized_invocation_can_be_sent_later() -> None:
     payload = note.using(queue="other", delay=9).serialize(name="a")
     handle = SQSLambdaTask.model_validate(payload).execute_on_commit()
     [job] = backend().take()
     assert (job.message_id, job.queue, job.delay) == (handle.message_id, "other", 9)
     assert failures([event_record(job)]) == []
     assert ran == ["a"]
+
+
+def pauses_of_five_receives(*, store: type[ORMStore]) -> list[float]:
+    PostponingBackend.postponed.clear()
+    with chosen_backend(PostponingBackend), chosen("STORE", store):
+        for receives in range(1, 6):
+            assert len(failures([record_of(note, name="a", receives=receives)])) == 1
+    return [seconds for _, seconds in PostponingBackend.postponed]
+
+
+def grows_like_an_outage(pauses: Sequence[float]) -> bool:
+    least = [least_outage_pause(receives) for receives in range(1, 6)]
+    return len(pauses) == 5 and all(low <= pause <= 1.25 * low for pause, low in zip(pauses, least, strict=True))
 
 
 class PostponingBackend(MemoryBackend):
@@ -459,6 +536,6 @@ def chosen_backend(cls: type[MemoryBackend]) -> Any:
 
 
 def chosen(setting: str, cls: type[Any]) -> Any:
-    """Choose a class made in the test by its dotted path, as a project would."""
+    """Select a class that the test creates by its dotted path, as a project would."""
     setattr(sys.modules[__name__], f"chosen_{setting}", cls)
     return override_settings(**{f"LAMBDA_TASKS_{setting}": f"{__name__}.chosen_{setting}"})

@@ -1,7 +1,7 @@
-"""What importing costs: a process pays for boto3, redis and pydantic when it uses them, and not before.
+"""The cost of imports: a process loads boto3, redis and pydantic only when it uses them.
 
-Processes of a small project say after each step of their lives which heavy modules are loaded. What Django
-loads by itself for such a project does not count.
+Processes of a small project report after each step which heavy modules are loaded. Modules that Django loads by
+itself for such a project do not count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 
 import pytest
 
-#: Modules that cost a process milliseconds or megabytes, and those of ours that do.
+#: Modules that cost a process milliseconds or megabytes, including some in the library.
 HEAVY: Final = (
     *("boto3", "botocore", "redis", "awslambdaric", "pluggy"),
     *("pydantic", "pydantic_core", "typing_extensions", "annotated_types"),
@@ -27,10 +27,17 @@ HEAVY: Final = (
     *("django.core.cache", "django.core.management", "django.core.serializers", "django.template", "django.test"),
     *("asyncio", "concurrent.futures", "ctypes", "email", "http.client", "importlib.metadata"),
     *("multiprocessing", "ssl", "unittest", "urllib.request", "xml", "zipfile"),
-    # Each of their dataclasses compiles its methods anew in every process.
-    *("lambda_tasks.jobs", "lambda_tasks.outcomes", "lambda_tasks.deliveries", "lambda_tasks.secret_loader"),
-    *("lambda_tasks.admin", "lambda_tasks.doctor", "lambda_tasks.local", "lambda_tasks.lost", "lambda_tasks.testing"),
+    # Each of their dataclasses compiles its methods again in every process.
+    *("lambda_tasks.jobs", "lambda_tasks.outcomes", "lambda_tasks.wire.deliveries", "lambda_tasks.secret_loader"),
+    *(
+        "lambda_tasks.admin",
+        "lambda_tasks.operations.doctor",
+        "lambda_tasks.local",
+        "lambda_tasks.operations.reaping",
+        "lambda_tasks.testing",
+    ),
     *("lambda_tasks.backends.outbox", "lambda_tasks.backends.relay"),
+    *("lambda_tasks.definition.schedules", "lambda_tasks.operations.schedules", "cronsim"),
 )
 
 FILES: Final = {
@@ -68,7 +75,7 @@ FILES: Final = {
         from datetime import datetime
         from uuid import UUID
 
-        from lambda_tasks.decorators import lambda_task
+        from lambda_tasks import lambda_task
         from lambda_tasks.logging import task_logger
         from lambda_tasks.tasks import cleanup_task_records
         from lambda_tasks.timeouts import SoftTimeLimitExceeded
@@ -90,7 +97,7 @@ FILES: Final = {
             raise LookupError
     """,
     "plain_tasks.py": """
-        from lambda_tasks.decorators import lambda_task
+        from lambda_tasks import lambda_task
 
         @lambda_task(retry_on=(OSError,))
         def add(*, numbers: list[int]) -> int:
@@ -203,7 +210,7 @@ FILES: Final = {
 
 
 class _Queue(BaseHTTPRequestHandler):
-    """Takes any message."""
+    """Accepts any message."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -214,7 +221,7 @@ class _Queue(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def log_message(self, *args: object) -> None:
-        """Nobody reads these."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +235,7 @@ def queue() -> Iterator[str]:
 
 
 class Project:
-    """A project in a directory of its own; each of its programs is a process."""
+    """A project in its own directory; each of its programs is a process."""
 
     def __init__(self, directory: Path, queue: str) -> None:
         self.directory = directory
@@ -240,7 +247,7 @@ class Project:
         self._django = self._loaded("django_alone.py", ENDPOINT=None)
 
     def added(self, program: str, **environment: str) -> dict[str, list[str]]:
-        """Run a program and return, step by step, what it has loaded and a Django with a database has not."""
+        """Run a program and return, for each step, the modules that it loads in addition to Django with a database."""
         return {
             step: [name for name in names if name not in self._django["database used"]]
             for step, names in self._loaded(program, **environment).items()
@@ -299,27 +306,27 @@ def in_worker_with_outbox(project: Project) -> dict[str, list[str]]:
 
 
 PYDANTIC: Final = {"pydantic", "pydantic_core", "typing_extensions", "annotated_types"}
-#: With these, pydantic looks for plugins of its own among all packages that are installed.
+#: With these modules, pydantic searches all installed packages for its plugins.
 PLUGIN_SEARCH: Final = {"importlib.metadata", "zipfile"}
-#: The way to the transport, or from it.
+#: The path to or from the transport.
 PIPELINE: Final = {"pluggy", "lambda_tasks.jobs", "lambda_tasks.outcomes"}
 OUTBOX: Final = {"lambda_tasks.backends.outbox", "lambda_tasks.backends.relay"}
-WORKER: Final = PIPELINE | {"lambda_tasks.deliveries", "lambda_tasks.secret_loader"}
+WORKER: Final = PIPELINE | {"lambda_tasks.wire.deliveries", "lambda_tasks.secret_loader"}
 
 
 @pytest.mark.parametrize("step", ["set up", "tasks decorated", "tasks imported", "records read", "task called"])
-def test_a_process_that_sends_nothing_loads_none_of_it(in_web_process: dict[str, list[str]], step: str) -> None:
+def test_process_that_sends_nothing_adds_no_modules(in_web_process: dict[str, list[str]], step: str) -> None:
     assert in_web_process[step] == []
 
 
 @pytest.mark.parametrize("step", ["set up", "tasks decorated", "tasks imported", "records read", "task called"])
-def test_with_the_outbox_it_loads_none_of_it_either(
+def test_outbox_process_that_sends_nothing_adds_none(
     in_web_process_with_outbox: dict[str, list[str]], step: str
 ) -> None:
     assert in_web_process_with_outbox[step] == []
 
 
-def test_what_enqueues_with_the_outbox_loads_that_and_boto3_only_when_something_is_sent(
+def test_enqueueing_to_the_outbox_delays_boto3(
     in_web_process_with_outbox: dict[str, list[str]],
 ) -> None:
     for step in ("task enqueued", "ran eagerly"):
@@ -327,57 +334,59 @@ def test_what_enqueues_with_the_outbox_loads_that_and_boto3_only_when_something_
     assert {"boto3", "botocore"} <= set(in_web_process_with_outbox["task sent"])
 
 
-def test_what_enqueues_a_task_loads_pydantic_and_neither_boto3_nor_redis(in_web_process: dict[str, list[str]]) -> None:
+def test_enqueueing_loads_pydantic_but_not_boto3(in_web_process: dict[str, list[str]]) -> None:
+    # It does not load redis either.
     assert set(in_web_process["task enqueued"]) - PLUGIN_SEARCH == PIPELINE | PYDANTIC
 
 
-def test_an_eager_task_loads_no_more_and_neither_boto3_nor_redis(in_web_process: dict[str, list[str]]) -> None:
+def test_eager_task_loads_no_more_than_enqueueing(in_web_process: dict[str, list[str]]) -> None:
     assert set(in_web_process["ran eagerly"]) - PLUGIN_SEARCH == PIPELINE | PYDANTIC
 
 
-def test_boto3_is_loaded_when_something_is_sent(in_web_process: dict[str, list[str]]) -> None:
+def test_boto3_is_loaded_at_the_first_send(in_web_process: dict[str, list[str]]) -> None:
     added = set(in_web_process["task sent"]) - set(in_web_process["ran eagerly"])
     assert {"boto3", "botocore"} <= added
-    # What boto3 imports of Python's own library is its own affair.
+    # The modules that boto3 imports from the standard library do not count.
     assert added - {"boto3", "botocore"} <= set(HEAVY) & set(sys.stdlib_module_names) | {"urllib.request"}
 
 
 @pytest.mark.parametrize("step", ["handler imported", "booted"])
-def test_a_worker_that_has_no_message_yet_loads_no_pydantic(in_worker: dict[str, list[str]], step: str) -> None:
+def test_idle_worker_does_not_load_pydantic(in_worker: dict[str, list[str]], step: str) -> None:
     assert set(in_worker[step]) == WORKER
 
 
-def test_a_message_with_plain_arguments_is_run_without_pydantic(in_worker: dict[str, list[str]]) -> None:
+def test_plain_arguments_run_without_pydantic(in_worker: dict[str, list[str]]) -> None:
     assert set(in_worker["message run"]) == WORKER
 
 
-def test_one_with_a_uuid_loads_pydantic_and_neither_boto3_nor_redis(in_worker: dict[str, list[str]]) -> None:
+def test_uuid_argument_loads_pydantic_but_not_boto3(in_worker: dict[str, list[str]]) -> None:
+    # It does not load redis either.
     assert set(in_worker["message with a UUID run"]) - PLUGIN_SEARCH == WORKER | PYDANTIC
 
 
-def test_a_singleton_task_loads_no_more_where_its_cache_has_no_redis(in_worker: dict[str, list[str]]) -> None:
+def test_singleton_without_redis_loads_no_more(in_worker: dict[str, list[str]]) -> None:
     assert in_worker["singleton run"] == in_worker["message with a UUID run"]
 
 
-def test_an_error_of_a_task_loads_no_more(in_worker: dict[str, list[str]]) -> None:
+def test_error_of_a_task_loads_no_more(in_worker: dict[str, list[str]]) -> None:
     assert in_worker["failure recorded"] == in_worker["singleton run"]
 
 
-def test_maintenance_loads_what_settles_lost_tasks_and_no_outbox_where_there_is_none(
+def test_maintenance_loads_reaping_but_no_outbox(
     in_worker: dict[str, list[str]],
 ) -> None:
-    assert set(in_worker["maintenance done"]) == {*in_worker["failure recorded"], "lambda_tasks.lost"}
+    assert set(in_worker["maintenance done"]) == {*in_worker["failure recorded"], "lambda_tasks.operations.reaping"}
 
 
 @pytest.mark.parametrize("step", ["handler imported", "booted"])
-def test_a_cold_start_does_not_load_the_outbox(in_worker_with_outbox: dict[str, list[str]], step: str) -> None:
+def test_cold_start_does_not_load_the_outbox(in_worker_with_outbox: dict[str, list[str]], step: str) -> None:
     assert set(in_worker_with_outbox[step]) == WORKER
 
 
-def test_a_worker_with_the_outbox_loads_it_and_no_boto3_while_nothing_waits(
+def test_idle_outbox_worker_does_not_load_boto3(
     in_worker_with_outbox: dict[str, list[str]],
 ) -> None:
     assert set(in_worker_with_outbox["message run"]) == WORKER | OUTBOX
     assert set(in_worker_with_outbox["maintenance done"]) - PLUGIN_SEARCH == (
-        WORKER | PYDANTIC | OUTBOX | {"lambda_tasks.lost"}
+        WORKER | PYDANTIC | OUTBOX | {"lambda_tasks.operations.reaping"}
     )

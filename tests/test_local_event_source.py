@@ -1,4 +1,4 @@
-"""The event source mapping: what makes an event, and what an answer means for the messages."""
+"""The event source mapping: how messages become an event, and what a response means for the messages."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from botocore.exceptions import EndpointConnectionError
 
 from lambda_tasks.local.event_source import (
     MAX_EVENT_SIZE,
-    Batch,
     EventSource,
     QueueUnavailable,
+    ReceivedBatch,
     Verdict,
     build_event,
     build_record,
     interpret_answer,
     judge,
     open_sources,
-    region_in,
     split_by_size,
 )
 from lambda_tasks.local.runtime_api import Answered, Crashed, Errored, TimedOut
+from lambda_tasks.wire.queue_urls import region_in
 
 ARN = "arn:aws:sqs:eu-west-1:123456789012:default"
 URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/default"
-NOBODY = "http://127.0.0.1:9"  # the port of "discard": nobody listens there
+NOBODY = "http://127.0.0.1:9"  # the port of "discard", on which no service listens
 IDS = ("a", "b", "c")
 OPEN = threading.Event()
 
@@ -39,7 +39,7 @@ def message(name: str = "a", **parts: Any) -> dict[str, Any]:
 # From messages to an event
 
 
-def test_a_record_has_the_shape_that_lambda_gives_it() -> None:
+def test_record_has_the_shape_of_a_lambda_record() -> None:
     received = message(
         Body='{"task_name": "shop.tasks.send"}',
         Attributes={"ApproximateReceiveCount": "2", "SentTimestamp": 1760000000000},
@@ -79,14 +79,15 @@ def test_binary_attributes_travel_in_base64() -> None:
     }
 
 
-def test_a_message_without_attributes_has_empty_ones() -> None:
+def test_message_without_attributes_has_empty_attributes() -> None:
     record = build_record(message(), queue_arn=ARN)
 
     assert record["attributes"] == {}
     assert record["messageAttributes"] == {}
 
 
-def test_records_that_are_too_large_for_one_event_make_several_in_order() -> None:
+def test_large_records_are_split_into_several_events() -> None:
+    # The order stays.
     records = [{"body": "x" * 1_000_000, "number": number} for number in range(10)]
 
     parts = list(split_by_size(records))
@@ -96,7 +97,7 @@ def test_records_that_are_too_large_for_one_event_make_several_in_order() -> Non
     assert all(len(json.dumps(build_event(part))) <= MAX_EVENT_SIZE for part in parts)
 
 
-def test_a_split_uses_the_space_that_there_is() -> None:
+def test_split_uses_the_available_space() -> None:
     records = [{"n": 1}, {"n": 2}, {"n": 3}]
     for_two = len(json.dumps(build_event(records[:2]))) + len(", ")
 
@@ -105,11 +106,11 @@ def test_a_split_uses_the_space_that_there_is() -> None:
     assert list(split_by_size([])) == []
 
 
-# From the answer to a verdict
+# From the response to a verdict
 
 
 @pytest.mark.parametrize("answer", [b'{"batchItemFailures": []}', b'{"batchItemFailures": null}', b"{}", b"null"])
-def test_answers_that_say_all_is_done(answer: bytes) -> None:
+def test_responses_that_report_complete_success(answer: bytes) -> None:
     assert interpret_answer(answer, IDS) == Verdict(frozenset())
 
 
@@ -129,29 +130,29 @@ def test_only_reported_messages_have_failed() -> None:
         (b"", "it is not JSON"),
         (b"not json", "it is not JSON"),
         (b"\xff\xfe\xfd", "it is not JSON"),
-        (b'{"batchItemFailures": [], "cost": NaN}', "it is not JSON (NaN is no JSON)"),
+        (b'{"batchItemFailures": [], "cost": NaN}', "it is not JSON (NaN is not allowed in JSON)"),
         (b"[" * 100_000, "it is not JSON"),
-        (b"[]", 'no key "batchItemFailures"'),
-        (b'"done"', 'no key "batchItemFailures"'),
-        (b'{"batchitemfailures": []}', 'no key "batchItemFailures"'),
-        (b'{"batchItemFailures": {}}', "not a list"),
-        (failures("a"), 'no key "itemIdentifier"'),
-        (failures({"id": "a"}), 'no key "itemIdentifier"'),
-        (failures({"itemIdentifier": ""}), "null, empty"),
-        (failures({"itemIdentifier": None}), "null, empty"),
-        (failures({"itemIdentifier": 7}), "null, empty or no text"),
-        (failures({"itemIdentifier": "d"}), "'d' is of no message"),
-        (failures({"itemIdentifier": "a"}, {"itemIdentifier": "d"}), "'d' is of no message"),
+        (b"[]", 'lacks the key "batchItemFailures"'),
+        (b'"done"', 'lacks the key "batchItemFailures"'),
+        (b'{"batchitemfailures": []}', 'lacks the key "batchItemFailures"'),
+        (b'{"batchItemFailures": {}}', "must be a list"),
+        (failures("a"), 'lacks the key "itemIdentifier"'),
+        (failures({"id": "a"}), 'lacks the key "itemIdentifier"'),
+        (failures({"itemIdentifier": ""}), "must be a non-empty string"),
+        (failures({"itemIdentifier": None}), "must be a non-empty string"),
+        (failures({"itemIdentifier": 7}), "must be a non-empty string"),
+        (failures({"itemIdentifier": "d"}), "'d' is not the id of a message"),
+        (failures({"itemIdentifier": "a"}, {"itemIdentifier": "d"}), "'d' is not the id of a message"),
     ],
 )
-def test_answers_that_make_the_whole_batch_fail(answer: bytes, reason: str) -> None:
+def test_responses_that_fail_the_whole_batch(answer: bytes, reason: str) -> None:
     verdict = interpret_answer(answer, IDS)
 
     assert verdict.failed_ids == set(IDS)
     assert reason in verdict.reason
 
 
-def test_a_long_answer_is_quoted_in_part() -> None:
+def test_long_response_is_quoted_in_part() -> None:
     assert len(interpret_answer(b'"' + b"x" * 10_000 + b'"', IDS).reason) < 300
 
 
@@ -163,11 +164,11 @@ def test_a_long_answer_is_quoted_in_part() -> None:
         (TimedOut(60.0), "the function timed out after 60 s"),
     ],
 )
-def test_without_an_answer_the_whole_batch_fails(result: Errored | Crashed | TimedOut, reason: str) -> None:
+def test_missing_response_fails_the_whole_batch(result: Errored | Crashed | TimedOut, reason: str) -> None:
     assert judge(result, IDS) == Verdict(frozenset(IDS), reason)
 
 
-def test_an_answer_is_judged_by_its_body() -> None:
+def test_response_is_judged_by_its_body() -> None:
     assert judge(Answered(failures({"itemIdentifier": "c"})), IDS).failed_ids == {"c"}
 
 
@@ -175,7 +176,7 @@ def test_an_answer_is_judged_by_its_body() -> None:
 
 
 class ScriptedSqs:
-    """Answers each receive with the next item of a script, and remembers what it was asked."""
+    """Answers each receive with the next item of a script, and records the requests."""
 
     def __init__(self, *script: int | Exception, failed: tuple[str, ...] = ()) -> None:
         self.script = list(script)
@@ -214,28 +215,28 @@ def source(client: ScriptedSqs, *, batch_size: int = 10, window: int = 0, wait: 
     )
 
 
-def test_without_a_window_one_receive_makes_a_batch() -> None:
+def test_receive_is_a_batch_without_a_window() -> None:
     sqs = ScriptedSqs(4)
 
     assert len(source(sqs).gather(OPEN)) == 4
     assert sqs.asked == [(10, 2)]
 
 
-def test_within_the_window_a_batch_is_filled_ten_at_a_time() -> None:
+def test_window_fills_a_batch_by_tens() -> None:
     sqs = ScriptedSqs(10, 10, 0, 5)
 
     assert len(source(sqs, batch_size=25, window=60).gather(OPEN)) == 25
     assert sqs.asked == [(10, 2), (10, 2), (5, 2), (5, 2)]
 
 
-def test_the_window_begins_with_the_first_message() -> None:
+def test_window_starts_with_the_first_message() -> None:
     sqs = ScriptedSqs(0)
 
     assert source(sqs, batch_size=25, window=60).gather(OPEN) == []
     assert sqs.asked == [(10, 2)]
 
 
-def test_a_batch_does_not_wait_for_its_window_once_it_is_to_stop() -> None:
+def test_stop_ends_the_window_of_a_batch() -> None:
     stopping = threading.Event()
 
     class StopsMeanwhile(ScriptedSqs):
@@ -246,7 +247,7 @@ def test_a_batch_does_not_wait_for_its_window_once_it_is_to_stop() -> None:
     assert len(source(StopsMeanwhile(3), batch_size=25, window=60).gather(stopping)) == 3
 
 
-def test_nothing_is_received_after_a_stop() -> None:
+def test_stopped_source_receives_no_messages() -> None:
     stopping = threading.Event()
     stopping.set()
 
@@ -254,7 +255,7 @@ def test_nothing_is_received_after_a_stop() -> None:
     assert sqs.asked == []
 
 
-def test_what_was_received_is_not_lost_when_sqs_fails_within_the_window() -> None:
+def test_received_messages_survive_an_sqs_error() -> None:
     sqs = ScriptedSqs(3, EndpointConnectionError(endpoint_url=URL))
 
     assert len(source(sqs, batch_size=25, window=60).gather(OPEN)) == 3
@@ -270,11 +271,11 @@ def test_messages_become_batches_with_their_events() -> None:
     assert list(source(ScriptedSqs()).batches([])) == []
 
 
-def batch_of(*names: str) -> Batch:
-    return Batch(tuple(message(name) for name in names), {})
+def batch_of(*names: str) -> ReceivedBatch:
+    return ReceivedBatch(tuple(message(name) for name in names), {})
 
 
-def test_what_has_not_failed_is_deleted_ten_at_a_time() -> None:
+def test_succeeded_messages_are_deleted_by_tens() -> None:
     sqs = ScriptedSqs()
     names = [f"{number:02}" for number in range(13)]
 
@@ -292,7 +293,7 @@ def test_both_copies_of_a_failed_message_stay() -> None:
     assert sqs.deleted == [["handle-b"]]
 
 
-def test_nothing_is_deleted_where_everything_failed() -> None:
+def test_failed_batch_deletes_no_messages() -> None:
     sqs = ScriptedSqs()
 
     source(sqs).delete_succeeded(batch_of(*IDS), Verdict(frozenset(IDS)))
@@ -300,16 +301,16 @@ def test_nothing_is_deleted_where_everything_failed() -> None:
     assert sqs.deleted == []
 
 
-def test_messages_that_sqs_did_not_delete_are_named() -> None:
+def test_messages_that_sqs_kept_are_named() -> None:
     sqs = ScriptedSqs(failed=("1",))
 
     complaints = source(sqs).delete_succeeded(batch_of(*IDS), Verdict(frozenset()))
 
-    assert complaints == ["SQS did not delete b, so it comes again: InternalError"]
+    assert complaints == ["SQS did not delete b, so it will be redelivered: InternalError"]
 
 
 @pytest.mark.parametrize("counts", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
-def test_a_queue_with_any_message_is_not_idle(counts: tuple[int, int, int]) -> None:
+def test_queue_with_any_message_is_not_idle(counts: tuple[int, int, int]) -> None:
     queue = source(sqs := ScriptedSqs())
     assert queue.is_idle()
 
@@ -317,14 +318,14 @@ def test_a_queue_with_any_message_is_not_idle(counts: tuple[int, int, int]) -> N
     assert not queue.is_idle()
 
 
-def test_a_message_that_becomes_visible_while_it_is_counted_is_not_overlooked() -> None:
+def test_second_count_finds_a_message_turning_visible() -> None:
     queue = source(sqs := ScriptedSqs())
 
     sqs.counts = [(0, 0, 0), (1, 0, 0)]
     assert not queue.is_idle()
 
 
-def test_a_queue_that_cannot_be_read_is_named_with_the_remedy() -> None:
+def test_unreadable_queue_is_named_with_the_remedy() -> None:
     with pytest.raises(QueueUnavailable, match=r"Queue 'default' .* cannot be read at http://127\.0\.0\.1:9: .*") as e:
         open_sources({"default": URL}, endpoint_url=NOBODY, batch_size=1, batching_window_seconds=0, wait_seconds=0)
 
@@ -341,5 +342,5 @@ def test_a_queue_that_cannot_be_read_is_named_with_the_remedy() -> None:
         ("http://127.0.0.1:4566/000000000000/q", None),
     ],
 )
-def test_the_client_is_for_the_region_in_the_url(url: str, region: str | None) -> None:
+def test_client_uses_the_region_in_the_url(url: str, region: str | None) -> None:
     assert region_in(url) == region

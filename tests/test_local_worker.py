@@ -1,10 +1,11 @@
-"""The local worker: real SQS calls to a moto server, the real awslambdaric, and faults in the handler."""
+"""The local worker with real SQS calls to a moto server, the real awslambdaric, and faults in the handler."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from moto.server import ThreadedMotoServer
 
+from lambda_tasks.decorators import lambda_task
 from lambda_tasks.local import worker as worker_module
 from lambda_tasks.local.event_source import EventSource, QueueUnavailable
 from lambda_tasks.local.progress import (
@@ -38,13 +40,16 @@ from lambda_tasks.local.progress import (
 )
 from lambda_tasks.local.runtime import RuntimeStartError
 from lambda_tasks.local.worker import LocalWorker, log
+from tests.test_checks import only
 
-PATIENCE = 20  # seconds: only a test that is broken waits so long
+pytestmark = pytest.mark.thorough
+
+PATIENCE = 20  # seconds: only a failing test waits this long
 PROJECT = Path(__file__).parents[1]
 
 E = TypeVar("E", bound=Event)
 
-# A message says what the handler is to do when it meets it, the first time or for some `times`.
+# A message tells the handler what to do at the first receive, or at the first `times` receives.
 HANDLER = """
 import json, os, signal, socket, time
 
@@ -80,20 +85,20 @@ def obey(order):
         case "send":
             import boto3
             boto3.client("sqs").send_message(QueueUrl=order["to"], MessageBody="{}")
-        case "meet":
-            # Tells that it is there, and goes on when it is told to.
+        case "connect":
+            # Report the connection, and continue on a response.
             with socket.create_connection(order["address"]) as connection:
                 connection.sendall(b"here")
                 connection.recv(1)
 """
 
 
-# What the tests work with
+# Helpers
 
 
 @dataclass
 class Watch:
-    """Takes a worker's reports, and waits for one of a kind."""
+    """Collects a worker's reports, and waits for a report of a type."""
 
     events: list[Event] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -127,7 +132,7 @@ class Queue:
         return message_id
 
     def depth(self) -> tuple[int, int]:
-        """How many messages are visible, and how many in flight."""
+        """Return the numbers of visible messages and of messages in flight."""
         attributes = self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])["Attributes"]
         return (
             int(attributes["ApproximateNumberOfMessages"]),
@@ -160,7 +165,7 @@ def client(endpoint: str) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch, endpoint: str, tmp_path: Path) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, endpoint: str, tmp_path: Path) -> None:
     (tmp_path / "orders.py").write_text(HANDLER)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",
@@ -173,14 +178,14 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, endpoint: str, tmp_path: Path)
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(str(tmp_path))
-    # An end waits for the poll that runs; these do not wait for messages.
+    # The worker finishes a running poll before it ends; these polls do not wait for messages.
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 0)
     monkeypatch.setattr(worker_module, "POLL_SECONDS_UNTIL_IDLE", 0)
 
 
 @pytest.fixture
 def make_queue(client: Any, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Queue]]:
-    """Makes queues with a visibility timeout of an hour: what a test leaves in flight stays there."""
+    """Return a factory of queues with a visibility timeout of an hour: unfinished messages stay in flight."""
     made: list[Queue] = []
 
     def make(name: str) -> Queue:
@@ -211,21 +216,21 @@ def watch() -> Watch:
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """Where a handler that is to "meet" connects to."""
+    """Listen for a connection from a handler with the order "connect"."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(PATIENCE)
         yield server
 
 
-def meet(listener: socket.socket) -> socket.socket:
+def accept(listener: socket.socket) -> socket.socket:
     connection, _ = listener.accept()
     connection.settimeout(PATIENCE)
     assert connection.recv(4) == b"here"
     return connection
 
 
-def seen() -> list[dict[str, Any]]:
-    """What the handlers met, in order, whether they survived it or not."""
+def received() -> list[dict[str, Any]]:
+    """Return the orders that the handlers received, in order, including those that killed a handler."""
     path = Path(os.environ["SEEN"])
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -237,7 +242,7 @@ def worker_for(watch: Watch, **queues: Queue) -> LocalWorker:
 
 @contextmanager
 def running(worker: LocalWorker, **options: Any) -> Iterator[None]:
-    """Run the worker in a thread for as long as the block, and raise here what it raised there."""
+    """Run the worker in a thread for the duration of the context, and raise its exception here."""
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -264,7 +269,7 @@ def running(worker: LocalWorker, **options: Any) -> Iterator[None]:
 # Delivery
 
 
-def test_a_batch_is_delivered_and_deleted(queue: Queue, watch: Watch) -> None:
+def test_batch_is_delivered_and_deleted(queue: Queue, watch: Watch) -> None:
     attribute = {"StringValue": "0193", "DataType": "String"}
     ids = {queue.send({"number": number}, MessageAttributes={"id": attribute}) for number in range(3)}
 
@@ -272,8 +277,8 @@ def test_a_batch_is_delivered_and_deleted(queue: Queue, watch: Watch) -> None:
 
     assert summary == Summary(batches=1, done=3)
     assert queue.depth() == (0, 0)
-    assert [each["body"]["number"] for each in seen()] == [0, 1, 2]
-    record = seen()[0]["record"]
+    assert [each["body"]["number"] for each in received()] == [0, 1, 2]
+    record = received()[0]["record"]
     assert record["messageId"] in ids
     assert record["messageAttributes"]["id"]["stringValue"] == "0193"
     assert record["attributes"]["ApproximateReceiveCount"] == "1"
@@ -284,17 +289,17 @@ def test_a_batch_is_delivered_and_deleted(queue: Queue, watch: Watch) -> None:
     assert not finished.reason
 
 
-def test_one_process_serves_batch_after_batch_of_the_size_that_is_set(queue: Queue, watch: Watch) -> None:
+def test_process_serves_successive_batches_of_configured_size(queue: Queue, watch: Watch) -> None:
     for number in range(5):
         queue.send({"number": number})
 
     LocalWorker({"default": queue.url}, "orders.handler", batch_size=2, report=watch).run(until_idle=True)
 
     assert [len(received.message_ids) for received in watch.all(Received)] == [2, 2, 1]
-    assert len({each["pid"] for each in seen()}) == 1
+    assert len({each["pid"] for each in received()}) == 1
 
 
-def test_a_window_makes_larger_batches(queue: Queue, watch: Watch) -> None:
+def test_window_makes_larger_batches(queue: Queue, watch: Watch) -> None:
     for number in range(12):
         queue.send({"number": number})
 
@@ -304,13 +309,13 @@ def test_a_window_makes_larger_batches(queue: Queue, watch: Watch) -> None:
     assert [len(received.message_ids) for received in watch.all(Received)] == [12]
 
 
-def test_batches_of_one_queue_run_side_by_side(queue: Queue, watch: Watch, listener: socket.socket) -> None:
+def test_batches_of_a_queue_run_concurrently(queue: Queue, watch: Watch, listener: socket.socket) -> None:
     for _ in range(2):
-        queue.send({"do": "meet", "address": listener.getsockname()})
+        queue.send({"do": "connect", "address": listener.getsockname()})
     worker = LocalWorker({"default": queue.url}, "orders.handler", concurrency=2, batch_size=1, report=watch)
 
     with running(worker, until_idle=True):
-        with meet(listener), meet(listener):  # both are there, none has gone
+        with accept(listener), accept(listener):  # both are running
             pass
         watch.wait_for(Summary)
 
@@ -320,7 +325,7 @@ def test_batches_of_one_queue_run_side_by_side(queue: Queue, watch: Watch, liste
 # Failures
 
 
-def test_a_partial_failure_leaves_just_what_failed(queue: Queue, watch: Watch) -> None:
+def test_partial_failure_keeps_only_failed_messages(queue: Queue, watch: Watch) -> None:
     ids = [queue.send(order) for order in ({}, {"do": "fail"}, {})]
 
     with running(worker_for(watch, default=queue)):
@@ -331,7 +336,7 @@ def test_a_partial_failure_leaves_just_what_failed(queue: Queue, watch: Watch) -
     assert queue.depth() == (0, 1)
 
 
-def test_an_exception_keeps_the_whole_batch(queue: Queue, watch: Watch) -> None:
+def test_exception_keeps_the_whole_batch(queue: Queue, watch: Watch) -> None:
     ids = [queue.send(order) for order in ({}, {"do": "raise"})]
 
     with running(worker_for(watch, default=queue)):
@@ -343,10 +348,10 @@ def test_an_exception_keeps_the_whole_batch(queue: Queue, watch: Watch) -> None:
     assert finished.reason == "the handler raised ValueError: no stock"
     assert queue.depth() == (0, 2)
     assert len(watch.all(RuntimeReady)) == 1  # the process is the same
-    assert str(output) == "default-1 | [ERROR] ValueError: no stock"
+    assert str(output).splitlines()[0] == "default-1 | [ERROR] ValueError: no stock"
 
 
-def test_a_crash_keeps_the_batch_and_another_process_goes_on(queue: Queue, watch: Watch) -> None:
+def test_crash_keeps_the_batch_and_restarts_process(queue: Queue, watch: Watch) -> None:
     ids = [queue.send({}), queue.send({"do": "segfault"})]
 
     with running(worker_for(watch, default=queue)):
@@ -360,16 +365,14 @@ def test_a_crash_keeps_the_batch_and_another_process_goes_on(queue: Queue, watch
     assert crashed.reason == "the runtime crashed: killed by SIGSEGV"
     assert len(after.done_ids) == 1
     assert queue.depth() == (0, 2)
-    assert seen()[-1]["pid"] != seen()[0]["pid"]
+    assert received()[-1]["pid"] != received()[0]["pid"]
 
 
-def test_a_crash_does_not_touch_another_queue(
-    queue: Queue, other: Queue, watch: Watch, listener: socket.socket
-) -> None:
-    other.send({"do": "meet", "address": listener.getsockname()})
+def test_crash_does_not_affect_another_queue(queue: Queue, other: Queue, watch: Watch, listener: socket.socket) -> None:
+    other.send({"do": "connect", "address": listener.getsockname()})
 
     with running(worker_for(watch, default=queue, other=other)):
-        with meet(listener):  # a batch of the other queue runs on, meanwhile
+        with accept(listener):  # a batch of the other queue continues meanwhile
             queue.send({"do": "exit"})
             watch.wait_for(Finished, lambda finished: finished.outcome == "crashed")
         done = watch.wait_for(Finished, lambda finished: finished.environment == "other-1")
@@ -379,7 +382,7 @@ def test_a_crash_does_not_touch_another_queue(
     assert queue.depth() == (0, 1)
 
 
-def test_a_batch_that_overstays_the_functions_timeout_is_killed(queue: Queue, watch: Watch) -> None:
+def test_batch_exceeding_the_function_timeout_is_killed(queue: Queue, watch: Watch) -> None:
     queue.send({"do": "hang"})
     worker = LocalWorker({"default": queue.url}, "orders.handler", function_timeout=0.5, report=watch)
 
@@ -392,17 +395,17 @@ def test_a_batch_that_overstays_the_functions_timeout_is_killed(queue: Queue, wa
     assert queue.depth() == (0, 1)
 
 
-def test_what_failed_is_delivered_again_when_its_visibility_ends(queue: Queue, watch: Watch) -> None:
+def test_failed_message_is_redelivered_after_visibility_timeout(queue: Queue, watch: Watch) -> None:
     queue.set_visibility_timeout(1)
     queue.send({"do": "fail"})
 
     summary = worker_for(watch, default=queue).run(until_idle=True)
 
     assert summary == Summary(batches=2, done=1, kept=1)
-    assert [each["record"]["attributes"]["ApproximateReceiveCount"] for each in seen()] == ["1", "2"]
+    assert [each["record"]["attributes"]["ApproximateReceiveCount"] for each in received()] == ["1", "2"]
 
 
-def test_a_process_that_dies_between_batches_is_replaced_before_the_next(queue: Queue, watch: Watch) -> None:
+def test_process_that_dies_between_batches_is_replaced(queue: Queue, watch: Watch) -> None:
     with running(worker_for(watch, default=queue)):
         os.kill(watch.wait_for(RuntimeReady).pid, signal.SIGKILL)
         watch.wait_for(RuntimeReady, lambda ready: ready.is_restart)
@@ -412,7 +415,7 @@ def test_a_process_that_dies_between_batches_is_replaced_before_the_next(queue: 
     assert finished.outcome == "answered"
 
 
-def test_the_worker_outlives_an_outage_of_sqs(
+def test_worker_survives_an_sqs_outage(
     queue: Queue, client: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "RETRY_SECONDS", 0.05)
@@ -427,9 +430,9 @@ def test_the_worker_outlives_an_outage_of_sqs(
         watch.wait_for(Finished)
 
 
-def test_a_batch_whose_deletion_fails_is_told(queue: Queue, client: Any) -> None:
+def test_failed_deletion_is_reported(queue: Queue, client: Any) -> None:
     class DeletesTheQueue(Watch):
-        """Takes the queue away while the batch runs, so that what is done cannot be deleted."""
+        """Deletes the queue while the batch runs, so that its messages cannot be deleted."""
 
         def __call__(self, event: Event) -> None:
             if isinstance(event, Received):
@@ -443,14 +446,15 @@ def test_a_batch_whose_deletion_fails_is_told(queue: Queue, client: Any) -> None
         trouble = watch.wait_for(Trouble)
         watch.wait_for(Finished)
 
-    assert "did not delete what is done" in trouble.text
+    assert "did not delete finished messages" in trouble.text
     client.create_queue(QueueName=queue.url.rpartition("/")[2])
 
 
 # Until idle
 
 
-def test_nothing_to_do_is_idle_and_no_process_is_left(queue: Queue, other: Queue, watch: Watch) -> None:
+def test_empty_queues_are_idle(queue: Queue, other: Queue, watch: Watch) -> None:
+    """The processes have ended afterwards."""
     worker = LocalWorker({"a": queue.url, "b": other.url}, "orders.handler", concurrency=2, report=watch)
 
     assert worker.run(until_idle=True) == Summary()
@@ -461,13 +465,13 @@ def test_nothing_to_do_is_idle_and_no_process_is_left(queue: Queue, other: Queue
             os.kill(ready.pid, 0)
 
 
-def test_delayed_messages_are_waited_for(queue: Queue, watch: Watch) -> None:
+def test_worker_waits_for_delayed_messages(queue: Queue, watch: Watch) -> None:
     queue.send(DelaySeconds=1)
 
     assert worker_for(watch, default=queue).run(until_idle=True).done == 1
 
 
-def test_messages_that_a_task_sends_are_waited_for(queue: Queue, other: Queue, watch: Watch) -> None:
+def test_worker_waits_for_messages_of_tasks(queue: Queue, other: Queue, watch: Watch) -> None:
     queue.send({"do": "send", "to": other.url})
 
     summary = worker_for(watch, other=other, default=queue).run(until_idle=True)
@@ -476,19 +480,19 @@ def test_messages_that_a_task_sends_are_waited_for(queue: Queue, other: Queue, w
     assert other.depth() == queue.depth() == (0, 0)
 
 
-def test_a_message_that_is_sent_while_the_queues_are_asked_is_not_overlooked(
+def test_message_sent_during_idle_check_is_found(
     queue: Queue, other: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_idle = EventSource.is_idle
     happened = threading.Event()
 
     def is_idle_with_bad_luck(source: EventSource) -> bool:
-        """Once, between the answers of the two queues, a task of the second sends to the first."""
+        """Let a task of the second queue send to the first, once, between the responses of the two queues."""
         answer = is_idle(source)
         if happened.is_set():
             return answer
         if threading.current_thread().name != "other-1":
-            return False  # the other queue's thread is to be the one that asks
+            return False  # the thread of the other queue must make this check
         happened.set()
         queue.send({"do": "send", "to": other.url})
         watch.wait_for(Finished)
@@ -502,7 +506,7 @@ def test_a_message_that_is_sent_while_the_queues_are_asked_is_not_overlooked(
     assert other.depth() == (0, 0)
 
 
-def test_a_message_that_runs_elsewhere_is_waited_for(queue: Queue, watch: Watch, client: Any) -> None:
+def test_worker_waits_for_messages_in_flight(queue: Queue, watch: Watch, client: Any) -> None:
     queue.send()
     (elsewhere,) = client.receive_message(QueueUrl=queue.url)["Messages"]
 
@@ -513,24 +517,24 @@ def test_a_message_that_runs_elsewhere_is_waited_for(queue: Queue, watch: Watch,
         watch.wait_for(Summary)
 
 
-# Beginning and end
+# Start and stop
 
 
-def test_a_stop_lets_the_batch_finish(queue: Queue, watch: Watch, listener: socket.socket) -> None:
-    queue.send({"do": "meet", "address": listener.getsockname()})
+def test_stop_lets_the_batch_finish(queue: Queue, watch: Watch, listener: socket.socket) -> None:
+    queue.send({"do": "connect", "address": listener.getsockname()})
     worker = worker_for(watch, default=queue)
 
     with running(worker):
-        with meet(listener):
+        with accept(listener):
             worker.stop()
             queue.send({"number": 2})
         watch.wait_for(Summary)
 
-    assert [each["body"].get("do") for each in seen()] == ["meet"]
-    assert queue.depth() == (1, 0)  # the second one was not even received
+    assert [each["body"].get("do") for each in received()] == ["connect"]
+    assert queue.depth() == (1, 0)  # the second message was not received
 
 
-def test_a_worker_that_is_stopped_before_it_runs_receives_nothing(queue: Queue, watch: Watch) -> None:
+def test_worker_stopped_before_running_receives_nothing(queue: Queue, watch: Watch) -> None:
     queue.send()
     worker = worker_for(watch, default=queue)
     worker.stop()
@@ -539,51 +543,47 @@ def test_a_worker_that_is_stopped_before_it_runs_receives_nothing(queue: Queue, 
     assert queue.depth() == (1, 0)
 
 
-def test_kill_ends_what_runs_and_keeps_it(queue: Queue, watch: Watch, listener: socket.socket) -> None:
-    queue.send({"do": "meet", "address": listener.getsockname()})
+def test_kill_ends_a_batch_and_keeps_it(queue: Queue, watch: Watch, listener: socket.socket) -> None:
+    queue.send({"do": "connect", "address": listener.getsockname()})
     worker = worker_for(watch, default=queue)
 
-    with running(worker), meet(listener) as connection:
+    with running(worker), accept(listener) as connection:
         worker.kill()
-        assert connection.recv(1) == b""  # the process is gone
+        assert connection.recv(1) == b""  # the process has ended
 
     assert watch.all(Finished)[0].outcome == "crashed"
     assert len(watch.all(RuntimeReady)) == 1
     assert queue.depth() == (0, 1)
 
 
-def test_after_kill_nothing_is_begun_that_the_last_poll_brings(
-    queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_last_poll_before_kill_runs_no_batch(queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 20)
     worker = worker_for(watch, default=queue)
 
     with running(worker):
         watch.wait_for(RuntimeReady)
         worker.kill()
-        queue.send()  # ends the poll, if one is under way
+        queue.send()  # ends the poll, if one is running
 
     assert watch.all(Received) == []
     assert len(watch.all(RuntimeReady)) == 1
     assert sum(queue.depth()) == 1
 
 
-def test_kill_ends_a_process_that_is_starting(
-    queue: Queue, watch: Watch, listener: socket.socket, tmp_path: Path
-) -> None:
+def test_kill_ends_a_starting_process(queue: Queue, watch: Watch, listener: socket.socket, tmp_path: Path) -> None:
     (tmp_path / "slow_start.py").write_text(
-        f"import orders; orders.obey({{'do': 'meet', 'address': {listener.getsockname()!r}}})"
+        f"import orders; orders.obey({{'do': 'connect', 'address': {listener.getsockname()!r}}})"
     )
     worker = LocalWorker({"default": queue.url}, "slow_start.handler", report=watch)
 
-    with running(worker), meet(listener) as connection:
+    with running(worker), accept(listener) as connection:
         worker.kill()
-        assert connection.recv(1) == b""  # the process is gone
+        assert connection.recv(1) == b""  # the process has ended
 
     assert watch.all(Summary) == [Summary()]
 
 
-def test_what_a_report_raises_ends_the_worker(queue: Queue) -> None:
+def test_exception_in_a_report_ends_the_worker(queue: Queue) -> None:
     def report(event: Event) -> None:
         if isinstance(event, RuntimeReady):
             raise BrokenPipeError
@@ -592,7 +592,7 @@ def test_what_a_report_raises_ends_the_worker(queue: Queue) -> None:
         LocalWorker({"default": queue.url}, "orders.handler", report=report).run()
 
 
-def test_a_handler_that_cannot_be_loaded_uses_up_no_receive(queue: Queue, watch: Watch) -> None:
+def test_unloadable_handler_uses_no_receive(queue: Queue, watch: Watch) -> None:
     queue.send()
 
     with pytest.raises(RuntimeStartError, match=r"no_such\.handler"):
@@ -601,7 +601,7 @@ def test_a_handler_that_cannot_be_loaded_uses_up_no_receive(queue: Queue, watch:
     assert queue.depth() == (1, 0)
 
 
-def test_a_queue_that_does_not_exist_is_named(queue: Queue, watch: Watch) -> None:
+def test_missing_queue_is_named(queue: Queue, watch: Watch) -> None:
     with pytest.raises(QueueUnavailable, match="Queue 'mail'"):
         LocalWorker({"default": queue.url, "mail": queue.url + "-no"}, "orders.handler", report=watch).run()
 
@@ -609,16 +609,16 @@ def test_a_queue_that_does_not_exist_is_named(queue: Queue, watch: Watch) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"queues": {}}, "no queue to serve"),
-        ({"concurrency": 0}, "concurrency is 0; give a whole number of 1 to 1000"),
-        ({"batch_size": 10_001, "batching_window": 1}, "batch_size is 10001; give a whole number of 1 to 10000"),
-        ({"batch_size": 11}, "batch_size is 11; above 10, set batching_window too"),
-        ({"batching_window": 301}, "batching_window is 301; give a whole number of 0 to 300"),
-        ({"function_timeout": 901}, "function_timeout is 901; give up to 900 seconds"),
-        ({"function_timeout": 0}, "function_timeout is 0"),
+        ({"queues": {}}, "queues must contain at least one name"),
+        ({"concurrency": 0}, "concurrency must be an integer from 1 to 1000, not 0"),
+        ({"batch_size": 10_001, "batching_window": 1}, "batch_size must be an integer from 1 to 10000, not 10001"),
+        ({"batch_size": 11}, "batch_size must be at most 10 without a batching_window, not 11"),
+        ({"batching_window": 301}, "batching_window must be an integer from 0 to 300, not 301"),
+        ({"function_timeout": 901}, "function_timeout must be more than 0 and at most 900 seconds, not 901"),
+        ({"function_timeout": 0}, "function_timeout must be more than 0 and at most 900 seconds, not 0"),
     ],
 )
-def test_options_that_lambda_would_refuse(options: dict[str, Any], message: str) -> None:
+def test_options_that_lambda_refuses_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LocalWorker(**{"queues": {"default": "http://127.0.0.1:9/1/q"}, **options})
 
@@ -627,20 +627,18 @@ def test_options_that_lambda_would_refuse(options: dict[str, Any], message: str)
 
 
 def scheduled(monkeypatch: pytest.MonkeyPatch, **order: Any) -> None:
-    """What the handler is to do, and to answer, when the schedule's event comes."""
+    """Define the order that the handler executes, and its response, for an event of the schedule."""
     monkeypatch.setenv("SCHEDULED", json.dumps(order))
 
 
 def events() -> list[Any]:
-    return [entry["event"] for entry in seen() if "event" in entry]
+    return [entry["event"] for entry in received() if "event" in entry]
 
 
 ANSWER = {"outbox": {"sent": 1, "failed": 0, "dead": 0}, "lost": {"sent_again": 0, "failed": 0, "unsent": 0}}
 
 
-def test_what_the_schedules_event_has_sent_is_done_before_the_queues_count_as_empty(
-    queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_waits_for_messages_of_maintenance(queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduled(monkeypatch, do="send", to=queue.url, answer=ANSWER)
 
     worker = LocalWorker({"default": queue.url}, "orders.handler", maintenance_every=3600, report=watch)
@@ -652,17 +650,17 @@ def test_what_the_schedules_event_has_sent_is_done_before_the_queues_count_as_em
     assert str(maintained) == "default-1: maintenance, outbox: 1 sent"
 
 
-def test_of_all_processes_one_gets_the_event(queue: Queue, other: Queue, watch: Watch) -> None:
+def test_only_one_process_gets_the_event(queue: Queue, other: Queue, watch: Watch) -> None:
     urls = {"default": queue.url, "other": other.url}
 
     LocalWorker(urls, "orders.handler", concurrency=2, maintenance_every=3600, report=watch).run(until_idle=True)
 
     assert len(watch.all(RuntimeReady)) == 4
     assert len(events()) == 1
-    assert watch.all(Maintained) == []  # there was nothing to do
+    assert watch.all(Maintained) == []  # the event had no effect
 
 
-def test_it_comes_again_and_again(queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_repeats(queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduled(monkeypatch, answer={"outbox": {"sent": 2}, "lost": {"sent_again": 1, "failed": 3}})
 
     with running(LocalWorker({"default": queue.url}, "orders.handler", maintenance_every=0.01, report=watch)):
@@ -675,13 +673,13 @@ def test_it_comes_again_and_again(queue: Queue, watch: Watch, monkeypatch: pytes
     )
 
 
-def test_without_a_schedule_it_never_comes(queue: Queue, watch: Watch) -> None:
+def test_event_requires_a_schedule(queue: Queue, watch: Watch) -> None:
     queue.send()
     worker_for(watch, default=queue).run(until_idle=True)
     assert events() == []
 
 
-def test_it_is_due_at_once_and_then_when_the_seconds_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedule_is_due_immediately_and_then_periodically(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     schedule = worker_module._Schedule(10)
@@ -701,9 +699,10 @@ def test_it_is_due_at_once_and_then_when_the_seconds_are_over(monkeypatch: pytes
     ],
     ids=["raises", "crashes"],
 )
-def test_an_event_that_fails_is_reported_and_the_worker_goes_on(
+def test_failed_event_is_reported(
     queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch, order: dict[str, Any], reason: str
 ) -> None:
+    """The worker continues."""
     scheduled(monkeypatch, **order)
     queue.send()
 
@@ -717,7 +716,7 @@ def test_an_event_that_fails_is_reported_and_the_worker_goes_on(
 
 
 @pytest.mark.parametrize("answer", [None, [], "text", {"outbox": 5}, {"batchItemFailures": []}], ids=str)
-def test_an_answer_of_any_shape_is_survived(
+def test_malformed_response_to_the_event_is_ignored(
     queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
     scheduled(monkeypatch, answer=answer)
@@ -727,47 +726,65 @@ def test_an_answer_of_any_shape_is_survived(
 
 
 @pytest.mark.parametrize("every", [0, -1, float("nan")])
-def test_a_schedule_that_makes_no_sense_is_refused(every: float) -> None:
-    with pytest.raises(ValueError, match=r"maintenance_every is .*; give seconds, more than 0"):
+def test_invalid_schedule_is_refused(every: float) -> None:
+    with pytest.raises(ValueError, match=r"maintenance_every must be more than 0 seconds, or None, not "):
         LocalWorker({"default": "url"}, maintenance_every=every)
 
 
 # Reports
 
 
-def test_reports_are_lines_to_read(queue: Queue, watch: Watch) -> None:
+def test_reports_are_readable_lines(queue: Queue, watch: Watch) -> None:
     queue.set_visibility_timeout(1)
     message_id = queue.send({"do": "exit"})
 
-    worker_for(watch, default=queue).run(until_idle=True)
+    with only():
+        worker_for(watch, default=queue).run(until_idle=True)
 
     first, second = watch.all(RuntimeReady)
     short_visibility = (
-        "queue 'default' has a visibility timeout of 1 s, less than the function's timeout of 900 s: a batch that "
-        "takes longer is delivered again while it runs. AWS refuses such a pair; give the queue a longer one."
+        "The visibility timeout of queue 'default' is 1 s, less than the function's timeout of 900 s. A batch that "
+        "takes longer is redelivered while it runs. AWS rejects this configuration. Raise the queue's visibility "
+        "timeout."
     )
     assert [str(event) for event in watch.events] == [
         f"Worker for orders.handler, 1 process for each queue:\n  default: {queue.url}",
         f"Warning: {short_visibility}",
         f"default-1: ready, process {first.pid}",
         f"default-1: received 1 message ({message_id})",
-        f"default-1: 1 message ({message_id}) not done, to come again: the runtime crashed: exit status 7",
-        f"default-1: started again, process {second.pid}",
+        f"default-1: 1 message ({message_id}) kept in the queue: the runtime crashed: exit status 7",
+        f"default-1: restarted, process {second.pid}",
         f"default-1: received 1 message ({message_id})",
         f"default-1: 1 message done in {watch.all(Finished)[1].seconds:.2f} s",
-        "Stopped after 2 batches: 1 done, 1 not done, 1 batch crashed",
+        "Stopped after 2 batches: 1 done, 1 kept, 1 batch crashed",
     ]
 
 
-def test_a_partial_failure_is_one_line_to_read() -> None:
+def test_worker_warns_about_a_short_function_timeout(queue: Queue, watch: Watch) -> None:
+    queue.set_visibility_timeout(900)
+
+    @lambda_task(soft_timeout=5, hard_timeout=10)
+    def quick() -> None: ...
+
+    with only(quick):
+        LocalWorker({"default": queue.url}, "orders.handler", function_timeout=15, report=watch).run(until_idle=True)
+    assert watch.all(Warned) == []
+    with only(quick):
+        LocalWorker({"default": queue.url}, "orders.handler", function_timeout=14, report=watch).run(until_idle=True)
+    with only():
+        LocalWorker({"default": queue.url}, "orders.handler", function_timeout=60, report=watch).run(until_idle=True)
+    of_quick, of_default = (str(event) for event in watch.all(Warned))
+    assert "function's timeout of 14 s is shorter than the 15 s" in of_quick
+    assert "function's timeout of 60 s is shorter than the 305 s" in of_default
+
+
+def test_partial_failure_is_one_readable_line() -> None:
     finished = Finished("default-1", "answered", ("a", "b"), ("c", "d", "e", "f"), "no luck", 1.234)
 
-    assert str(finished) == (
-        "default-1: 2 messages done in 1.23 s; 4 messages (c, d, e, …) not done, to come again: no luck"
-    )
+    assert str(finished) == ("default-1: 2 messages done in 1.23 s; 4 messages (c, d, e, …) kept in the queue: no luck")
 
 
-def test_by_default_a_worker_logs(caplog: pytest.LogCaptureFixture) -> None:
+def test_worker_logs_by_default(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "lambda_tasks.local")
 
     log(Started({"default": "url"}, "h.h", 1))
@@ -786,17 +803,17 @@ def test_by_default_a_worker_logs(caplog: pytest.LogCaptureFixture) -> None:
 # The command
 
 
-def test_the_command_runs_the_queues_of_the_settings(queue: Queue, other: Queue, settings: Any, capsys: Any) -> None:
+def test_command_serves_the_queues_of_the_settings(queue: Queue, other: Queue, settings: Any, capsys: Any) -> None:
     settings.LAMBDA_TASKS_QUEUES = {"default": queue.url, "other": other.url}
     queue.send()
     other.send()
 
     call_command("lambda_tasks", "worker", "--until-idle", "--handler", "orders.handler")
 
-    assert "Stopped after 2 batches: 2 done, 0 not done" in capsys.readouterr().out
+    assert "Stopped after 2 batches: 2 done, 0 kept" in capsys.readouterr().out
 
 
-def test_the_command_can_serve_some_queues_only(queue: Queue, other: Queue, settings: Any) -> None:
+def test_command_can_serve_some_queues_only(queue: Queue, other: Queue, settings: Any) -> None:
     settings.LAMBDA_TASKS_QUEUES = {"default": queue.url, "other": other.url}
     queue.send()
     other.send()
@@ -810,27 +827,27 @@ def test_the_command_can_serve_some_queues_only(queue: Queue, other: Queue, sett
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--queue=mail"], r"Queue 'mail' is not in LAMBDA_TASKS_QUEUES \(default\); add its URL there or fix --queue"),
-        (["--concurrency=0"], "concurrency is 0; give a whole number"),
-        (["--batch-size=20"], "set batching_window too"),
+        (["--queue=mail"], r"--queue must be a queue in LAMBDA_TASKS_QUEUES \(default\), not 'mail'"),
+        (["--concurrency=0"], "concurrency must be an integer from 1 to 1000, not 0"),
+        (["--batch-size=20"], "or set batching_window"),
         (["--handler=no_such.handler", "--until-idle"], "cannot load the handler 'no_such.handler'"),
     ],
 )
-def test_the_command_says_what_is_wrong(queue: Queue, settings: Any, arguments: list[str], message: str) -> None:
+def test_command_reports_the_problem(queue: Queue, settings: Any, arguments: list[str], message: str) -> None:
     settings.LAMBDA_TASKS_QUEUES = {"default": queue.url}
 
     with pytest.raises(CommandError, match=message):
         call_command("lambda_tasks", "worker", *arguments)
 
 
-def test_the_command_names_a_setting_that_cannot_work(settings: Any) -> None:
+def test_command_names_an_invalid_setting(settings: Any) -> None:
     settings.LAMBDA_TASKS_QUEUES = {"mail": "url"}
 
     with pytest.raises(CommandError, match="LAMBDA_TASKS_QUEUES"):
         call_command("lambda_tasks", "worker")
 
 
-def test_the_command_warns_of_eager_mode(settings: Any, capsys: Any) -> None:
+def test_command_warns_about_eager_mode(settings: Any, capsys: Any) -> None:
     settings.LAMBDA_TASKS_EAGER = True
 
     with pytest.raises(CommandError):
@@ -840,8 +857,10 @@ def test_the_command_warns_of_eager_mode(settings: Any, capsys: Any) -> None:
 
 
 @contextmanager
-def command(queue: Queue, directory: Path, **settings: Any) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process group of its own, as a shell starts it."""
+def command(
+    queue: Queue, directory: Path, handler: str = "orders.handler", **settings: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """Run the command in its own process group, as a shell starts it."""
     (directory / "shop_settings.py").write_text(
         f"""
 SECRET_KEY = "only for tests"
@@ -852,14 +871,14 @@ globals().update({settings!r})
 """
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "django", "lambda_tasks", "worker", "--handler=orders.handler"],
+        [sys.executable, "-m", "django", "lambda_tasks", "worker", f"--handler={handler}"],
         env={**os.environ, "DJANGO_SETTINGS_MODULE": "shop_settings"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
-    watchdog = threading.Timer(PATIENCE, process.kill)  # ends a test that would read its output for ever
+    watchdog = threading.Timer(PATIENCE, process.kill)  # ends a test that would read its output indefinitely
     watchdog.start()
     try:
         with process:
@@ -879,11 +898,25 @@ def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
     raise AssertionError(f"{text!r} is not in {lines}")
 
 
+def test_command_logs_each_ended_task(queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_LAMBDA_LOG_LEVEL", raising=False)
+    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "records.sqlite3")}
+    name = "lambda_tasks.tasks.cleanup_task_records"
+    with command(queue, tmp_path, "lambda_tasks.handler.handler", DATABASES={"default": database}) as process:
+        environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "shop_settings"}
+        subprocess.run([sys.executable, "-m", "django", "migrate", "-v0"], env=environment, check=True)
+        message_id = queue.send({"task_name": name, "kwargs": {"retention_days": 30}})
+        ended = read_until(process, name)[-1]
+        process.terminate()
+        process.wait(PATIENCE)
+    assert re.search(rf"default-1 \| .*\[{message_id}\] {name} succeeded in \d+\.\d+ s\.", ended)
+
+
 @pytest.mark.parametrize("outbox", [True, False])
-def test_the_command_has_a_schedule_where_the_settings_have_an_outbox(
+def test_command_has_a_schedule_with_an_outbox(
     queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outbox: bool
 ) -> None:
-    """Without it, nobody would send on a developer's machine what was delayed."""
+    """Without the schedule, delayed messages would never be sent on a developer's machine."""
     scheduled(monkeypatch, answer=ANSWER)
     queue.send()
 
@@ -897,24 +930,24 @@ def test_the_command_has_a_schedule_where_the_settings_have_an_outbox(
 
 
 def test_ctrl_c_lets_the_batch_finish(queue: Queue, tmp_path: Path, listener: socket.socket) -> None:
-    queue.send({"do": "meet", "address": listener.getsockname()})
+    queue.send({"do": "connect", "address": listener.getsockname()})
 
     with command(queue, tmp_path) as process:
-        with meet(listener):
+        with accept(listener):
             os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
-            read_until(process, "Finishing what runs, then stopping")
+            read_until(process, "Stopping after the running batches have finished")
         read_until(process, "1 message done")
         assert process.wait(PATIENCE) == 0
 
     assert queue.depth() == (0, 0)
 
 
-def test_a_second_signal_kills_what_runs(queue: Queue, tmp_path: Path, listener: socket.socket) -> None:
-    queue.send({"do": "meet", "address": listener.getsockname()})
+def test_second_signal_kills_the_batch(queue: Queue, tmp_path: Path, listener: socket.socket) -> None:
+    queue.send({"do": "connect", "address": listener.getsockname()})
 
-    with command(queue, tmp_path) as process, meet(listener) as connection:
+    with command(queue, tmp_path) as process, accept(listener) as connection:
         process.send_signal(signal.SIGTERM)
-        read_until(process, "Again to kill it")
+        read_until(process, "A second signal kills them")
         process.send_signal(signal.SIGTERM)
         read_until(process, "the runtime crashed: killed by SIGKILL")
         assert process.wait(PATIENCE) == 0

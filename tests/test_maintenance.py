@@ -1,4 +1,4 @@
-"""Who relays the outbox with no daemon: the event of a schedule, and invocations at their end."""
+"""Relaying the outbox without a daemon: with a scheduled event, and at the end of invocations."""
 
 from __future__ import annotations
 
@@ -15,23 +15,27 @@ import pytest
 from django.db import OperationalError, connection, connections, transaction
 from django.test import override_settings
 
-from lambda_tasks import lost, maintenance, watchdog
+from lambda_tasks import maintenance
 from lambda_tasks.backends import relay
 from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.backends.outbox import OutboxBackend
 from lambda_tasks.backends.relay import Relayed
 from lambda_tasks.backends.sqs import SQSBackend
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import InvalidEvent
 from lambda_tasks.handler import handler
 from lambda_tasks.hookspecs import hookimpl
-from lambda_tasks.identity import new_message_id
 from lambda_tasks.jobs import Job
-from lambda_tasks.lost import Reaped
+from lambda_tasks.limits import watchdog
 from lambda_tasks.maintenance import RELAY_EVERY, RELAY_RESERVE, RELAY_SECONDS
-from lambda_tasks.models import DatabaseNow, OutboxMessage, TaskRecord
+from lambda_tasks.models import OutboxMessage, TaskRecord
+from lambda_tasks.operations import reaping as lost
+from lambda_tasks.operations.reaping import Reaped
+from lambda_tasks.settings import app_settings
 from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.strategies import get_backend
+from lambda_tasks.wire.ids import new_message_id
 from tests.app.models import Effect
 from tests.faults.workers import job_of, lost_record
 from tests.test_handler import LambdaContext
@@ -48,26 +52,26 @@ def leave(*, name: str) -> None:
 
 @lambda_task
 def leave_without_autocommit() -> None:
-    """Leave the connection as no task should."""
+    """Leave the connection in a state that a task should not cause."""
     transaction.on_commit(lambda: transaction.set_autocommit(False))
 
 
 class Queue(MemoryBackend):
-    """A queue that another process reads; nobody can send to it while it is `closed`."""
+    """A queue that another process reads, and that refuses messages while it is `closed`."""
 
     leaves_process = True
     closed = False
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
 
-    def send(self, jobs: Any, *, taken: Any) -> None:
+    def send(self, jobs: Any) -> Any:
         self.meanwhile()
         if self.closed:
             raise ConnectionError("the queue is closed")
-        super().send(jobs, taken=taken)
+        return super().send(jobs)
 
 
 class Clock:
-    """The time that maintenance goes by."""
+    """The clock that maintenance uses."""
 
     def __init__(self) -> None:
         self.now = time.monotonic()
@@ -101,7 +105,7 @@ def queue(outbox: OutboxBackend) -> Queue:
 
 
 def leave_waiting(queue: Queue, *names: str) -> list[str]:
-    """Enqueue a task for each name while the queue is closed, and let the pause go by; return the ids."""
+    """Enqueue a task for each name while the queue is closed, and make the messages due; return the ids."""
     queue.closed = True
     handles = [leave.execute_on_commit(name=name) for name in names]
     queue.closed = False
@@ -132,7 +136,7 @@ def reaped(**given: int) -> dict[str, int]:
 
 
 class TestEvent:
-    def test_it_relays_and_reaps_and_answers_with_what_was_done(self, queue: Queue) -> None:
+    def test_event_relays_and_reaps_and_reports_both(self, queue: Queue) -> None:
         waiting = leave_waiting(queue, "a", "b")
         lost = lost_record(leave)
 
@@ -141,17 +145,17 @@ class TestEvent:
         assert [job.message_id for job in queue.jobs] == [*waiting, lost]
         assert not OutboxMessage.objects.exists()
 
-    def test_with_nothing_to_do_it_says_so(self, queue: Queue) -> None:
+    def test_event_reports_zeros_without_work(self, queue: Queue) -> None:
         assert maintain() == {"outbox": numbers(), "lost": reaped()}
 
-    def test_what_cannot_be_sent_is_counted_and_stays(self, queue: Queue) -> None:
+    def test_unsendable_messages_are_counted_and_stay(self, queue: Queue) -> None:
         leave_waiting(queue, "a")
         queue.closed = True
         assert maintain()["outbox"] == numbers(failed=1)
         assert OutboxMessage.objects.get().attempts == 2
 
     @pytest.mark.parametrize("why", ["no outbox", "eager"])
-    def test_without_the_outbox_it_only_reaps(self, queue: Queue, why: str) -> None:
+    def test_event_only_reaps_without_the_outbox(self, queue: Queue, why: str) -> None:
         leave_waiting(queue, "a")
         lost_record(leave)
         off = {"no outbox": {"LAMBDA_TASKS_OUTBOX": False}, "eager": {"LAMBDA_TASKS_EAGER": True}}
@@ -160,17 +164,16 @@ class TestEvent:
         assert OutboxMessage.objects.count() == 1
 
     @pytest.mark.parametrize("value", ["relay", "Maintenance", "", None, 5, ["maintenance"], {"a": 1}], ids=str)
-    def test_another_order_is_refused_by_name(self, queue: Queue, value: Any) -> None:
+    def test_unknown_order_is_refused_by_name(self, queue: Queue, value: Any) -> None:
         leave_waiting(queue, "a")
         with pytest.raises(InvalidEvent) as refused:
             handler({"lambda_tasks": value}, None)
-        assert 'the one thing to ask for is "maintenance"' in str(refused.value)
+        assert 'lambda_tasks in the event must be "maintenance", not ' in str(refused.value)
         assert not isinstance(value, str) or value in str(refused.value)
         assert queue.jobs == []
 
-    def test_each_part_has_a_share_of_the_time_that_is_left_when_it_begins(
-        self, queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_each_part_has_a_share_of_time(self, queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The share is taken from the time that remains when the part starts."""
         monkeypatch.setattr(relay, "BATCH_SIZE", 1)
         monkeypatch.setattr(lost, "BATCH_SIZE", 1)
         leave_waiting(queue, *"abcdef")
@@ -181,17 +184,17 @@ class TestEvent:
         done: dict[str, Any] = {}
         maintenance.maintain(clock() + 100, done)
 
-        # Begun at 0, 10, 20 and 30 of 40 s; then at 0, 10 and 20 of 24 s.
+        # Started at 0, 10, 20 and 30 of 40 s; then at 0, 10 and 20 of 24 s.
         assert done == {"outbox": numbers(sent=4), "lost": reaped(sent_again=3)}
 
-    def test_without_time_it_begins_nothing(self, queue: Queue, clock: Clock) -> None:
+    def test_event_starts_no_work_without_time(self, queue: Queue, clock: Clock) -> None:
         leave_waiting(queue, "a")
         lost_record(leave)
         done: dict[str, Any] = {}
         maintenance.maintain(clock() - 1, done)
         assert done == {"outbox": numbers(), "lost": reaped()}
 
-    def test_the_handler_passes_its_deadline_on(self, queue: Queue, clock: Clock) -> None:
+    def test_handler_passes_its_deadline_on(self, queue: Queue, clock: Clock) -> None:
         leave_waiting(queue, "a")
         clock.now += 60
         assert maintain(30)["outbox"] == numbers()
@@ -204,7 +207,7 @@ class BrokenOutbox(OutboxBackend):
 
 
 def end_session() -> None:
-    """Cut the line to the database, on which nobody has said a word of it."""
+    """Cut the connection to the database without closing it in Django."""
     connection.ensure_connection()
     session: Any = connection.connection
     if connection.vendor == "sqlite":
@@ -215,8 +218,8 @@ def end_session() -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-class TearingOutbox(OutboxBackend):
-    """Its session ends in the middle."""
+class DisconnectingOutbox(OutboxBackend):
+    """Its session ends during the relay."""
 
     def relay(self, **_: Any) -> Relayed:
         end_session()
@@ -235,7 +238,7 @@ def broken(*, outbox: type[OutboxBackend] = BrokenOutbox, **settings: Any) -> ov
 
 
 class TestErrorsOfTheEvent:
-    def test_an_error_of_the_relay_is_raised_after_the_lost_tasks_are_settled(self) -> None:
+    def test_relay_error_is_raised_after_the_reaping(self) -> None:
         message_id = lost_record(leave)
         with broken():
             with pytest.raises(OperationalError, match="the outbox is away"):
@@ -245,15 +248,15 @@ class TestErrorsOfTheEvent:
         assert isinstance(backend.transport, Queue)
         assert [job.message_id for job in backend.transport.jobs] == [message_id]
 
-    def test_a_session_that_ends_in_the_relay_is_not_the_one_that_settles_lost_tasks(self) -> None:
+    def test_reaping_does_not_use_the_relays_session(self) -> None:
         if connection.vendor == "sqlite":
             pytest.skip("SQLite has no session that could end")
         lost_record(leave)
-        with broken(outbox=TearingOutbox), pytest.raises(OperationalError):
+        with broken(outbox=DisconnectingOutbox), pytest.raises(OperationalError):
             maintain()
         assert TaskRecord.objects.get().takeovers == 1
 
-    def test_an_error_of_the_reaper_is_raised_after_the_relay(self, queue: Queue) -> None:
+    def test_reaping_error_is_raised_after_the_relay(self, queue: Queue) -> None:
         leave_waiting(queue, "a")
         with (
             override_settings(LAMBDA_TASKS_STORE=f"{__name__}.BrokenStore"),
@@ -262,7 +265,7 @@ class TestErrorsOfTheEvent:
             maintain()
         assert len(queue.jobs) == 1
 
-    def test_of_two_errors_the_first_is_raised_and_the_second_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_first_error_is_raised_and_second_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         with (
             broken(LAMBDA_TASKS_STORE=f"{__name__}.BrokenStore"),
             pytest.raises(OperationalError, match="the outbox is away"),
@@ -273,8 +276,8 @@ class TestErrorsOfTheEvent:
         assert "the records are away" in str(logged.exc_info[1])
 
 
-class Told:
-    """A plugin that writes down what it hears, in one list."""
+class RecordingPlugin:
+    """A plugin that records its calls in one list."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -292,28 +295,28 @@ class Told:
 
 
 @pytest.fixture
-def told(settings: Any) -> Iterator[Told]:
-    told = Told()
-    with override_settings(LAMBDA_TASKS_PLUGINS=[told]):
-        yield told
+def plugin(settings: Any) -> Iterator[RecordingPlugin]:
+    plugin = RecordingPlugin()
+    with override_settings(LAMBDA_TASKS_PLUGINS=[plugin]):
+        yield plugin
 
 
 class TestAroundTheEvent:
-    def test_plugins_are_told_last_and_change_nothing(self, queue: Queue, told: Told) -> None:
-        """They flush their exporters: what the relay had to tell must be in it."""
+    def test_plugins_are_called_last_and_change_nothing(self, queue: Queue, plugin: RecordingPlugin) -> None:
+        """Plugins flush their exporters, which must include the events of the relay."""
         leave_waiting(queue, "a")
         answer = maintain()
-        assert told.batches == [(EVENT, {"outbox": numbers(sent=1), "lost": reaped()})]
-        assert told.names == ["sent", "batch_finished"]
-        assert answer == told.batches[0][1]
+        assert plugin.batches == [(EVENT, {"outbox": numbers(sent=1), "lost": reaped()})]
+        assert plugin.names == ["sent", "batch_finished"]
+        assert answer == plugin.batches[0][1]
 
-    def test_they_are_told_of_an_error_by_what_is_missing(self, told: Told) -> None:
+    def test_plugins_receive_a_partial_response_after_error(self, plugin: RecordingPlugin) -> None:
         with broken(), pytest.raises(OperationalError):
             maintain()
-        assert told.batches == [(EVENT, {"lost": reaped()})]
+        assert plugin.batches == [(EVENT, {"lost": reaped()})]
 
     @pytest.mark.parametrize("backend", ["Queue", "BrokenOutbox"])
-    def test_no_session_of_the_database_is_left(self, backend: str) -> None:
+    def test_database_sessions_are_closed(self, backend: str) -> None:
         with override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.{backend}", LAMBDA_TASKS_OUTBOX=backend == "Queue"):
             try:
                 maintain()
@@ -321,9 +324,7 @@ class TestAroundTheEvent:
                 assert backend == "BrokenOutbox"
         assert all(each.connection is None for each in connections.all(initialized_only=True))
 
-    def test_a_session_that_ended_while_the_container_was_frozen_is_not_used(
-        self, queue: Queue, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_session_lost_during_a_freeze_is_replaced(self, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
         leave_waiting(queue, "a")
         connection.close()
         monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 600)
@@ -332,7 +333,7 @@ class TestAroundTheEvent:
 
 
 class TestEndOfInvocation:
-    def test_what_waits_is_sent_as_it_would_have_been_and_runs_once(self, queue: Queue) -> None:
+    def test_waiting_message_is_sent_unchanged_and_once(self, queue: Queue) -> None:
         leave.execute_on_commit(name="sent at once")
         leave_waiting(queue, "sent later")
         [at_once] = queue.take()
@@ -351,7 +352,7 @@ class TestEndOfInvocation:
         assert list(Effect.objects.values_list("name", flat=True)) == ["sent later"]
         assert str(TaskRecord.objects.get().pk) == later.message_id
 
-    def test_a_container_relays_once_in_thirty_seconds(self, queue: Queue, clock: Clock) -> None:
+    def test_container_relays_once_in_thirty_seconds(self, queue: Queue, clock: Clock) -> None:
         assert RELAY_EVERY == 30
         for seconds, sent in ((0, 1), (0, 0), (29.9, 0), (0.1, 3), (29.9, 0), (0.1, 2)):
             clock.now += seconds
@@ -360,42 +361,40 @@ class TestEndOfInvocation:
             assert len(queue.take()) == sent
 
     @pytest.mark.parametrize("off", [{"LAMBDA_TASKS_OUTBOX": False}, {"LAMBDA_TASKS_EAGER": True}], ids=str)
-    def test_it_does_not_without_the_outbox(self, queue: Queue, off: dict[str, bool]) -> None:
+    def test_invocation_without_the_outbox_does_not_relay(self, queue: Queue, off: dict[str, bool]) -> None:
         leave_waiting(queue, "a")
         with override_settings(**off):
             invoke()
         assert OutboxMessage.objects.count() == 1
 
-    def test_it_does_so_while_time_is_left(self, queue: Queue, clock: Clock) -> None:
+    def test_relay_requires_enough_remaining_time(self, queue: Queue, clock: Clock) -> None:
         leave_waiting(queue, "a")
         maintenance.relay_now_and_then(clock() + RELAY_SECONDS + RELAY_RESERVE - 0.1)
         assert queue.jobs == []
-        # That did not count as the one in thirty seconds.
+        # That attempt did not count as the relay of these thirty seconds.
         maintenance.relay_now_and_then(clock() + RELAY_SECONDS + RELAY_RESERVE)
         assert len(queue.jobs) == 1
 
-    def test_the_handler_passes_its_deadline_on(self, queue: Queue) -> None:
+    def test_handler_passes_its_deadline_on(self, queue: Queue) -> None:
         leave_waiting(queue, "a")
         invoke(seconds=5)
         assert queue.jobs == []
         invoke(seconds=600)
         assert len(queue.jobs) == 1
 
-    def test_it_does_so_where_nobody_knows_the_time_that_is_left(self, queue: Queue) -> None:
+    def test_unknown_deadline_does_not_prevent_the_relay(self, queue: Queue) -> None:
         leave_waiting(queue, "a")
         handler({"Records": []}, None)
         assert len(queue.jobs) == 1
 
-    def test_it_begins_nothing_after_ten_seconds(
-        self, queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_relay_stops_after_ten_seconds(self, queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(relay, "BATCH_SIZE", 1)
         leave_waiting(queue, *"abcde")
         queue.meanwhile = lambda: setattr(clock, "now", clock.now + RELAY_SECONDS / 2)
         invoke()
         assert len(queue.jobs) == 2
 
-    def test_nothing_is_armed_meanwhile(self, queue: Queue) -> None:
+    def test_alarms_are_disarmed_during_the_relay(self, queue: Queue) -> None:
         armed: list[Any] = []
         leave.execute_on_commit(name="runs")
         [running] = queue.take()
@@ -405,7 +404,7 @@ class TestEndOfInvocation:
         assert armed == [((0.0, 0.0), None)]
         assert Effect.objects.count() == 1
 
-    def test_it_works_after_a_task_that_has_left_the_connection_out_of_autocommit(self, queue: Queue) -> None:
+    def test_relay_works_after_a_task_disabled_autocommit(self, queue: Queue) -> None:
         leave_without_autocommit.execute_on_commit()
         [untidy] = queue.take()
         leave_waiting(queue, "a")
@@ -417,16 +416,16 @@ class TestEndOfInvocation:
         assert len(queue.jobs) == 1
         assert not OutboxMessage.objects.exists()
 
-    def test_plugins_are_told_last(self, queue: Queue, told: Told) -> None:
+    def test_plugins_are_called_last(self, queue: Queue, plugin: RecordingPlugin) -> None:
         leave_waiting(queue, "a")
         assert invoke() == {"batchItemFailures": []}
-        assert told.names == ["sent", "batch_finished"]
+        assert plugin.names == ["sent", "batch_finished"]
 
 
-class TestTroubleAtTheEnd:
-    def test_the_answer_is_given_all_the_same_and_the_next_try_waits_its_time(
-        self, clock: Clock, caplog: pytest.LogCaptureFixture
-    ) -> None:
+class TestErrorsAtTheEnd:
+    def test_response_survives_an_error_of_the_relay(self, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+        """The next attempt waits for its interval."""
+
         def complaints() -> int:
             return caplog.text.count("The outbox was not relayed")
 
@@ -436,7 +435,7 @@ class TestTroubleAtTheEnd:
         [job] = backend.take()
         record = event_record(job)
         with broken():
-            for number, seconds in ((1, 0.0), (1, RELAY_EVERY - 0.1), (2, 0.1)):
+            for number, seconds in ((1, 0.0), (1, RELAY_EVERY - 1), (2, 2.0)):
                 clock.now += seconds
                 event = {"Records": [record, record | {"messageId": "bad", "body": "{"}]}
                 assert handler(event, None) == {"batchItemFailures": [{"itemIdentifier": "bad"}]}
@@ -444,14 +443,14 @@ class TestTroubleAtTheEnd:
         assert Effect.objects.count() == 1
         assert "the outbox is away" in caplog.text
 
-    def test_settings_that_are_wrong_keep_no_answer_back_either(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_response_survives_invalid_settings(self, caplog: pytest.LogCaptureFixture) -> None:
         with override_settings(LAMBDA_TASKS_BACKEND="shop.Pigeons"):
             assert handler({"Records": []}, None) == {"batchItemFailures": []}
             assert handler({"Records": []}, None) == {"batchItemFailures": []}
         assert caplog.text.count("The outbox was not relayed") == 1
 
-    def test_a_database_that_did_not_answer_the_batch_is_not_asked_once_more(self, queue: Queue) -> None:
-        """To connect to it may take as long as the whole invocation."""
+    def test_unavailable_database_is_not_queried_again(self, queue: Queue) -> None:
+        """Connecting to it could take as long as the whole invocation."""
 
         class Away(ORMStore):
             def claim(self, run: Any) -> Any:
@@ -469,15 +468,15 @@ class TestTroubleAtTheEnd:
 
 
 @pytest.fixture
-def silent() -> Iterator[socket.socket]:
-    """Takes connections, as far as anybody can see, and answers none."""
+def silent_server() -> Iterator[socket.socket]:
+    """Accept connections without answering."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
         server.setblocking(False)
         yield server
 
 
 def requests_to(server: socket.socket) -> int:
-    """Return how many connections came, each of which had one request."""
+    """Return the number of connections, each of which had one request."""
     count = 0
     while True:
         try:
@@ -489,12 +488,12 @@ def requests_to(server: socket.socket) -> int:
 
 
 class TestSilence:
-    """How long an answer may wait where SQS does not answer: for one request, and those beside it."""
+    """Without a response from SQS, the handler waits for one request, and for those sent at the same time."""
 
     @pytest.fixture(autouse=True)
-    def _sqs(self, silent: socket.socket, settings: Any) -> None:
+    def _sqs(self, silent_server: socket.socket, settings: Any) -> None:
         options = {
-            "endpoint_url": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "endpoint_url": f"http://127.0.0.1:{silent_server.getsockname()[1]}",
             "connect_timeout": 0.3,
             "read_timeout": 0.05,
             "max_attempts": 2,
@@ -503,27 +502,28 @@ class TestSilence:
         settings.LAMBDA_TASKS_OUTBOX = True
 
     @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-    def test_one_batch_of_requests_is_tried_and_no_other(self, silent: socket.socket, warm: bool) -> None:
+    def test_only_one_batch_of_requests_is_attempted(self, silent_server: socket.socket, warm: bool) -> None:
         backend = get_backend()
         assert isinstance(backend, OutboxBackend)
         assert isinstance(backend.transport, SQSBackend)
         if warm:
-            backend.transport._waited["eu-west-1"] = 1.0
+            server = backend.transport._server(app_settings.queues["default"])
+            backend.transport._waited[server] = 1.0
         backend.keep([job_of(leave, new_message_id(), name="a") for _ in range(150)], using="default")
 
         assert invoke() == {"batchItemFailures": []}
 
-        # A cold one sends the first alone, and no other when that fails; a warm one eight side by side.
-        assert requests_to(silent) == (16 if warm else 2)
+        # A cold transport sends the first request alone, and no other if it fails; a warm one sends eight at a time.
+        assert requests_to(silent_server) == (16 if warm else 2)
         assert sorted(OutboxMessage.objects.values_list("attempts", flat=True)) == [0] * 50 + [1] * 100
 
-    def test_the_reserve_covers_the_timeouts_of_sqs(self) -> None:
+    def test_reserve_covers_the_timeouts_of_sqs(self) -> None:
         config = SQSBackend()._config
         retries: Any = config["retries"]
         timeouts: Any = config["connect_timeout"] + config["read_timeout"]  # type: ignore[operator]
-        pause = 1  # of botocore's, at most, before the second attempt
+        pause = 1  # botocore's longest pause before the second attempt
         assert timeouts * retries["total_max_attempts"] + pause < RELAY_RESERVE
 
 
-def test_the_numbers_of_reaped_are_those_of_the_answer() -> None:
+def test_response_contains_the_fields_of_reaped() -> None:
     assert set(reaped()) < set(Reaped.__dataclass_fields__)

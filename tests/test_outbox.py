@@ -1,4 +1,4 @@
-"""The outbox up to the first try to send: what a commit keeps, what a rollback takes away, what a caller sees."""
+"""The outbox up to the first attempt to send: the effect of commits and rollbacks, and what the caller sees."""
 
 from __future__ import annotations
 
@@ -17,21 +17,34 @@ from django.db import DatabaseError, connections, transaction
 from django.test import TestCase, override_settings
 from django.test.utils import CaptureQueriesContext
 
-from lambda_tasks import identity, lost, points
+from lambda_tasks import failpoints
+from lambda_tasks.backends import outbox as outbox_module
+from lambda_tasks.backends.base import Unsent
 from lambda_tasks.backends.outbox import OutboxBackend
 from lambda_tasks.backends.relay import Relayed
 from lambda_tasks.backends.sqs import SQSBackend
-from lambda_tasks.checks import check_strategies
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
-from lambda_tasks.exceptions import InvalidArguments, InvalidSetting, UnknownDatabase, UnknownQueue
+from lambda_tasks.exceptions import (
+    AmbiguousTransaction,
+    InvalidArguments,
+    InvalidSetting,
+    UnknownDatabase,
+    UnknownQueue,
+)
 from lambda_tasks.handler import handler
 from lambda_tasks.hookspecs import hookimpl
-from lambda_tasks.identity import new_message_id, retry_id
-from lambda_tasks.jobs import FIRST_SENT_ATTRIBUTE, Job
+from lambda_tasks.jobs import Job
 from lambda_tasks.messages import SQSLambdaTask
-from lambda_tasks.models import DatabaseNow, OutboxMessage, TaskRecord
+from lambda_tasks.models import OutboxMessage, TaskRecord
+from lambda_tasks.operations import reaping as lost
+from lambda_tasks.operations.checks import check_strategies
 from lambda_tasks.settings import MAX_KEPT_DELAY
 from lambda_tasks.strategies import get_backend
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.attributes import FIRST_SENT_ATTRIBUTE
+from lambda_tasks.wire.ids import new_message_id, retry_id
+from lambda_tasks.wire.invocation import in_ascii
 from tests.app.models import Effect
 from tests.conftest import Sqs
 from tests.courier import (
@@ -53,7 +66,7 @@ committing = pytest.mark.django_db(transaction=True)
 
 
 class Failure(Exception):
-    """What the code around a call raises."""
+    """An exception from the code around a call."""
 
 
 @pytest.fixture
@@ -67,7 +80,7 @@ def send(number: int, database: str) -> str:
 
 @contextmanager
 def rolled_back(database: str, **options: Any) -> Iterator[None]:
-    """An atomic block that fails at its end."""
+    """Run an atomic block that fails at its end."""
     with suppress(Failure), transaction.atomic(using=database, **options):
         yield
         raise Failure
@@ -75,7 +88,7 @@ def rolled_back(database: str, **options: Any) -> Iterator[None]:
 
 @contextmanager
 def seen_before_commit(monkeypatch: pytest.MonkeyPatch, look: Callable[[], object]) -> Iterator[list[object]]:
-    """Look at something when the messages are written, and COMMIT comes next."""
+    """Call `look` after the messages are inserted and before COMMIT, and collect its results."""
     seen: list[object] = []
 
     def reached(point: str) -> None:
@@ -83,31 +96,70 @@ def seen_before_commit(monkeypatch: pytest.MonkeyPatch, look: Callable[[], objec
             seen.append(look())
 
     with monkeypatch.context() as patch:
-        patch.setattr(points, "reached", reached)
+        patch.setattr(failpoints, "reached", reached)
         yield seen
 
 
-# What a transaction keeps
+@lambda_task
+def translate(*, text: str) -> None: ...
 
 
 @on_each_database
-def test_a_message_is_a_row_of_the_callers_transaction_and_is_gone_when_it_is_sent(
-    database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_message_in_any_script_is_sent_compactly(database: str, courier: Courier) -> None:
+    """A row may be stored in ASCII, since the table of an older MySQL database may lack characters."""
+    text = "注é😀\uffff\u2028"
+    for delay in (0, 5_000):
+        translate.using(database=database, delay=delay).execute_on_commit(text=text)
+    [row] = rows(database)
+    assert row.body.isascii() == (connections[database].vendor == "mysql")
+    outbox().send_now([row.pk], using=database)
+    for job in courier.jobs:
+        assert job.body == job.message.to_body()
+        assert "注é😀" in job.body
+        assert job.message.kwargs == {"text": text}
+    assert len(courier.jobs) == 2
+
+
+@on_each_database
+def test_escaped_row_is_sent_compactly(database: str, courier: Courier) -> None:
+    """An earlier version has stored it."""
+    translate.using(database=database, delay=5_000).execute_on_commit(text="注")
+    [row] = rows(database)
+    OutboxMessage.objects.using(database).update(body=in_ascii(row.body))
+    outbox().send_now([row.pk], using=database)
+    assert [job.body for job in courier.jobs] == [job.message.to_body() for job in courier.jobs]
+    assert "注" in courier.jobs[0].body
+
+
+@pytest.mark.django_db
+def test_bytes_of_one_insert_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "_MAX_BYTES", 100)
+    rows_of = [{"body": character * 30, "attributes": {}} for character in ("a", "注")]
+    assert [len(chunk) for chunk in outbox_module._chunks([rows_of[0]] * 3, connections["default"])] == [3]
+    assert [len(chunk) for chunk in outbox_module._chunks([rows_of[1]] * 3, connections["default"])] == [1, 1, 1]
+
+
+# Storing messages with a transaction
+
+
+@on_each_database
+def test_message_is_a_row_until_it_is_sent(database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The INSERT is in the caller's transaction."""
+
     def look() -> object:
         return numbers(database), [*courier.calls], connections[database].get_autocommit()
 
     with seen_before_commit(monkeypatch, look) as seen, transaction.atomic(using=database):
         for number in (1, 2, 3):
             send(number, database)
-        assert numbers(database) == []  # it costs nothing before the COMMIT
+        assert numbers(database) == []  # inserted only before the COMMIT
     assert seen == [([1, 2, 3], [], False)]
     assert courier.calls == [[1, 2, 3]]
     assert numbers(database) == []
 
 
 @on_each_database
-def test_the_row_has_what_somebody_wants_to_know_of_it(database: str, courier: Courier) -> None:
+def test_row_has_its_message_queue_and_times(database: str, courier: Courier) -> None:
     courier.away = {"other"}
     message_id = note.using(database=database, queue="other").execute_on_commit(number=7).message_id
     [row] = rows(database)
@@ -125,7 +177,7 @@ def test_the_row_has_what_somebody_wants_to_know_of_it(database: str, courier: C
 
 
 @on_each_database
-def test_a_rollback_leaves_nothing(database: str, courier: Courier) -> None:
+def test_rollback_leaves_no_message(database: str, courier: Courier) -> None:
     with rolled_back(database):
         send(1, database)
         with transaction.atomic(using=database):
@@ -135,7 +187,7 @@ def test_a_rollback_leaves_nothing(database: str, courier: Courier) -> None:
 
 
 @on_each_database
-def test_a_savepoint_that_is_rolled_back_takes_its_own_away_and_nothing_else(database: str, courier: Courier) -> None:
+def test_savepoint_rollback_discards_only_its_messages(database: str, courier: Courier) -> None:
     courier.away = {"default"}
     with transaction.atomic(using=database, durable=True):
         send(1, database)
@@ -153,12 +205,10 @@ def test_a_savepoint_that_is_rolled_back_takes_its_own_away_and_nothing_else(dat
 
 
 @on_each_database
-def test_a_savepoint_that_is_set_by_hand_is_to_messages_what_it_is_to_djangos_callbacks(
-    database: str, courier: Courier
-) -> None:
+def test_manual_savepoint_treats_messages_like_callbacks(database: str, courier: Courier) -> None:
     called: list[int] = []
     with transaction.atomic(using=database):
-        # Under the name that Django 6.1 gave it.
+        # The name is from Django 6.1.
         set_savepoint = getattr(transaction, "savepoint_create", None) or transaction.savepoint
         mark = set_savepoint(using=database)
         transaction.on_commit(lambda: called.append(1), using=database)
@@ -168,7 +218,7 @@ def test_a_savepoint_that_is_set_by_hand_is_to_messages_what_it_is_to_djangos_ca
 
 
 @on_each_database
-def test_what_the_caller_writes_and_its_messages_are_one(database: str, courier: Courier) -> None:
+def test_callers_writes_and_messages_commit_together(database: str, courier: Courier) -> None:
     courier.away = {"default"}
     with rolled_back(database):
         Effect.objects.using(database).create(name="rolled back")
@@ -181,7 +231,7 @@ def test_what_the_caller_writes_and_its_messages_are_one(database: str, courier:
 
 
 @on_each_database
-def test_an_insert_that_fails_rolls_the_callers_transaction_back_and_raises(database: str, courier: Courier) -> None:
+def test_failed_insert_rolls_back_the_caller(database: str, courier: Courier) -> None:
     called: list[str] = []
 
     def refuse_insert(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -202,14 +252,12 @@ def test_an_insert_that_fails_rolls_the_callers_transaction_back_and_raises(data
     assert list(Effect.objects.using(database).order_by("pk")) == []
     assert numbers(database) == []
     assert (courier.calls, called) == ([], [])
-    send(2, database)  # and everything goes on
+    send(2, database)  # later messages are sent as usual
     assert courier.calls == [[2]]
 
 
 @on_each_database
-def test_a_commit_that_fails_leaves_no_message_and_sends_none(
-    database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_commit_sends_nothing(database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise DatabaseError("a constraint that is checked at the end")
 
@@ -222,7 +270,7 @@ def test_a_commit_that_fails_leaves_no_message_and_sends_none(
 
 
 @on_each_database
-def test_without_a_transaction_a_task_is_kept_and_sent_at_once(database: str, courier: Courier) -> None:
+def test_task_outside_a_transaction_is_sent_immediately(database: str, courier: Courier) -> None:
     send(1, database)
     assert (courier.calls, numbers(database)) == ([[1]], [])
     courier.away = {"default"}
@@ -231,7 +279,7 @@ def test_without_a_transaction_a_task_is_kept_and_sent_at_once(database: str, co
 
 
 @on_each_database
-def test_a_transaction_that_is_committed_by_hand_keeps_what_was_sent_in_it(database: str, courier: Courier) -> None:
+def test_manual_commit_keeps_its_messages(database: str, courier: Courier) -> None:
     transaction.set_autocommit(False, using=database)
     try:
         with transaction.atomic(using=database):
@@ -242,11 +290,11 @@ def test_a_transaction_that_is_committed_by_hand_keeps_what_was_sent_in_it(datab
         transaction.commit(using=database)
         assert numbers(database) == [2]
         transaction.rollback(using=database)
-        assert numbers(database) == [2]  # Django forgets its callback with that, and the row is committed
+        assert numbers(database) == [2]  # Django drops the callback here, but the row is committed
         with transaction.atomic(using=database):
             send(3, database)
         transaction.commit(using=database)
-        assert courier.calls == []  # Django calls callbacks when autocommit is on again
+        assert courier.calls == []  # Django calls the callbacks after autocommit is on again
         transaction.commit(using=database)
     finally:
         transaction.rollback(using=database)
@@ -256,21 +304,20 @@ def test_a_transaction_that_is_committed_by_hand_keeps_what_was_sent_in_it(datab
 
 
 @on_each_database
-def test_callbacks_of_a_transaction_that_is_committed_by_hand_send_when_django_calls_them(
-    database: str, courier: Courier
-) -> None:
+def test_callbacks_after_a_manual_commit_send_messages(database: str, courier: Courier) -> None:
+    """The messages are sent when Django calls the callbacks."""
     transaction.set_autocommit(False, using=database)
     with transaction.atomic(using=database):
         send(1, database)
     transaction.commit(using=database)
     assert numbers(database) == [1]
-    transaction.commit(using=database)  # also of what the look has begun
+    transaction.commit(using=database)  # also ends the transaction that `numbers` started
     transaction.set_autocommit(True, using=database)
     assert (courier.calls, numbers(database)) == ([[1]], [])
 
 
 @on_each_database
-def test_a_thousand_tasks_are_kept_and_sent(database: str, courier: Courier) -> None:
+def test_thousand_tasks_are_sent(database: str, courier: Courier) -> None:
     with transaction.atomic(using=database):
         for number in range(1_000):
             send(number, database)
@@ -279,7 +326,7 @@ def test_a_thousand_tasks_are_kept_and_sent(database: str, courier: Courier) -> 
 
 
 @on_each_database
-def test_a_connection_that_is_closed_in_a_transaction_leaves_nothing(database: str, courier: Courier) -> None:
+def test_connection_closed_in_a_transaction_leaves_no_message(database: str, courier: Courier) -> None:
     with rolled_back(database):
         send(1, database)
         connections[database].close()
@@ -288,13 +335,14 @@ def test_a_connection_that_is_closed_in_a_transaction_leaves_nothing(database: s
     assert numbers(database) == []
 
 
-# What the caller sees of the transport: nothing
+# Transport errors do not reach the caller
 
 
 @on_each_database
-def test_the_caller_never_sees_an_error_of_the_transport_and_callbacks_of_others_run(
+def test_transport_errors_do_not_reach_the_caller(
     database: str, courier: Courier, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Other callbacks still run."""
     called: list[str] = []
     courier.away = {"default"}
     with transaction.atomic(using=database):
@@ -308,25 +356,24 @@ def test_the_caller_never_sees_an_error_of_the_transport_and_callbacks_of_others
     [record] = caplog.records
     assert (record.name, record.levelno) == ("lambda_tasks.outbox", logging.WARNING)
     assert record.getMessage() == (
-        f"2 messages stay in the outbox of {database!r} and are tried again (2 of {note.name}): "
+        f"Messages stay in the outbox of {database!r} and are retried (2 of {note.name}): "
         "ConnectionError: the queue default is away"
     )
 
 
 @on_each_database
-def test_a_callback_of_somebody_else_that_raises_first_costs_no_message(database: str, courier: Courier) -> None:
+def test_raising_foreign_callback_loses_no_message(database: str, courier: Courier) -> None:
     def fail() -> None:
         raise Failure
 
     with pytest.raises(Failure), transaction.atomic(using=database):
         transaction.on_commit(fail, using=database)
         send(1, database)
-    assert (courier.calls, numbers(database)) == ([], [1])
-    assert outbox().relay() == Relayed(sent=1)
+    assert (courier.calls, numbers(database)) == ([[1]], [])
 
 
 @on_each_database
-def test_what_a_callback_sends_is_kept_too(database: str, courier: Courier) -> None:
+def test_message_sent_by_a_callback_is_kept(database: str, courier: Courier) -> None:
     courier.away = {"default"}
     with transaction.atomic(using=database):
         transaction.on_commit(lambda: send(10, database), using=database)
@@ -336,9 +383,11 @@ def test_what_a_callback_sends_is_kept_too(database: str, courier: Courier) -> N
 
 
 @on_each_database
-def test_an_error_of_the_database_after_the_commit_is_logged_and_the_message_waits(
+def test_database_error_after_the_commit_is_logged(
     database: str, courier: Courier, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The message waits in the outbox."""
+
     def lose(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         if sql.startswith("DELETE") and OutboxMessage._meta.db_table in sql:
             raise DatabaseError("gone")
@@ -350,32 +399,32 @@ def test_an_error_of_the_database_after_the_commit_is_logged_and_the_message_wai
         transaction.on_commit(lambda: called.append("after"), using=database)
     assert called == ["after"]
     [record] = caplog.records
-    assert record.getMessage() == f"1 messages stay in the outbox of {database!r} for a relay to send."
+    assert record.getMessage() == f"The outbox of {database!r} keeps its due messages (1) for a relay to send."
     assert record.exc_info is not None
     assert numbers(database) == [1]
-    OutboxMessage.objects.using(database).update(due_at=DatabaseNow())  # on SQLite it was put off
+    OutboxMessage.objects.using(database).update(due_at=DatabaseNow())  # on SQLite it was postponed
     assert outbox().relay() == Relayed(sent=1)
 
 
 class Crash(BaseException):
-    """The end of the process, as far as a test can play it."""
+    """Simulates the end of the process."""
 
 
 @contextmanager
 def dies_after_commit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process that ends between COMMIT and the first request."""
+    """Simulate a process that ends between COMMIT and the first request."""
 
     def reached(point: str) -> None:
         if point == "enqueue:after_commit":
             raise Crash
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(points, "reached", reached)
+        patch.setattr(failpoints, "reached", reached)
         yield
 
 
 @on_each_database
-def test_a_process_that_ends_between_commit_and_send_leaves_the_message_to_a_relay(
+def test_relay_sends_after_a_crash_before_sending(
     database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with dies_after_commit(monkeypatch), transaction.atomic(using=database):
@@ -386,9 +435,7 @@ def test_a_process_that_ends_between_commit_and_send_leaves_the_message_to_a_rel
 
 
 @on_each_database
-def test_after_a_batch_of_which_nothing_was_taken_the_caller_waits_for_no_other(
-    database: str, courier: Courier
-) -> None:
+def test_caller_stops_after_a_failed_batch(database: str, courier: Courier) -> None:
     courier.away = {"default"}
     with transaction.atomic(using=database):
         for number in range(250):
@@ -396,11 +443,11 @@ def test_after_a_batch_of_which_nothing_was_taken_the_caller_waits_for_no_other(
     assert courier.calls == [list(range(100))]
     assert [row.attempts for row in rows(database)] == [1] * 100 + [0] * 150
     courier.away = set()
-    assert outbox().relay() == Relayed(sent=150)  # the first hundred are put off
+    assert outbox().relay() == Relayed(sent=150)  # the first hundred are postponed
 
 
 @on_each_database
-def test_what_is_refused_is_dead_and_the_rest_is_sent(
+def test_refused_message_is_dead_and_others_are_sent(
     database: str, courier: Courier, caplog: pytest.LogCaptureFixture
 ) -> None:
     courier.refuses, courier.fails = {2}, {3}
@@ -416,7 +463,7 @@ def test_what_is_refused_is_dead_and_the_rest_is_sent(
         (
             logging.WARNING,
             (
-                f"1 messages stay in the outbox of {database!r} and are tried again (1 of {note.name}): "
+                f"Messages stay in the outbox of {database!r} and are retried (1 of {note.name}): "
                 "ConnectionError: the queue default is away"
             ),
         ),
@@ -430,13 +477,11 @@ def test_what_is_refused_is_dead_and_the_rest_is_sent(
     ]
 
 
-# What is refused at the call
+# Errors at the call
 
 
 @on_each_database
-def test_what_the_transport_refuses_at_the_call_is_refused_inside_the_transaction(
-    database: str, courier: Courier
-) -> None:
+def test_transport_refuses_inside_the_transaction(database: str, courier: Courier) -> None:
     with transaction.atomic(using=database):
         with pytest.raises(UnknownQueue):
             note.using(database=database, queue="nowhere").execute_on_commit(number=1)
@@ -445,23 +490,23 @@ def test_what_the_transport_refuses_at_the_call_is_refused_inside_the_transactio
 
 
 @on_each_database
-def test_a_message_too_long_for_sqs_is_refused_at_the_call(database: str, settings: Any) -> None:
+def test_message_too_long_for_sqs_is_refused(database: str, settings: Any) -> None:
     use_outbox(
         settings,
         database,
         transport={"BACKEND": "lambda_tasks.backends.sqs.SQSBackend", "OPTIONS": {"max_message_bytes": 100}},
     )
-    with pytest.raises(ValueError, match="SQS takes 100"), transaction.atomic(using=database):
+    with pytest.raises(ValueError, match="must have at most 100 bytes"), transaction.atomic(using=database):
         send(1, database)
     assert numbers(database) == []
 
 
-# On its way
+# Delivery
 
 
 @on_each_database
 @pytest.mark.parametrize("late", [False, True], ids=["after the commit", "from the relay"])
-def test_what_is_sent_is_to_the_letter_what_is_sent_without_the_outbox(
+def test_sent_message_is_identical_without_the_outbox(
     database: str, settings: Any, sqs: Sqs, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "\u2028 ünï \U0001f600 \"'\\ % %s \x7f"
@@ -500,28 +545,28 @@ def say(*, text: str) -> None: ...
 
 
 @on_each_database
-def test_plugins_hear_of_each_message_that_is_sent_once_and_after_its_deletion(database: str, settings: Any) -> None:
-    heard: list[tuple[int, int]] = []
+def test_plugins_are_notified_once_after_the_deletion(database: str, settings: Any) -> None:
+    notified: list[tuple[int, int]] = []
 
     class Listener:
         @hookimpl
         def lambda_task_sent(self, job: Job) -> None:
-            heard.append((number_of(job), len(rows(database))))
+            notified.append((number_of(job), len(rows(database))))
 
     courier = use_outbox(settings, database, plugins=[Listener()])
     courier.fails = {2}
     with transaction.atomic(using=database):
         for number in (1, 2, 3):
             send(number, database)
-    assert heard == [(1, 1), (3, 1)]
+    assert notified == [(1, 1), (3, 1)]
     courier.fails = set()
     OutboxMessage.objects.using(database).update(due_at=DatabaseNow())
     outbox().relay()
-    assert heard == [(1, 1), (3, 1), (2, 0)]
+    assert notified == [(1, 1), (3, 1), (2, 0)]
 
 
 @on_each_database
-def test_a_listener_that_raises_harms_no_message(database: str, settings: Any) -> None:
+def test_raising_listener_does_not_affect_messages(database: str, settings: Any) -> None:
     class Clumsy:
         @hookimpl
         def lambda_task_sent(self, job: Job) -> None:
@@ -546,11 +591,11 @@ def perishable(*, number: int) -> None: ...
 
 @on_each_database
 @pytest.mark.parametrize("ahead", [0, 3_600], ids=["", "after a clock that was an hour ahead"])
-def test_the_time_in_the_outbox_counts_for_what_expires(
+def test_time_in_the_outbox_counts_towards_expiry(
     database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
-    # An id has the moment of the call in it, and never goes back.
-    monkeypatch.setattr(identity, "_last_moment", int((time.time() + ahead) * 1000) << 12)
+    # An id contains the time of the call, and never decreases.
+    monkeypatch.setattr(ids, "_last_moment", int((time.time() + ahead) * 1000) << 12)
     courier.away = {"default"}
     before = round(time.time() * 1000) - 1
     perishable.using(database=database).execute_on_commit(number=1)
@@ -566,7 +611,7 @@ def test_the_time_in_the_outbox_counts_for_what_expires(
 
 
 @committing
-def test_a_message_that_has_waited_too_long_in_the_outbox_is_not_run(settings: Any) -> None:
+def test_message_that_expired_in_the_outbox_fails(settings: Any) -> None:
     courier = use_outbox(settings)
     courier.away = {"default"}
     handle = perishable.execute_on_commit(number=1)
@@ -581,12 +626,12 @@ def test_a_message_that_has_waited_too_long_in_the_outbox_is_not_run(settings: A
     assert "expires_in is 3600 s" in (record.traceback or "")
 
 
-# How a message stands
+# The state of a message
 
 
 @committing
 @pytest.mark.parametrize("fails", [False, True], ids=["SUCCESS", "FAILED"])
-def test_a_handle_tells_how_its_message_stands_from_the_call_to_the_end(settings: Any, fails: bool) -> None:
+def test_handle_shows_each_state_of_its_message(settings: Any, fails: bool) -> None:
     courier = use_outbox(settings)
     courier.away = {"default"}
     seen: list[str | None] = []
@@ -610,7 +655,7 @@ def ask_for_own_status(*, fails: bool) -> None:
 
 
 @committing
-def test_the_record_says_how_a_message_stands_even_if_it_is_still_in_the_outbox(settings: Any) -> None:
+def test_record_takes_precedence_over_the_outbox(settings: Any) -> None:
     use_outbox(settings).away = {"default"}
     handle = note.execute_on_commit(number=1)
     TaskRecord.objects.create(id=handle.message_id, task_name=note.name, status="RUNNING")
@@ -618,9 +663,7 @@ def test_the_record_says_how_a_message_stands_even_if_it_is_still_in_the_outbox(
 
 
 @committing
-def test_a_message_that_is_begun_while_its_handle_is_asked_is_found(
-    settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_handle_finds_a_message_claimed_meanwhile(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     use_outbox(settings).away = {"default"}
     handle = note.execute_on_commit(number=1)
 
@@ -633,7 +676,7 @@ def test_a_message_that_is_begun_while_its_handle_is_asked_is_found(
 
 
 @committing
-def test_without_the_outbox_a_handle_knows_what_the_records_know(settings: Any) -> None:
+def test_handle_reads_only_records_without_the_outbox(settings: Any) -> None:
     settings.LAMBDA_TASKS_BACKEND = COURIER
     courier = get_backend()
     assert isinstance(courier, Courier)
@@ -644,12 +687,12 @@ def test_without_the_outbox_a_handle_knows_what_the_records_know(settings: Any) 
 
 
 @on_each_database
-def test_a_handle_asks_the_database_that_its_message_is_kept_in(database: str, courier: Courier) -> None:
+def test_handle_queries_the_database_of_its_message(database: str, courier: Courier) -> None:
     courier.refuses = {1}
     assert note.using(database=database).execute_on_commit(number=1).status == "DEAD"
 
 
-# Which database
+# The choice of the database
 
 
 @pytest.fixture
@@ -661,7 +704,7 @@ on_two_databases = pytest.mark.django_db(databases=["default", "sqlite"], transa
 
 
 @on_two_databases
-def test_a_message_is_kept_in_the_transaction_that_is_open(several: Courier) -> None:
+def test_message_is_kept_in_the_open_transaction(several: Courier) -> None:
     several.away = {"default"}
     assert note.execute_on_commit(number=1).database == "default"
     with transaction.atomic(using="sqlite"):
@@ -675,10 +718,10 @@ def test_a_message_is_kept_in_the_transaction_that_is_open(several: Courier) -> 
 
 
 @on_two_databases
-def test_using_names_the_database_whatever_is_open(several: Courier) -> None:
+def test_using_overrides_the_open_transactions(several: Courier) -> None:
     with transaction.atomic():
         handle = note.using(database="sqlite").execute_on_commit(number=1)
-        assert several.calls == [[1]]  # nothing is open there
+        assert several.calls == [[1]]  # no transaction is open there
         with transaction.atomic(using="sqlite"):
             note.using(database="sqlite", delay=3).using(queue="other").execute_on_commit(number=2)
             note.using(database="sqlite").using(database="default").execute_on_commit(number=3)
@@ -690,7 +733,7 @@ def test_using_names_the_database_whatever_is_open(several: Courier) -> None:
 
 
 @on_two_databases
-def test_each_message_lives_and_dies_with_its_own_transaction(several: Courier) -> None:
+def test_each_message_depends_on_its_own_transaction(several: Courier) -> None:
     several.away = {"default"}
     with transaction.atomic():
         with rolled_back("sqlite"):
@@ -703,21 +746,23 @@ def test_each_message_lives_and_dies_with_its_own_transaction(several: Courier) 
 
 
 @on_two_databases
-def test_where_several_others_are_open_it_is_default(several: Courier, settings: Any) -> None:
+def test_several_open_transactions_require_a_database(several: Courier, settings: Any) -> None:
     if "postgres" not in settings.DATABASES:
         pytest.skip("only one other database")
     with transaction.atomic(using="sqlite"):
         connections["postgres"].in_atomic_block = True
         connections["postgres"].atomic_blocks.append(transaction.Atomic("postgres", True, False))
         try:
-            assert note.execute_on_commit(number=1).database == "default"
+            with pytest.raises(AmbiguousTransaction, match=r'postgres, sqlite, .* using\(database="postgres"\)'):
+                note.execute_on_commit(number=1)
+            assert note.using(database="sqlite").execute_on_commit(number=1).database == "sqlite"
         finally:
             connections["postgres"].in_atomic_block = False
             connections["postgres"].atomic_blocks.clear()
 
 
-class TestInADjangoTestCase(TestCase):
-    """Its own transactions, on every alias that it may use, are not the caller's."""
+class TestInDjangoTestCase(TestCase):
+    """The transactions that TestCase opens on every allowed alias do not count as the caller's."""
 
     databases: ClassVar = {"default", "sqlite"}
 
@@ -733,7 +778,7 @@ class TestInADjangoTestCase(TestCase):
         assert isinstance(courier, Courier)
         return courier
 
-    def test_the_transactions_of_the_test_do_not_count(self) -> None:
+    def test_transactions_of_the_test_do_not_count(self) -> None:
         assert note.execute_on_commit(number=1).database == "default"
         with transaction.atomic(using="sqlite"):
             assert note.execute_on_commit(number=2).database == "sqlite"
@@ -752,7 +797,7 @@ class TestInADjangoTestCase(TestCase):
         assert self.courier.calls == [[1, 3]]
         assert numbers() == []
 
-    def test_what_cannot_be_sent_stays_in_the_outbox(self) -> None:
+    def test_unsent_messages_stay_in_the_outbox(self) -> None:
         self.courier.away = {"default"}
         with self.captureOnCommitCallbacks(execute=True):
             note.execute_on_commit(number=1)
@@ -760,7 +805,7 @@ class TestInADjangoTestCase(TestCase):
             note.using(database="sqlite").execute_on_commit(number=2)
         assert (numbers(), numbers("sqlite")) == ([1], [2])
 
-    def test_captured_callbacks_that_nobody_calls_keep_nothing(self) -> None:
+    def test_captured_callbacks_keep_nothing_until_called(self) -> None:
         with self.captureOnCommitCallbacks() as callbacks:
             note.execute_on_commit(number=1)
         assert numbers() == []
@@ -768,7 +813,7 @@ class TestInADjangoTestCase(TestCase):
         callbacks[0]()
         assert self.courier.calls == [[1]]
 
-    def test_an_inner_capture_keeps_and_sends_its_own(self) -> None:
+    def test_inner_capture_sends_its_own_messages(self) -> None:
         with self.captureOnCommitCallbacks(execute=True):
             note.execute_on_commit(number=1)
             with self.captureOnCommitCallbacks(execute=True):
@@ -782,7 +827,7 @@ class TestInADjangoTestCase(TestCase):
 
 
 class TestSettings:
-    def test_the_setting_puts_the_outbox_before_whatever_transport_is_chosen(self, settings: Any) -> None:
+    def test_setting_puts_the_outbox_before_the_transport(self, settings: Any) -> None:
         settings.LAMBDA_TASKS_BACKEND = {"BACKEND": COURIER, "OPTIONS": {"max_delay": 5}}
         assert isinstance(get_backend(), Courier)
         settings.LAMBDA_TASKS_OUTBOX = True
@@ -793,82 +838,89 @@ class TestSettings:
         settings.LAMBDA_TASKS_OUTBOX = False
         assert isinstance(get_backend(), Courier)
 
-    def test_one_that_is_chosen_by_its_path_is_not_wrapped_again(self, settings: Any) -> None:
+    def test_outbox_chosen_by_path_is_not_wrapped(self, settings: Any) -> None:
         use_outbox(settings, "default", "sqlite")
         settings.LAMBDA_TASKS_OUTBOX = True
         assert isinstance(outbox().transport, Courier)
         assert outbox().databases == ["default", "sqlite"]
 
-    def test_its_transport_is_sqs_unless_another_is_named(self, settings: Any) -> None:
+    def test_transport_is_sqs_by_default(self, settings: Any) -> None:
         settings.LAMBDA_TASKS_BACKEND = OUTBOX
         assert isinstance(outbox().transport, SQSBackend)
 
     @pytest.mark.parametrize(("transport", "leaves"), [(COURIER, True), (IN_HOUSE, False)])
-    def test_whether_messages_leave_the_process_is_up_to_the_transport(
-        self, settings: Any, transport: str, leaves: bool
-    ) -> None:
+    def test_transport_decides_if_messages_leave_the_process(self, settings: Any, transport: str, leaves: bool) -> None:
         use_outbox(settings, transport=transport)
         assert outbox().leaves_process is leaves
 
     @pytest.mark.parametrize(
         ("options", "sentence"),
         [
-            ({"transport": OUTBOX}, f"transport is '{OUTBOX}'; name a transport that is no outbox itself"),
-            ({"transport": "lambda_tasks.locks.memory.MemoryLock"}, "name a transport that is no outbox itself"),
+            ({"transport": OUTBOX}, f"transport must be a transport other than an outbox, not '{OUTBOX}'"),
+            (
+                {"transport": "lambda_tasks.locks.memory.MemoryLock"},
+                "must name a subclass of .*BaseBackend, not the class",
+            ),
             ({"transport": "shop.Missing"}, "names 'shop.Missing', which cannot be imported"),
             (
                 {"transport": {"BACKEND": COURIER, "OPTIONS": {"speed": 1}}},
-                r"the OPTIONS \['speed'\], which it refuses",
+                r"the OPTIONS \['speed'\] to .*, which rejects them",
             ),
-            ({"transport": {"BACKEND": COURIER, "SPEED": 1}}, "transport has the keys .*'SPEED'"),
-            ({"transport": None}, "transport is None; give a dotted path"),
-            ({"transport": {}}, "transport is {}; give a dotted path"),
-            ({"transport": COURIER, "databases": "default"}, "databases is 'default'; give a list of aliases"),
-            ({"transport": COURIER, "databases": []}, r"databases is \[\]; give a list of aliases"),
-            ({"table": "outbox"}, r"the OPTIONS \['table'\], which it refuses"),
+            (
+                {"transport": {"BACKEND": COURIER, "SPEED": 1}},
+                "transport must have only the keys .*, not .*'SPEED'",
+            ),
+            ({"transport": None}, "transport must be a dotted path or .*, not None"),
+            ({"transport": {}}, "transport must be a dotted path or .*, not {}"),
+            (
+                {"transport": COURIER, "databases": "default"},
+                "databases must be a list of aliases in DATABASES, not 'default'",
+            ),
+            ({"transport": COURIER, "databases": []}, r"databases must be a list of aliases in DATABASES, not \[\]"),
+            ({"table": "outbox"}, r"the OPTIONS \['table'\] to .*, which rejects them"),
         ],
         ids=str,
     )
-    def test_options_that_cannot_work_are_refused_by_name(self, settings: Any, options: Any, sentence: str) -> None:
+    def test_invalid_options_are_refused_by_name(self, settings: Any, options: Any, sentence: str) -> None:
         settings.LAMBDA_TASKS_BACKEND = {"BACKEND": OUTBOX, "OPTIONS": options}
         with pytest.raises(InvalidSetting, match=sentence) as caught:
             get_backend()
         assert "LAMBDA_TASKS_BACKEND" in str(caught.value)
         assert [message.id for message in check_strategies()] == ["lambda_tasks.E004"]
 
-    def test_the_database_of_the_records_always_has_an_outbox(self, settings: Any) -> None:
+    def test_database_of_the_records_has_an_outbox(self, settings: Any) -> None:
         settings.LAMBDA_TASKS_STORE = {"BACKEND": "lambda_tasks.stores.orm.ORMStore", "OPTIONS": {"database": "sqlite"}}
         use_outbox(settings, "default")
         assert outbox().databases == ["default", "sqlite"]
         use_outbox(settings, "sqlite")
         assert outbox().databases == ["sqlite"]
 
-    def test_without_a_list_the_routers_choose(self, settings: Any) -> None:
+    def test_routers_choose_the_databases_by_default(self, settings: Any) -> None:
         use_outbox(settings)
         assert outbox().databases == ["default"]
         settings.DATABASE_ROUTERS = [Router()]
         assert outbox().databases == ["sqlite", "default"]
 
-    def test_a_database_without_an_outbox_is_refused_at_the_call_with_the_remedy(self, settings: Any) -> None:
+    def test_database_without_an_outbox_is_refused(self, settings: Any) -> None:
         use_outbox(settings, "default")
         with pytest.raises(UnknownDatabase) as caught:
             note.using(database="sqlite").execute_on_commit(number=1)
         assert isinstance(caught.value, ImproperlyConfigured)
         assert str(caught.value) == (
-            f"{note.name} would be kept in 'sqlite', which has no outbox (there are: default). Add it to the option "
-            '`databases` of OutboxBackend, and migrate it; or say using(database="default") if the message is to leave '
-            "with that one's commit."
+            f"Database 'sqlite' has no outbox for {note.name}; databases with one: default. Add it to the option "
+            '`databases` of OutboxBackend, and migrate it; or pass using(database="default") to send the message with '
+            "that database's commit."
         )
 
-    def test_an_alias_that_is_not_in_the_settings_is_refused_by_using(self) -> None:
+    def test_unknown_alias_is_refused_by_using(self) -> None:
         with pytest.raises(
-            ValueError, match=r"^database is 'shop'; give an alias in DATABASES \(.*default.*sqlite.*\)"
+            ValueError, match=r"^database must be an alias in DATABASES \(.*default.*sqlite.*\), not 'shop'"
         ):
             note.using(database="shop")
 
 
 class Router:
-    """Keeps the outbox in `sqlite`, and its table out of `mariadb`."""
+    """Routes the outbox to `sqlite`, and does not create its table in `mariadb`."""
 
     def db_for_write(self, model: Any, **hints: Any) -> str | None:
         return "sqlite" if model is OutboxMessage else None
@@ -878,12 +930,12 @@ class Router:
 
 
 class TestChecks:
-    def test_an_outbox_that_can_work_is_nothing_to_talk_about(self, settings: Any) -> None:
+    def test_valid_outbox_passes_the_checks(self, settings: Any) -> None:
         use_outbox(settings, "default", "sqlite")
         assert outbox().check() == []
         assert check_strategies() == []
 
-    def test_an_alias_that_is_not_in_the_settings_is_an_error(self, settings: Any) -> None:
+    def test_unknown_alias_is_an_error(self, settings: Any) -> None:
         use_outbox(settings, "default", "shop")
         [message] = check_strategies()
         assert isinstance(message, Error)
@@ -892,16 +944,18 @@ class TestChecks:
             "LAMBDA_TASKS_BACKEND gives the outbox database 'shop', which is not in DATABASES (default, "
         )
 
-    def test_a_database_on_which_the_routers_forbid_the_table_is_an_error(self, settings: Any) -> None:
+    def test_database_forbidden_by_the_routers_is_an_error(self, settings: Any) -> None:
         use_outbox(settings)
         settings.DATABASE_ROUTERS = [Router()]
         [message] = check_strategies()
         assert message.id == "lambda_tasks.E004"
         assert message.msg.startswith(
-            "The outbox is to be kept in 'default', where DATABASE_ROUTERS do not allow its table; let allow_migrate()"
+            "DATABASE_ROUTERS do not allow the outbox table in 'default'; return True from allow_migrate()"
         )
 
-    def test_what_the_transport_has_to_say_is_said_too(self, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_messages_of_the_transports_check_are_included(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         courier = use_outbox(settings)
         trouble = Error("the courier is ill", id="tests.E001")
         monkeypatch.setattr(courier, "check", lambda: [trouble])
@@ -917,7 +971,7 @@ def leave(*, name: str) -> None:
 
 
 @committing
-def test_eager_mode_wins_over_the_outbox(settings: Any) -> None:
+def test_eager_mode_takes_precedence_over_the_outbox(settings: Any) -> None:
     settings.LAMBDA_TASKS_OUTBOX = True
     settings.LAMBDA_TASKS_EAGER = True
     with CaptureQueriesContext(connections["default"]) as queries, transaction.atomic():
@@ -927,16 +981,16 @@ def test_eager_mode_wins_over_the_outbox(settings: Any) -> None:
 
 
 @committing
-def test_a_long_delay_is_not_waited_for_in_eager_mode(settings: Any) -> None:
+def test_eager_mode_ignores_long_delays(settings: Any) -> None:
     settings.LAMBDA_TASKS_OUTBOX = True
     settings.LAMBDA_TASKS_EAGER = True
     assert leave.using(delay=86_400).execute_on_commit(name="a").status == "SUCCESS"
-    with pytest.raises(ValueError, match="delay is 31536001"):
+    with pytest.raises(ValueError, match=r"delay must be .* not 31536001"):
         leave.using(delay=MAX_KEPT_DELAY + 1)
 
 
 @on_each_database
-def test_tasks_that_run_in_this_process_run_outside_of_the_outboxs_transaction(database: str, settings: Any) -> None:
+def test_in_process_tasks_run_outside_the_outboxs_transaction(database: str, settings: Any) -> None:
     use_outbox(settings, database, transport="lambda_tasks.backends.eager.EagerBackend")
     with transaction.atomic(using=database):
         handle = leave_if_free.using(database=database).execute_on_commit(alias=database)
@@ -947,7 +1001,7 @@ def test_tasks_that_run_in_this_process_run_outside_of_the_outboxs_transaction(d
 
 @lambda_task
 def leave_if_free(*, alias: str) -> bool:
-    # The transaction of the task itself is on `default`.
+    # The task's own transaction is on `default`.
     return alias != "default" and connections[alias].in_atomic_block
 
 
@@ -955,7 +1009,7 @@ def leave_if_free(*, alias: str) -> bool:
 
 
 class Busy(Exception):
-    """What a task meets that wants to be retried."""
+    """An error after which a task is retried."""
 
 
 @lambda_task(retry_on=[Busy], retry_delay=40)
@@ -964,20 +1018,20 @@ def busy(*, number: int) -> None:
 
 
 def run(courier: Courier) -> list[str]:
-    """Have a worker run what was sent, and return the ids that it hands back."""
+    """Run the sent messages in a worker, and return the ids of those that it hands back."""
     answer = handler({"Records": courier.take_records()}, None)
     return [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
 
 
 @pytest.fixture
 def records_in(database: str, settings: Any) -> Courier:
-    """An outbox, and records, in `database`."""
+    """Use `database` for the outbox and for records."""
     settings.LAMBDA_TASKS_STORE = {"BACKEND": "lambda_tasks.stores.orm.ORMStore", "OPTIONS": {"database": database}}
     return use_outbox(settings, database)
 
 
 @on_each_database
-def test_retrying_and_the_retry_are_one_transaction(
+def test_retry_commits_with_the_retrying_record(
     database: str, records_in: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = busy.using(database=database).execute_on_commit(number=1)
@@ -995,7 +1049,7 @@ def test_retrying_and_the_retry_are_one_transaction(
 
 
 @on_each_database
-def test_a_retry_that_cannot_be_kept_leaves_the_message_on_the_queue(database: str, records_in: Courier) -> None:
+def test_unkept_retry_returns_the_message(database: str, records_in: Courier) -> None:
     first = busy.using(database=database).execute_on_commit(number=1)
 
     def refuse_insert(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -1010,7 +1064,7 @@ def test_a_retry_that_cannot_be_kept_leaves_the_message_on_the_queue(database: s
 
 
 @on_each_database
-def test_a_retry_is_not_kept_by_a_worker_that_has_lost_its_claim(
+def test_worker_without_its_claim_keeps_no_retry(
     database: str, records_in: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = busy.using(database=database).execute_on_commit(number=1)
@@ -1020,7 +1074,7 @@ def test_a_retry_is_not_kept_by_a_worker_that_has_lost_its_claim(
             TaskRecord.objects.using(database).update(claim=new_message_id())
 
     with monkeypatch.context() as patch:
-        patch.setattr(points, "reached", reached)
+        patch.setattr(failpoints, "reached", reached)
         assert run(records_in) == [first.message_id]
     assert rows(database) == []
     assert records_in.jobs == []
@@ -1028,9 +1082,8 @@ def test_a_retry_is_not_kept_by_a_worker_that_has_lost_its_claim(
 
 
 @on_each_database
-def test_a_retry_that_cannot_be_sent_waits_in_the_outbox_and_the_message_is_acknowledged(
-    database: str, records_in: Courier
-) -> None:
+def test_unsent_retry_waits_in_the_outbox(database: str, records_in: Courier) -> None:
+    """The message is acknowledged."""
     first = busy.using(database=database).execute_on_commit(number=1)
     records_in.away = {"default"}
     assert run(records_in) == []
@@ -1041,9 +1094,7 @@ def test_a_retry_that_cannot_be_sent_waits_in_the_outbox_and_the_message_is_ackn
 
 
 @on_each_database
-def test_a_retry_that_the_transport_refuses_is_a_failure(
-    database: str, records_in: Courier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refused_retry_fails_the_task(database: str, records_in: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
     first = busy.using(database=database).execute_on_commit(number=1)
 
     def refuse(job: Job) -> None:
@@ -1058,7 +1109,7 @@ def test_a_retry_that_the_transport_refuses_is_a_failure(
 
 
 @on_each_database
-def test_a_message_that_is_kept_again_is_one_row_that_begins_anew(database: str, courier: Courier) -> None:
+def test_message_kept_again_resets_its_row(database: str, courier: Courier) -> None:
     job = Job.of_call(note._call((), {"number": 1}), queue="default", delay=0, task=note, database=database)
     neighbour = Job.of_call(note._call((), {"number": 2}), queue="default", delay=0, task=note, database=database)
     outbox().keep([job], using=database)
@@ -1073,7 +1124,7 @@ def test_a_message_that_is_kept_again_is_one_row_that_begins_anew(database: str,
 
 
 @on_each_database
-def test_what_a_task_sends_itself_is_kept_with_its_success(
+def test_message_sent_by_a_task_commits_with_it(
     database: str, records_in: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = send_more.using(database=database).execute_on_commit(alias=database)
@@ -1099,12 +1150,12 @@ def send_more(*, alias: str) -> None:
 
 
 @on_each_database
-def test_reaping_keeps_what_it_sends_again_in_its_transaction(
+def test_reaping_keeps_messages_in_its_transaction(
     database: str, records_in: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long_ago = DatabaseNow() - timedelta(days=1)
-    ids = [new_message_id() for _ in range(3)]
-    for number, message_id in enumerate(ids):
+    made = [new_message_id() for _ in range(3)]
+    for number, message_id in enumerate(made):
         TaskRecord.objects.using(database).create(
             id=message_id,
             root_id=message_id,
@@ -1123,13 +1174,13 @@ def test_reaping_keeps_what_it_sends_again_in_its_transaction(
     with seen_before_commit(monkeypatch, lambda: numbers(database)) as seen:
         assert lost.reap().sent_again == 3
     assert seen == [[0, 1, 2]]
-    assert [str(row.pk) for row in rows(database)] == ids
+    assert [str(row.pk) for row in rows(database)] == made
 
 
-# The rest of what a transport does
+# Other methods of a transport
 
 
-def test_what_is_handed_back_is_postponed_by_the_transport(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transport_postpones_returned_messages(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     postponed: list[Sequence[Any]] = []
     courier = use_outbox(settings)
     monkeypatch.setattr(courier, "postpone", postponed.append)
@@ -1146,17 +1197,16 @@ class TestSensitiveArgumentsInErrors:
     SECRET = "4000-0000-0000-0002"
 
     @pytest.mark.parametrize("is_known", [True, False])
-    def test_are_masked_in_the_row_and_in_the_log(
+    def test_arguments_are_masked_in_row_and_log(
         self, database: str, settings: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any, is_known: bool
     ) -> None:
         courier = use_outbox(settings, database)
 
-        def quote(jobs: Any, *, taken: Any, failed: Any, refused: Any) -> None:
-            for job in jobs:
-                failed(job, OSError(f"I do not like {job.message.kwargs['card']}"))
+        def quote(jobs: Any) -> Any:
+            return [Unsent(job, OSError(f"I do not like {job.message.kwargs['card']}")) for job in jobs]
 
-        monkeypatch.setattr(courier, "send_each", quote)
-        if not is_known:  # to a process that relays and has not imported it
+        monkeypatch.setattr(courier, "send", quote)
+        if not is_known:  # the relaying process has not imported the task
             monkeypatch.setattr("lambda_tasks.registry.known_task", lambda name: None)
         charge.using(database=database).execute_on_commit(card=self.SECRET)
         later(5, database)

@@ -1,4 +1,4 @@
-"""The pages of the outbox in the admin read a large table along its one index, and sort nothing."""
+"""The outbox pages of the admin read a large table through its only index, without sorting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 ROWS: Final = 10_000
 TABLE: Final = OutboxMessage._meta.db_table
 DUE: Final = "lambda_tasks_due"
-#: What plans say of a step that reads or sorts more than a page needs.
+#: Words in plans for a step that reads or sorts more than a page needs.
 TROUBLE: Final = ("Seq Scan", "Sort", "TEMP B-TREE", "filesort", "'ALL'", f"SCAN {TABLE}')")
 WORDS: Final = {"postgresql": "EXPLAIN", "sqlite": "EXPLAIN QUERY PLAN", "mysql": "EXPLAIN"}
 
@@ -32,7 +32,7 @@ def key(number: int) -> UUID:
 
 @pytest.fixture(scope="module", autouse=True)
 def _table(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
-    """Of a hundred messages, ten are dead, forty wait, and the others are delayed by days."""
+    """Insert messages: of each hundred, ten are dead, forty are waiting, and fifty are delayed by days."""
     now = timezone.now()
     with django_db_blocker.unblock():
         OutboxMessage.objects.bulk_create((_message(number, now) for number in range(ROWS)), batch_size=1000)
@@ -60,14 +60,14 @@ def _message(number: int, now: Any) -> OutboxMessage:
 
 
 @pytest.fixture(autouse=True)
-def _small_bites(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table is a small model of a large one, so what is read of it at once is small too."""
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reduce the limits of the list in proportion to the small table."""
     monkeypatch.setattr(listing, "MOST_LISTED", 150)
     monkeypatch.setattr(listing, "RECENT", 10)
 
 
 def plans_of(address: str, client: Client) -> dict[str, str]:
-    """Return how the database reads what the page asks of the table."""
+    """Return the plans of the page's queries on the table, by query."""
     found: dict[str, str] = {}
 
     def explain(execute: Any, sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
@@ -85,20 +85,20 @@ def plans_of(address: str, client: Client) -> dict[str, str]:
     "query",
     ["", "?p=2", "?o=-5", "?state=dead", "?state=waiting", "?state=delayed", "?state=delayed&o=-5"],
 )
-def test_a_page_reads_along_the_index_and_sorts_nothing(query: str, admin_client: Client) -> None:
+def test_page_reads_the_index_without_sorting(query: str, admin_client: Client) -> None:
     plans = plans_of(reverse("admin:lambda_tasks_outboxmessage_changelist") + query, admin_client)
     assert len(plans) == (4 if "dead" in query else 5)
     for sql, plan in plans.items():
-        if "COUNT(" in sql:  # it may read any rows, since it stops where the list does
+        if "COUNT(" in sql:  # it may read any rows, because its limit is that of the list
             assert "LIMIT 150" in sql
         else:
             assert DUE in plan, plan
-            # MariaDB sorts the dead ones by their ids, which it does not know to be in that order.
+            # MariaDB sorts dead messages by id, because it does not know that the index has them in that order.
             expected = {"filesort"} if connection.vendor == "mysql" and "dead" in query else set()
             assert not any(word in plan for word in TROUBLE if word not in expected), plan
 
 
-def test_a_message_is_found_by_its_key(admin_client: Client) -> None:
+def test_message_is_found_by_its_key(admin_client: Client) -> None:
     for address in (
         reverse("admin:lambda_tasks_outboxmessage_changelist") + f"?state=dead&q={key(5)}",
         reverse("admin:lambda_tasks_outboxmessage_change", args=[key(5)]),

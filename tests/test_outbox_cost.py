@@ -1,4 +1,4 @@
-"""What the outbox costs, in what can be counted: statements, and requests to SQS."""
+"""The cost of the outbox in statements and SQS requests."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.databases(transaction=True)
 @pytest.fixture
 def courier(database: str, settings: Any) -> Courier:
     courier = use_outbox(settings, database)
-    note.using(database=database).execute_on_commit(number=0)  # what is done once for a connection is no cost
+    note.using(database=database).execute_on_commit(number=0)  # exclude the statements that run once per connection
     courier.jobs.clear()
     return courier
 
 
 def verbs(queries: CaptureQueriesContext) -> list[str]:
-    """Return the first words of the statements; those that lock rows, of the SELECTs, are told apart."""
+    """Return the first word of each statement, and LOCK for a SELECT that locks rows."""
     return [
         "LOCK" if "FOR UPDATE SKIP LOCKED" in query["sql"] else query["sql"].split()[0]
         for query in queries
@@ -37,17 +37,15 @@ def verbs(queries: CaptureQueriesContext) -> list[str]:
 
 
 def sent_and_deleted(database: str, count: int = 1) -> list[str]:
-    """Return what it takes to send so many messages on a transport whose workers are elsewhere."""
+    """Return the statements that send `count` messages with a transport to other processes."""
     if database == "sqlite":
-        return ["UPDATE", "SELECT", "DELETE"]
-    # A DELETE of several rows would wait for those of others on MariaDB.
+        return ["UPDATE", "SELECT", "BEGIN", "DELETE", "COMMIT"]
+    # In MariaDB, a DELETE of several rows would wait for locked rows of other relays.
     return ["BEGIN", "LOCK", *["DELETE"] * (count if database == "mariadb" else 1), "COMMIT"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 90])
-def test_a_transaction_costs_one_insert_and_its_messages_one_look_and_one_delete(
-    database: str, courier: Courier, count: int
-) -> None:
+def test_transaction_costs_one_insert_select_and_delete(database: str, courier: Courier, count: int) -> None:
     with CaptureQueriesContext(connections[database]) as queries, transaction.atomic(using=database):
         for number in range(count):
             note.using(database=database).execute_on_commit(number=number)
@@ -55,18 +53,18 @@ def test_a_transaction_costs_one_insert_and_its_messages_one_look_and_one_delete
     assert len(courier.jobs) == count
 
 
-def test_without_a_transaction_a_task_costs_the_same(database: str, courier: Courier) -> None:
+def test_task_outside_a_transaction_costs_the_same(database: str, courier: Courier) -> None:
     with CaptureQueriesContext(connections[database]) as queries:
         note.using(database=database).execute_on_commit(number=1)
     assert verbs(queries) == ["INSERT", *sent_and_deleted(database)]
 
 
-def test_a_thousand_tasks_are_two_inserts_and_ten_batches(database: str, courier: Courier) -> None:
+def test_thousand_tasks_are_two_inserts_and_ten_batches(database: str, courier: Courier) -> None:
     with CaptureQueriesContext(connections[database]) as queries, transaction.atomic(using=database):
         for number in range(1_000):
             note.using(database=database).execute_on_commit(number=number)
     inserted, _, sent = " ".join(verbs(queries)).partition(" COMMIT ")
-    # SQLite takes so many parameters in a statement.
+    # SQLite limits the number of parameters in a statement.
     inserts = len(inserted.split()) - 1
     assert inserted == " ".join(["BEGIN", *["INSERT"] * inserts])
     assert inserts == 2 if database != "sqlite" else 2 <= inserts <= 15
@@ -74,7 +72,7 @@ def test_a_thousand_tasks_are_two_inserts_and_ten_batches(database: str, courier
     assert len(courier.calls[1:]) == 10
 
 
-def test_an_insert_ends_where_the_next_message_would_make_it_too_large(database: str, settings: Any) -> None:
+def test_large_messages_are_split_between_inserts(database: str, settings: Any) -> None:
     use_outbox(settings, database)
     with CaptureQueriesContext(connections[database]) as queries, transaction.atomic(using=database):
         for size in (2_000_000, 2_000_000, 500_000, 10, 4_500_000, 10):
@@ -87,7 +85,7 @@ def test_an_insert_ends_where_the_next_message_would_make_it_too_large(database:
 def write(*, text: str) -> None: ...
 
 
-def test_a_transaction_without_tasks_costs_nothing(database: str, courier: Courier) -> None:
+def test_transaction_without_tasks_costs_nothing(database: str, courier: Courier) -> None:
     with CaptureQueriesContext(connections[database]) as queries:
         with transaction.atomic(using=database), transaction.atomic(using=database):
             pass
@@ -97,13 +95,13 @@ def test_a_transaction_without_tasks_costs_nothing(database: str, courier: Couri
     assert verbs(queries) == ["BEGIN", "SAVEPOINT", "RELEASE", "COMMIT", "BEGIN", "ROLLBACK"]
 
 
-def test_a_message_that_is_kept_for_later_costs_its_insert(database: str, courier: Courier) -> None:
+def test_delayed_message_costs_one_insert(database: str, courier: Courier) -> None:
     with CaptureQueriesContext(connections[database]) as queries, transaction.atomic(using=database):
         note.using(database=database, delay=3_600).execute_on_commit(number=1)
     assert verbs(queries) == ["BEGIN", "INSERT", "COMMIT"]
 
 
-def test_what_fails_alike_is_written_in_one_update(database: str, courier: Courier) -> None:
+def test_identical_failures_are_written_in_one_update(database: str, courier: Courier) -> None:
     courier.away = {"default"}
     with CaptureQueriesContext(connections[database]) as queries, transaction.atomic(using=database):
         for number in range(50):
@@ -113,7 +111,7 @@ def test_what_fails_alike_is_written_in_one_update(database: str, courier: Couri
     assert {row.attempts for row in rows(database)} == {1}
 
 
-def test_an_empty_outbox_costs_a_relay_one_select(database: str, settings: Any) -> None:
+def test_empty_outbox_costs_one_select(database: str, settings: Any) -> None:
     use_outbox(settings, database)
     with CaptureQueriesContext(connections[database]) as queries:
         assert outbox().relay() == Relayed()
@@ -121,9 +119,9 @@ def test_an_empty_outbox_costs_a_relay_one_select(database: str, settings: Any) 
 
 
 @pytest.mark.parametrize("transport", [COURIER, IN_HOUSE], ids=["elsewhere", "in this process"])
-def test_a_relay_makes_no_more_statements_for_a_hundred_messages_than_for_one(
-    database: str, settings: Any, transport: str
-) -> None:
+def test_statements_of_a_relay_are_constant(database: str, settings: Any, transport: str) -> None:
+    """A relay of many messages runs as many statements as a relay of one."""
+
     def cost(count: int) -> list[str]:
         courier = use_outbox(settings, database, transport=transport)
         courier.away = {"default"}
@@ -140,7 +138,7 @@ def test_a_relay_makes_no_more_statements_for_a_hundred_messages_than_for_one(
     assert cost(1) == cost(90)
 
 
-def test_a_handle_costs_up_to_three_queries(database: str, courier: Courier) -> None:
+def test_handle_costs_at_most_three_queries(database: str, courier: Courier) -> None:
     courier.away = {"default"}
     handle = note.using(database=database).execute_on_commit(number=1)
     counts = []
@@ -152,12 +150,12 @@ def test_a_handle_costs_up_to_three_queries(database: str, courier: Courier) -> 
             _ = handle.status
         counts.append((len(of_records), len(of_messages)))
         OutboxMessage.objects.using(database).all().delete()
-    # The record, and the message; then the record once more, which may have come in between.
+    # The record, the message, and the record again, because it may have been created in between.
     assert counts == [(1, 1), (2, 1)]
 
 
 @pytest.mark.databases("postgres", transaction=True)
-def test_requests_to_sqs_are_as_few_as_without_the_outbox(database: str, settings: Any, sqs: Sqs) -> None:
+def test_outbox_makes_no_additional_sqs_requests(database: str, settings: Any, sqs: Sqs) -> None:
     def accept(payload: dict[str, Any], forward: Forward) -> Answer:
         return 200, {"Successful": [{"Id": entry["Id"], "MessageId": entry["Id"]} for entry in payload["Entries"]]}
 
@@ -180,7 +178,8 @@ def test_requests_to_sqs_are_as_few_as_without_the_outbox(database: str, setting
     assert rows(database) == []
 
 
-def test_a_retry_costs_one_insert_in_the_transaction_of_its_record(database: str, settings: Any) -> None:
+def test_retry_costs_one_insert(database: str, settings: Any) -> None:
+    """The INSERT is in the transaction of the retry's record."""
     settings.LAMBDA_TASKS_STORE = {"BACKEND": "lambda_tasks.stores.orm.ORMStore", "OPTIONS": {"database": database}}
     courier = use_outbox(settings, database)
 
@@ -194,7 +193,7 @@ def test_a_retry_costs_one_insert_in_the_transaction_of_its_record(database: str
 
     cost()
     found = cost()
-    claimed = ["INSERT", "BEGIN", "ROLLBACK"]
+    claimed = ["INSERT", "BEGIN", "ROLLBACK", "SELECT"]  # whether it was cancelled
     settled = ["BEGIN", "UPDATE", "INSERT", "COMMIT", *sent_and_deleted(database)]
     assert found[: len(claimed + settled)] == claimed + settled
 

@@ -1,4 +1,4 @@
-"""The relay of the outbox: what it sends, in which order, and what becomes of the rest."""
+"""The relay of the outbox: messages that are sent, their order, and messages that cannot be sent."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from typing import Any
 import pytest
 from django.db import DatabaseError, OperationalError, connections, transaction
 
+from lambda_tasks.backends import batches
 from lambda_tasks.backends import relay as relay_module
-from lambda_tasks.backends.relay import HOLD, Relayed
+from lambda_tasks.backends.base import Refused, Taken, Unsent
+from lambda_tasks.backends.batches import HOLD
+from lambda_tasks.backends.relay import Relayed
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.exceptions import InvalidArguments, MessageTooLarge
 from lambda_tasks.hookspecs import hookimpl
-from lambda_tasks.identity import new_message_id
 from lambda_tasks.jobs import Job
-from lambda_tasks.models import DatabaseNow, OutboxMessage
+from lambda_tasks.models import OutboxMessage
 from lambda_tasks.settings import app_settings
 from lambda_tasks.timeouts import SoftTimeLimitExceeded
+from lambda_tasks.wire.ids import new_message_id
 from tests.courier import (
     COURIER,
     IN_HOUSE,
@@ -32,30 +36,31 @@ from tests.courier import (
     number_of,
     numbers,
     outbox,
+    paused,
     rows,
-    seconds_until,
+    time_of,
     use_outbox,
 )
 
 pytestmark = pytest.mark.databases(transaction=True)
 
-#: Seconds after which a test that hangs is a failure.
+#: Seconds after which a test that hangs fails.
 PATIENCE = 30
 
 
 @pytest.fixture(params=[COURIER, IN_HOUSE], ids=["elsewhere", "in this process"])
 def courier(database: str, settings: Any, request: pytest.FixtureRequest) -> Courier:
-    """A transport of either kind: in front of one the relay locks rows, of the other it puts them off."""
+    """Use a transport of either kind: the relay locks rows for one, and postpones them for the other."""
     return use_outbox(settings, database, transport=request.param)
 
 
 @pytest.fixture
 def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(batches.random, "uniform", lambda low, high: high)
 
 
 def waiting(count: int, database: str, **fields: Any) -> list[OutboxMessage]:
-    """Put messages into the outbox that are due, in their order, and that nobody has tried to send."""
+    """Put messages into the outbox that are due in this order, and were not attempted."""
     jobs = [
         Job.of_call(
             note._call((), {"number": number}),
@@ -73,7 +78,7 @@ def waiting(count: int, database: str, **fields: Any) -> list[OutboxMessage]:
 
 
 def analyze(database: str) -> None:
-    """Have the optimizer know how few rows there are; otherwise it depends on the tests before what it thinks."""
+    """Update the statistics, which otherwise depend on earlier tests, so that the optimizer knows of few rows."""
     if connections[database].vendor == "mysql":
         with connections[database].cursor() as cursor:
             cursor.execute(f"ANALYZE TABLE {OutboxMessage._meta.db_table}")
@@ -83,10 +88,10 @@ def table(database: str) -> Any:
     return OutboxMessage.objects.using(database)
 
 
-# What is sent
+# Messages that are sent
 
 
-def test_what_is_due_is_sent_and_deleted(database: str, courier: Courier) -> None:
+def test_due_messages_are_sent_and_deleted(database: str, courier: Courier) -> None:
     waiting(250, database)
     assert outbox().relay() == Relayed(sent=250)
     assert [len(call) for call in courier.calls] == [100, 100, 50]
@@ -96,17 +101,17 @@ def test_what_is_due_is_sent_and_deleted(database: str, courier: Courier) -> Non
     assert len(courier.calls) == 3
 
 
-def test_what_has_been_due_the_longest_leaves_first(database: str, courier: Courier) -> None:
+def test_longest_due_message_is_sent_first(database: str, courier: Courier) -> None:
     messages = waiting(5, database)
     for number, seconds in enumerate((20, 50, 10, 50, 40)):
         table(database).filter(pk=messages[number].pk).update(due_at=DatabaseNow() - timedelta(seconds=seconds))
     same = table(database).get(pk=messages[1].pk).due_at
     table(database).filter(pk=messages[3].pk).update(due_at=same)
     outbox().relay()
-    assert courier.sent == [1, 3, 4, 0, 2]  # of those that are as long due, the one that was sent first
+    assert courier.sent == [1, 3, 4, 0, 2]  # of two that are equally long due, the earlier call is first
 
 
-def test_what_is_not_due_and_what_is_dead_stays(database: str, courier: Courier) -> None:
+def test_delayed_and_dead_messages_stay(database: str, courier: Courier) -> None:
     _, put_off, dead = waiting(3, database)
     table(database).filter(pk=put_off.pk).update(due_at=DatabaseNow() + timedelta(minutes=1))
     table(database).filter(pk=dead.pk).update(due_at=None)
@@ -117,7 +122,7 @@ def test_what_is_not_due_and_what_is_dead_stays(database: str, courier: Courier)
     assert numbers(database) == [2]
 
 
-def test_a_message_travels_with_its_ids_queue_and_attributes(database: str, courier: Courier) -> None:
+def test_sent_message_keeps_its_ids_queue_and_attributes(database: str, courier: Courier) -> None:
     root_id = new_message_id()
     job = Job.of_call(note._call((), {"number": 1}), queue="other", delay=0, task=note, database=database)
     job = Job(
@@ -128,6 +133,7 @@ def test_a_message_travels_with_its_ids_queue_and_attributes(database: str, cour
         attributes={"tenant": "müller"},
         task=note,
         first_sent=1_700_000_000.125,
+        scheduled_for=1_700_000_000.0,
         database=database,
     )
     outbox().keep([job], using=database)
@@ -137,7 +143,7 @@ def test_a_message_travels_with_its_ids_queue_and_attributes(database: str, cour
     assert (sent.body, sent.message_attributes(), sent.task) == (job.body, job.message_attributes(), note)
 
 
-def test_a_task_that_this_process_does_not_know_is_sent_all_the_same(database: str, courier: Courier) -> None:
+def test_message_of_an_unknown_task_is_sent(database: str, courier: Courier) -> None:
     [message] = waiting(1, database)
     body = json.dumps({"task_name": "shop.tasks.gone", "kwargs": {"number": 7}})
     table(database).update(task_name="shop.tasks.gone", body=body)
@@ -145,63 +151,59 @@ def test_a_task_that_this_process_does_not_know_is_sent_all_the_same(database: s
     assert [(job.message_id, job.body, job.task) for job in courier.jobs] == [(str(message.pk), body, None)]
 
 
-def test_plugins_hear_of_what_is_sent_after_the_transaction(database: str, courier: Courier, settings: Any) -> None:
-    heard: list[tuple[int, bool, int]] = []
+def test_plugins_are_notified_after_the_transaction(database: str, courier: Courier, settings: Any) -> None:
+    notified: list[tuple[int, bool, int]] = []
 
     class Listener:
         @hookimpl
         def lambda_task_sent(self, job: Job) -> None:
-            heard.append((number_of(job), connections[database].in_atomic_block, len(rows(database))))
+            notified.append((number_of(job), connections[database].in_atomic_block, len(rows(database))))
 
     settings.LAMBDA_TASKS_PLUGINS = [Listener()]
     waiting(2, database)
     outbox().relay()
-    assert heard == [(0, False, 0), (1, False, 0)]
+    assert notified == [(0, False, 0), (1, False, 0)]
 
 
-# What cannot be sent
+# Messages that cannot be sent
 
 
 @pytest.mark.usefixtures("longest_pauses")
 def test_pauses_double_from_five_seconds_to_five_minutes(database: str, courier: Courier) -> None:
     waiting(1, database)
     courier.away = {"default"}
-    pauses = []
-    for attempts in range(1, 13):
+    pauses = [5, 10, 20, 40, 80, 160, 300, 300, 300, 300, 300, 300]
+    for attempts, pause in enumerate(pauses, 1):
         table(database).update(due_at=DatabaseNow())
+        since = time_of(database)
         assert outbox().relay() == Relayed(failed=1)
         [message] = rows(database)
         assert (message.attempts, message.holder) == (attempts, None)
         assert message.error == "ConnectionError: the queue default is away"
-        [pause] = seconds_until("due_at", database)
-        assert pause is not None
-        pauses.append(pause)
-        assert outbox().relay() == Relayed()  # not before it is due
-    expected = [5, 10, 20, 40, 80, 160, 300, 300, 300, 300, 300, 300]
-    # Less by what it took to read them.
-    assert pauses == [pytest.approx(pause - 2, abs=2) for pause in expected]
+        assert paused(pause, since, message, database)
+    assert outbox().relay() == Relayed()  # not before it is due
     table(database).update(due_at=DatabaseNow(), attempts=2**31 - 2)
     assert outbox().relay() == Relayed(failed=1)
 
 
-def test_pauses_are_spread_out_between_half_and_whole(
-    database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pauses_are_spread_from_half_to_whole(database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
     ranges: list[tuple[float, float]] = []
 
     def draw(low: float, high: float) -> float:
         ranges.append((low, high))
         return low
 
-    monkeypatch.setattr(relay_module.random, "uniform", draw)
+    monkeypatch.setattr(batches.random, "uniform", draw)
     courier.away = {"default"}
     waiting(1, database, attempts=10)
+    since = time_of(database)
     outbox().relay()
     assert ranges == [(0.5, 1)]
-    assert seconds_until("due_at", database) == [pytest.approx(148, abs=2)]
+    [message] = rows(database)
+    assert paused(150, since, message, database)
 
 
-def test_what_is_refused_is_dead_and_never_tried_again(
+def test_refused_message_is_dead_and_never_retried(
     database: str, courier: Courier, caplog: pytest.LogCaptureFixture
 ) -> None:
     messages = waiting(3, database)
@@ -218,7 +220,7 @@ def test_what_is_refused_is_dead_and_never_tried_again(
     assert courier.sent == [0, 2]
 
 
-def test_a_dead_message_that_is_sent_by_hand_is_sent(database: str, courier: Courier) -> None:
+def test_dead_message_can_be_sent_manually(database: str, courier: Courier) -> None:
     messages = waiting(3, database, due_at=None, attempts=3, error="dead")
     assert outbox().send_now([messages[0].pk, str(messages[2].pk)], using=database) == Relayed(sent=2)
     assert courier.sent == [0, 2]
@@ -226,40 +228,40 @@ def test_a_dead_message_that_is_sent_by_hand_is_sent(database: str, courier: Cou
 
 
 @pytest.mark.usefixtures("longest_pauses")
-def test_one_that_is_sent_by_hand_and_fails_again_goes_the_way_of_all(database: str, courier: Courier) -> None:
+def test_failed_manual_send_is_handled_as_usual(database: str, courier: Courier) -> None:
     dead, waits = waiting(2, database, due_at=None, attempts=3, error="dead")
     courier.refuses, courier.fails = {0}, {1}
+    since = time_of(database)
     assert outbox().send_now([dead.pk, waits.pk], using=database) == Relayed(failed=1, dead=1)
     dead, waits = rows(database)
     assert (dead.due_at, dead.attempts) == (None, 4)
     assert waits.attempts == 4
-    assert seconds_until("due_at", database)[1] == pytest.approx(38, abs=2)
+    assert paused(40, since, waits, database)
 
 
-def test_one_that_is_named_twice_or_in_another_way_is_sent_once(database: str, courier: Courier) -> None:
+def test_message_named_twice_is_sent_once(database: str, courier: Courier) -> None:
+    """The id may be a string in any format."""
     [message] = waiting(1, database, due_at=None)
     named = [message.pk, str(message.pk).upper(), message.pk.hex]
     assert outbox().send_now(named, using=database) == Relayed(sent=1)
     assert courier.calls == [[0]]
 
 
-def test_those_that_are_put_off_are_sent_by_hand_at_once(database: str, courier: Courier) -> None:
+def test_delayed_messages_can_be_sent_manually(database: str, courier: Courier) -> None:
     messages = waiting(150, database, due_at=DatabaseNow() + timedelta(minutes=1))
     assert outbox().send_now([], using=database) == Relayed()
     assert outbox().send_now([message.pk for message in messages], using=database) == Relayed(sent=150)
     assert rows(database) == []
-    assert outbox().send_now([messages[0].pk], using=database) == Relayed()  # gone by now
+    assert outbox().send_now([messages[0].pk], using=database) == Relayed()  # already deleted
 
 
-def test_errors_are_stored_whatever_is_in_them(
-    database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_error_message_is_stored(database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting(1, database)
 
-    def fail(jobs: Any, *, taken: Any, failed: Any, refused: Any) -> None:
-        failed(jobs[0], RuntimeError("\x00 \ud800 \U0001f600" + "x" * 10**6))
+    def fail(jobs: Any) -> Any:
+        yield Unsent(jobs[0], RuntimeError("\x00 \ud800 \U0001f600" + "x" * 10**6))
 
-    monkeypatch.setattr(courier, "send_each", fail)
+    monkeypatch.setattr(courier, "send", fail)
     assert outbox().relay() == Relayed(failed=1)
     [message] = rows(database)
     assert message.error.startswith("RuntimeError: ")
@@ -277,7 +279,7 @@ def test_errors_are_stored_whatever_is_in_them(
     ],
     ids=str,
 )
-def test_a_message_that_cannot_be_read_is_dead_and_the_others_go_on(
+def test_unreadable_message_is_dead_and_others_are_sent(
     database: str, courier: Courier, fields: dict[str, Any], error: str
 ) -> None:
     messages = waiting(3, database)
@@ -288,19 +290,55 @@ def test_a_message_that_cannot_be_read_is_dead_and_the_others_go_on(
     assert dead.error.startswith(f"{error}: ")
 
 
-@pytest.mark.parametrize("attributes", [[], "text", {"lambda_tasks.first_sent": "soon"}], ids=str)
-def test_attributes_that_cannot_be_read_keep_no_other_message(
-    database: str, courier: Courier, attributes: object
-) -> None:
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ([], "The attributes of the row must be an object, not list."),
+        ("text", "The attributes of the row must be an object, not str."),
+        (7, "The attributes of the row must be an object, not int."),
+        ({"tenant": 7}, "Attribute tenant of the row must be a string, not int."),
+        ({"lambda_tasks.root_id": None}, "Attribute lambda_tasks.root_id of the row must be a string, not NoneType."),
+        *(
+            (
+                {"lambda_tasks.first_sent": sent},
+                "Attribute lambda_tasks.first_sent of the row must be milliseconds, not",
+            )
+            for sent in ("soon", "", "1e3", "-5", "\u0663", "9" * 5000)
+        ),
+        (
+            {"lambda_tasks.scheduled_for": "noon"},
+            "Attribute lambda_tasks.scheduled_for of the row must be seconds, not 'noon'.",
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_row_with_unusable_attributes_is_dead(database: str, courier: Courier, attributes: object, reason: str) -> None:
     messages = waiting(3, database)
     table(database).filter(pk=messages[1].pk).update(attributes=attributes)
-    assert outbox().relay() == Relayed(sent=2, failed=1)
+    assert outbox().relay() == Relayed(sent=2, dead=1)
     assert courier.sent == [0, 2]
-    assert [message.attempts for message in rows(database)] == [1]
+    [dead] = rows(database)
+    assert (dead.due_at, dead.attempts) == (None, 1)
+    assert dead.error.startswith(f"InvalidMessage: {reason}")
+
+
+def test_row_that_raises_unexpectedly_is_dead(database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = waiting(3, database)
+    original = Job.of_sent
+
+    def stumble(*args: Any, message_id: str, **kwargs: Any) -> Job:
+        if message_id == str(messages[1].pk):
+            raise ZeroDivisionError
+        return original(*args, message_id=message_id, **kwargs)
+
+    monkeypatch.setattr(Job, "of_sent", stumble)
+    assert outbox().relay() == Relayed(sent=2, dead=1)
+    [dead] = rows(database)
+    assert dead.error == "InvalidMessage: The row does not contain a valid message (ZeroDivisionError)."
 
 
 @pytest.mark.parametrize("error", [InvalidArguments, MessageTooLarge])
-def test_what_the_transport_does_not_accept_any_more_is_dead(
+def test_message_no_longer_accepted_is_dead(
     database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     waiting(3, database)
@@ -314,9 +352,8 @@ def test_what_the_transport_does_not_accept_any_more_is_dead(
     assert [message.error for message in rows(database)] == [f"{error.__name__}: not any more"]
 
 
-def test_a_queue_that_is_not_in_the_settings_any_more_waits_for_it_and_holds_up_no_other(
-    database: str, courier: Courier, settings: Any
-) -> None:
+def test_messages_of_a_removed_queue_wait(database: str, courier: Courier, settings: Any) -> None:
+    """The messages do not delay other queues."""
     queues = app_settings.queues
     waiting(150, database, queue="other", due_at=DatabaseNow() - timedelta(hours=1))
     waiting(2, database)
@@ -326,7 +363,7 @@ def test_a_queue_that_is_not_in_the_settings_any_more_waits_for_it_and_holds_up_
     assert (relayed.sent, relayed.dead) == (2, 0)
     assert courier.sent == [0, 1]
     tried = [message for message in rows(database) if message.attempts]
-    assert len(tried) == relayed.failed == 100  # of which the first batch told enough
+    assert len(tried) == relayed.failed == 100  # the first batch shows that the queue fails
     assert all("'other' is not in LAMBDA_TASKS_QUEUES" in message.error for message in tried)
     settings.LAMBDA_TASKS_QUEUES = queues
     later(10, database)
@@ -339,7 +376,7 @@ def keep_courier() -> Courier:
     return courier
 
 
-def test_a_queue_that_takes_nothing_is_left_alone_and_holds_up_no_other(database: str, courier: Courier) -> None:
+def test_failing_queue_is_skipped(database: str, courier: Courier) -> None:
     waiting(300, database, queue="other", due_at=DatabaseNow() - timedelta(hours=1))
     waiting(200, database)
     courier.away = {"other"}
@@ -349,7 +386,7 @@ def test_a_queue_that_takes_nothing_is_left_alone_and_holds_up_no_other(database
     assert len(courier.calls) == 3
 
 
-def test_a_queue_that_takes_some_is_gone_on_with(database: str, courier: Courier) -> None:
+def test_partly_failing_queue_is_continued(database: str, courier: Courier) -> None:
     waiting(300, database)
     courier.fails = {*range(99), *range(150, 160), 299}
     courier.refuses = {200}
@@ -357,37 +394,35 @@ def test_a_queue_that_takes_some_is_gone_on_with(database: str, courier: Courier
     assert len(courier.calls) == 3
 
 
-def test_each_message_is_tried_once_however_soon_it_is_due_again(
-    database: str, courier: Courier, settings: Any
-) -> None:
-    tries: Counter[str] = Counter()
+def test_each_message_is_tried_once_per_relay(database: str, courier: Courier, settings: Any) -> None:
+    attempts: Counter[str] = Counter()
 
     class Impatient:
-        """As if a relay took so long that what it has put off is due again."""
+        """Simulates a relay that takes so long that postponed messages are due again."""
 
         @hookimpl
         def lambda_task_unsent(self, message_id: str) -> None:
-            tries[message_id] += 1
-            if tries[message_id] < 5:
+            attempts[message_id] += 1
+            if attempts[message_id] < 5:
                 table(database).filter(pk=message_id).update(due_at=DatabaseNow())
 
     settings.LAMBDA_TASKS_PLUGINS = [Impatient()]
     messages = waiting(150, database)
     courier.fails = {3, 140}
     assert outbox().relay() == Relayed(sent=148, failed=2)
-    assert tries == {str(messages[3].pk): 1, str(messages[140].pk): 1}
+    assert attempts == {str(messages[3].pk): 1, str(messages[140].pk): 1}
 
 
-def test_a_transport_that_raises_has_not_sent_what_it_did_not_mention(
+def test_raising_transport_fails_unreported_messages(
     database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting(3, database)
 
-    def fail(jobs: Any, *, taken: Any, failed: Any, refused: Any) -> None:
-        taken(jobs[0])
+    def fail(jobs: Any) -> Any:
+        yield Taken(jobs[0])
         raise ValueError("Invalid endpoint")
 
-    monkeypatch.setattr(courier, "send_each", fail)
+    monkeypatch.setattr(courier, "send", fail)
     relayed = outbox().relay()
     assert (relayed.sent, relayed.failed, relayed.dead) == (1, 2, 0)
     assert [(message.attempts, message.error) for message in rows(database)] == [
@@ -395,19 +430,16 @@ def test_a_transport_that_raises_has_not_sent_what_it_did_not_mention(
     ] * 2
 
 
-def test_a_transport_that_says_nothing_of_a_message_has_not_sent_it(
-    database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreported_message_has_failed(database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting(3, database)
-    monkeypatch.setattr(courier, "send_each", lambda jobs, *, taken, failed, refused: taken(jobs[1]))
+    monkeypatch.setattr(courier, "send", lambda jobs: [Taken(jobs[1])])
     relayed = outbox().relay(seconds=PATIENCE)
     assert (relayed.sent, relayed.failed, relayed.complete) == (1, 2, True)
     assert [message.attempts for message in rows(database)] == [1, 1]
 
 
-def test_a_time_limit_ends_the_relay_and_is_not_taken_for_the_transports_error(
-    database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_limit_ends_the_relay(database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit does not count as a transport error."""
     waiting(3, database)
 
     def strike() -> None:
@@ -420,11 +452,11 @@ def test_a_time_limit_ends_the_relay_and_is_not_taken_for_the_transports_error(
     assert [message.attempts for message in rows(database)] == [0] * 3
 
 
-# When it ends
+# The end of a relay
 
 
 class Clock:
-    """A clock that a test puts forward."""
+    """A clock that a test advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1_000.0
@@ -434,17 +466,17 @@ class Clock:
         self.now += 10
 
 
-def test_it_ends_when_its_time_is_over(database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_stops_after_its_time(database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     courier.on_the_way = clock.forward
     waiting(450, database)
     assert outbox().relay(seconds=0) == Relayed(complete=False)
     assert outbox().relay(seconds=15) == Relayed(sent=200, complete=False)
-    assert outbox().relay(seconds=30) == Relayed(sent=250)  # nothing was left when its time was over
+    assert outbox().relay(seconds=30) == Relayed(sent=250)  # no message was left when the time expired
     assert outbox().relay(seconds=0) == Relayed()
 
 
-def test_it_ends_after_so_many_messages(database: str, courier: Courier) -> None:
+def test_relay_stops_after_its_limit_of_messages(database: str, courier: Courier) -> None:
     waiting(300, database)
     courier.fails, courier.refuses = {1}, {2}
     assert outbox().relay(limit=0) == Relayed(complete=False)
@@ -454,19 +486,17 @@ def test_it_ends_after_so_many_messages(database: str, courier: Courier) -> None
     assert courier.sent == [0, *range(3, 300)]
 
 
-def test_a_message_in_numbers_and_in_words() -> None:
+def test_relayed_has_a_total_and_a_string() -> None:
     relayed = Relayed(sent=3, failed=2, dead=1)
     assert relayed.total == 6
-    assert str(relayed) == "3 sent, 2 to be tried again, 1 dead."
+    assert str(relayed) == "3 sent, 2 to be retried, 1 dead."
 
 
 # Several databases
 
 
 @pytest.mark.databases("sqlite", transaction=True)
-def test_all_databases_are_relayed_under_one_limit_and_one_clock(
-    database: str, settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_databases_share_the_limit_and_the_time(database: str, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     courier = use_outbox(settings, "sqlite", "default")
     for alias in ("sqlite", "default"):
         waiting(120, alias)
@@ -482,9 +512,9 @@ def test_all_databases_are_relayed_under_one_limit_and_one_clock(
 
 @pytest.mark.databases("sqlite", transaction=True)
 @pytest.mark.parametrize("broken", ["sqlite", "default"])
-def test_a_database_that_fails_keeps_no_other_and_its_error_is_raised_at_the_end(
-    database: str, settings: Any, broken: str
-) -> None:
+def test_failing_database_does_not_block_others(database: str, settings: Any, broken: str) -> None:
+    """The error is raised at the end."""
+
     def fail(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         raise DatabaseError(f"{broken} is ill")
 
@@ -498,7 +528,7 @@ def test_a_database_that_fails_keeps_no_other_and_its_error_is_raised_at_the_end
 
 
 @pytest.mark.databases("sqlite", transaction=True)
-def test_of_several_databases_that_fail_each_is_told(
+def test_error_of_each_failing_database_is_reported(
     database: str, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -516,12 +546,12 @@ def test_of_several_databases_that_fail_each_is_told(
     assert str(record.exc_info[1]) == "default is ill"
 
 
-# Side by side
+# Parallel relays
 
 
 @contextmanager
-def beside(work: Any) -> Iterator[threading.Thread]:
-    """Do `work` in a thread with connections of its own; what it raises is raised at the end."""
+def in_parallel(work: Any) -> Iterator[threading.Thread]:
+    """Run `work` in a thread with separate connections, and fail at the end if it raised an error."""
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -540,9 +570,9 @@ def beside(work: Any) -> Iterator[threading.Thread]:
     assert errors == []
 
 
-def test_two_relays_side_by_side_send_each_message_once_and_wait_for_nobody(database: str, courier: Courier) -> None:
+def test_concurrent_relays_send_each_message_once(database: str, courier: Courier) -> None:
     waiting(1_000, database)
-    # Both have messages in their hands before either is done with its first.
+    # Both relays hold messages before either has sent its first batch.
     both_are_under_way = threading.Barrier(2, timeout=PATIENCE)
     first = threading.local()
 
@@ -553,7 +583,7 @@ def test_two_relays_side_by_side_send_each_message_once_and_wait_for_nobody(data
 
     courier.on_the_way = meet
     done: list[Relayed] = []
-    with beside(lambda: done.append(outbox().relay())):
+    with in_parallel(lambda: done.append(outbox().relay())):
         done.append(outbox().relay())
     assert sorted(courier.sent) == list(range(1_000))
     assert sum(relayed.sent for relayed in done) == 1_000
@@ -561,7 +591,8 @@ def test_two_relays_side_by_side_send_each_message_once_and_wait_for_nobody(data
     assert rows(database) == []
 
 
-def test_what_another_is_sending_is_passed_by_and_what_lies_behind_it_is_sent(database: str, courier: Courier) -> None:
+def test_messages_held_by_another_relay_are_skipped(database: str, courier: Courier) -> None:
+    """The relay sends the messages that are due later."""
     waiting(350, database)
     analyze(database)
     other_is_under_way, ours_is_done = threading.Event(), threading.Event()
@@ -574,10 +605,10 @@ def test_what_another_is_sending_is_passed_by_and_what_lies_behind_it_is_sent(da
 
     courier.on_the_way = wait
     done: list[Relayed] = []
-    with beside(lambda: done.append(outbox().relay(limit=100))):
+    with in_parallel(lambda: done.append(outbox().relay(limit=100))):
         assert other_is_under_way.wait(PATIENCE)
         ours = outbox().relay()
-        # 100 are in the other's hands; SQLite has one writer at a time, who waits in here.
+        # The other relay holds 100 messages. SQLite has one writer at a time, which waits here.
         ours_is_done.set()
     assert (ours.sent, ours.failed, ours.complete) == (250, 0, True)
     assert [relayed.sent for relayed in done] == [100]
@@ -585,9 +616,7 @@ def test_what_another_is_sending_is_passed_by_and_what_lies_behind_it_is_sent(da
     assert rows(database) == []
 
 
-def test_a_message_that_a_relay_has_in_its_hands_after_the_commit_is_not_sent_again(
-    database: str, courier: Courier
-) -> None:
+def test_relay_skips_messages_their_caller_is_sending(database: str, courier: Courier) -> None:
     under_way, looked = threading.Event(), threading.Event()
     here = threading.current_thread()
 
@@ -601,7 +630,7 @@ def test_a_message_that_a_relay_has_in_its_hands_after_the_commit_is_not_sent_ag
             note.using(database=database).execute_on_commit(number=1)
 
     courier.on_the_way = wait
-    with beside(commit):
+    with in_parallel(commit):
         assert under_way.wait(PATIENCE)
         assert outbox().relay() == Relayed()
         looked.set()
@@ -609,10 +638,10 @@ def test_a_message_that_a_relay_has_in_its_hands_after_the_commit_is_not_sent_ag
     assert rows(database) == []
 
 
-def test_a_caller_whose_message_a_relay_is_sending_leaves_it_to_that(
+def test_caller_skips_messages_a_relay_is_sending(
     database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The relay comes between COMMIT and the first request: the caller finds its message in other hands."""
+    """The relay locks the row between the caller's COMMIT and the caller's first request."""
     relay_has_it, caller_is_done = threading.Event(), threading.Event()
     here = threading.current_thread()
 
@@ -640,10 +669,10 @@ def test_a_caller_whose_message_a_relay_is_sending_leaves_it_to_that(
 
 
 @pytest.mark.databases("postgres", "mariadb", transaction=True)
-def test_rows_that_a_session_has_locked_are_passed_by_without_waiting(database: str, settings: Any) -> None:
+def test_locked_rows_are_skipped_without_waiting(database: str, settings: Any) -> None:
     courier = use_outbox(settings, database)
     messages = waiting(5, database)
-    analyze(database)  # MariaDB goes through all rows of a small table, and would wait for those that are locked
+    analyze(database)  # in a small table, MariaDB would read all rows, and wait for the locked ones
     locked, done = threading.Event(), threading.Event()
 
     def lock() -> None:
@@ -653,7 +682,7 @@ def test_rows_that_a_session_has_locked_are_passed_by_without_waiting(database: 
             locked.set()
             assert done.wait(PATIENCE)
 
-    with beside(lock):
+    with in_parallel(lock):
         assert locked.wait(PATIENCE)
         assert outbox().relay() == Relayed(sent=3)
         done.set()
@@ -662,7 +691,7 @@ def test_rows_that_a_session_has_locked_are_passed_by_without_waiting(database: 
 
 
 @pytest.mark.databases("postgres", "mariadb", transaction=True)
-def test_a_relay_that_dies_frees_its_messages_at_once(database: str, settings: Any) -> None:
+def test_dead_relay_frees_its_messages_immediately(database: str, settings: Any) -> None:
     class Killed(BaseException):
         pass
 
@@ -680,10 +709,10 @@ def test_a_relay_that_dies_frees_its_messages_at_once(database: str, settings: A
     assert outbox().relay() == Relayed(sent=2)
 
 
-# Where rows cannot be locked
+# Transports for which rows are not locked
 
 
-def test_a_relay_that_dies_in_the_middle_has_its_messages_for_a_minute(database: str, settings: Any) -> None:
+def test_dead_in_process_relay_holds_messages_one_minute(database: str, settings: Any) -> None:
     class Killed(BaseException):
         pass
 
@@ -694,20 +723,21 @@ def test_a_relay_that_dies_in_the_middle_has_its_messages_for_a_minute(database:
         raise Killed
 
     courier.on_the_way = die
+    since = time_of(database)
     with pytest.raises(Killed):
         outbox().relay()
     courier.on_the_way = lambda: None
     holders = {message.holder for message in rows(database)}
     assert len(holders) == 1
     assert holders != {None}
-    assert seconds_until("due_at", database) == [pytest.approx(HOLD - 2, abs=2)] * 2
+    assert all(paused(HOLD, since, message, database) for message in rows(database))
     assert outbox().relay() == Relayed()
     later(HOLD, database)
     assert outbox().relay() == Relayed(sent=2)
     assert rows(database) == []
 
 
-def test_a_message_whose_minute_is_over_is_the_next_ones(database: str, settings: Any) -> None:
+def test_expired_hold_passes_to_the_next_relay(database: str, settings: Any) -> None:
     courier = use_outbox(settings, database, transport=IN_HOUSE)
     waiting(2, database)
     inner: list[Relayed] = []
@@ -724,7 +754,7 @@ def test_a_message_whose_minute_is_over_is_the_next_ones(database: str, settings
     assert rows(database) == []
 
 
-def test_no_transaction_is_open_around_tasks_that_run_in_this_process(database: str, settings: Any) -> None:
+def test_in_process_tasks_run_outside_a_transaction(database: str, settings: Any) -> None:
     seen: list[bool] = []
     courier = use_outbox(settings, database, transport=IN_HOUSE)
     courier.on_the_way = lambda: seen.append(connections[database].in_atomic_block)
@@ -735,7 +765,7 @@ def test_no_transaction_is_open_around_tasks_that_run_in_this_process(database: 
 
 
 @pytest.mark.databases("postgres", "mariadb", transaction=True)
-def test_rows_are_locked_while_they_are_sent_elsewhere(database: str, settings: Any) -> None:
+def test_rows_are_locked_while_they_are_sent(database: str, settings: Any) -> None:
     seen: list[tuple[bool, object]] = []
     courier = use_outbox(settings, database)
     courier.on_the_way = lambda: seen.append((connections[database].in_atomic_block, rows(database)[0].holder))
@@ -745,7 +775,7 @@ def test_rows_are_locked_while_they_are_sent_elsewhere(database: str, settings: 
     assert seen == [(True, None), (True, None)]
 
 
-def test_it_may_be_called_inside_of_a_transaction(database: str, courier: Courier) -> None:
+def test_relay_may_be_called_inside_a_transaction(database: str, courier: Courier) -> None:
     waiting(2, database)
     with transaction.atomic(using=database):
         assert outbox().relay() == Relayed(sent=2)
@@ -753,41 +783,39 @@ def test_it_may_be_called_inside_of_a_transaction(database: str, courier: Courie
     assert numbers(database) == [0, 1]  # sent again, under the same ids
 
 
-class Wordless(Exception):
-    """An error whose text cannot be made."""
+class Unprintable(Exception):
+    """An error that cannot be converted to a string."""
 
     def __str__(self) -> str:
-        raise ValueError("no text")
+        raise ValueError("cannot be converted")
 
 
-def test_an_error_without_a_text_does_not_have_its_neighbours_sent_again(
+def test_unprintable_error_does_not_resend_neighbours(
     database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def send_each(jobs: Any, *, taken: Any, failed: Any, refused: Any) -> None:
-        failed(jobs[0], Wordless())
+    def send(jobs: Any) -> Any:
+        yield Unsent(jobs[0], Unprintable())
         for job in jobs[1:]:
             courier.jobs.append(job)
-            taken(job)
+            yield Taken(job)
 
-    monkeypatch.setattr(courier, "send_each", send_each)
+    monkeypatch.setattr(courier, "send", send)
     waiting(3, database)
     relayed = outbox().relay()
     assert (relayed.sent, relayed.failed) == (2, 1)
     [left] = rows(database)
-    assert (left.attempts, left.error) == (1, "Wordless")
+    assert (left.attempts, left.error) == (1, "Unprintable")
 
 
-def test_what_a_transport_says_of_messages_of_others_is_not_listened_to(
+def test_reports_about_unknown_messages_are_ignored(
     database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def send_each(jobs: Any, *, taken: Any, failed: Any, refused: Any) -> None:
+    def send(jobs: Any) -> Any:
         stranger = Job.of_call(jobs[0].message, queue="default", delay=0, task=note, database=database)
-        for say in (taken, lambda job: failed(job, OSError()), lambda job: refused(job, OSError())):
-            say(stranger)
-        for job in jobs:
-            taken(job)
+        yield from (Taken(stranger), Unsent(stranger, OSError()), Refused(stranger, OSError()))
+        yield from map(Taken, jobs)
 
-    monkeypatch.setattr(courier, "send_each", send_each)
+    monkeypatch.setattr(courier, "send", send)
     waiting(2, database)
     relayed = outbox().relay()
     assert (relayed.sent, relayed.failed, relayed.dead) == (2, 0, 0)
@@ -796,7 +824,7 @@ def test_what_a_transport_says_of_messages_of_others_is_not_listened_to(
 
 @pytest.mark.databases("postgres", "mariadb", transaction=True)
 class TestOvertaken:
-    """In a strict isolation level, PostgreSQL refuses to pass over a row that was deleted in the very moment."""
+    """In a strict isolation level, PostgreSQL raises an error instead of skipping a row that was just deleted."""
 
     @pytest.fixture
     def courier(self, database: str, settings: Any) -> Courier:
@@ -804,44 +832,43 @@ class TestOvertaken:
 
     @contextmanager
     def conflicts(self, database: str, times: int) -> Iterator[list[str]]:
-        met: list[str] = []
+        raised: list[str] = []
 
         def refuse(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-            if "SKIP LOCKED" in sql and len(met) < times:
-                met.append(sql)
+            if "SKIP LOCKED" in sql and len(raised) < times:
+                raised.append(sql)
                 raise OperationalError("could not serialize access") from self.Cause()
             return execute(sql, params, many, context)
 
         with connections[database].execute_wrapper(refuse):
-            yield met
+            yield raised
 
     class Cause(Exception):
         sqlstate = "40001"
 
-    def test_it_begins_the_batch_anew(self, database: str, courier: Courier) -> None:
+    def test_batch_is_restarted(self, database: str, courier: Courier) -> None:
         waiting(3, database)
-        with self.conflicts(database, 2) as met:
+        with self.conflicts(database, 2) as raised:
             assert outbox().relay().sent == 3
-        assert len(met) == 2
+        assert len(raised) == 2
         assert courier.calls == [[0, 1, 2]]
 
-    def test_it_leaves_them_to_the_others_when_they_are_always_faster(self, database: str, courier: Courier) -> None:
+    def test_repeated_conflicts_leave_messages_to_others(self, database: str, courier: Courier) -> None:
         waiting(3, database)
         with self.conflicts(database, 1_000):
             assert outbox().relay() == Relayed()
         assert courier.calls == []
         assert outbox().relay().sent == 3
 
-    def test_no_caller_hears_of_it(self, database: str, courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
+    def test_caller_sees_no_error(self, database: str, courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
         with self.conflicts(database, 1_000), transaction.atomic(using=database):
             note.using(database=database).execute_on_commit(number=7)
         assert not caplog.records
         assert len(rows(database)) == 1
 
 
-def test_a_batch_has_no_more_characters_than_a_small_function_holds(
-    database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_is_limited_in_characters(database: str, courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch must fit into the memory of a small function."""
     waiting(5, database)
     monkeypatch.setattr(relay_module, "_MAX_CHARACTERS", 2 * len(rows(database)[0].body) + 1)
     assert outbox().relay().sent == 5

@@ -1,8 +1,10 @@
-"""From the call to the transport: what leaves, when, and in how many calls."""
+"""The path from the call to the transport: which tasks are sent, when, and in how many calls."""
 
 from __future__ import annotations
 
 import gc
+import inspect
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,16 +18,17 @@ from django.test import TestCase
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lambda_tasks import outgoing
+from lambda_tasks.backends.base import Taken
 from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import UnknownQueue, UnreachableTaskWarning
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.hookspecs import hookimpl
-from lambda_tasks.identity import new_message_id
 from lambda_tasks.jobs import Job
-from lambda_tasks.messages import SQSLambdaTaskMessage
+from lambda_tasks.sending import outgoing
 from lambda_tasks.strategies import get_backend
+from lambda_tasks.wire.ids import new_message_id
+from lambda_tasks.wire.invocation import Invocation
 
 committing = pytest.mark.django_db(transaction=True)
 
@@ -35,15 +38,15 @@ def note(*, number: int) -> None: ...
 
 
 class Recorder(MemoryBackend):
-    """Remembers what was sent together, and cannot send what has a negative number."""
+    """Records which jobs were sent together, and fails for negative numbers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[list[int]] = []
 
-    def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
+    def send(self, jobs: Sequence[Job]) -> Iterator[Taken]:
         self.calls.append([number_of(job) for job in jobs])
-        super().send([job for job in jobs if number_of(job) >= 0], taken=taken)
+        yield from super().send([job for job in jobs if number_of(job) >= 0])
         for job in jobs:
             if number_of(job) < 0:
                 raise Unsendable(number_of(job))
@@ -54,11 +57,11 @@ class FarRecorder(Recorder):
 
 
 class Unsendable(Exception):
-    """What a transport raises that could not send something."""
+    """An exception from a transport that cannot send a job."""
 
 
 class Failure(Exception):
-    """What the code around a call raises."""
+    """An exception from the code around a call."""
 
 
 def number_of(job: Job) -> int:
@@ -87,31 +90,31 @@ def fail() -> None:
 
 @contextmanager
 def rolled_back(**options: Any) -> Iterator[None]:
-    """An atomic block that fails at its end."""
+    """Run an atomic block that fails at its end."""
     with suppress(Failure), transaction.atomic(**options):
         yield
         fail()
 
 
 @contextmanager
-def committed(*, error: type[Exception]) -> Iterator[None]:
-    """An atomic block that commits, after which something raises."""
+def committed(*, error: type[BaseException]) -> Iterator[None]:
+    """Run an atomic block that commits, and expect an error after the commit."""
     with pytest.raises(error), transaction.atomic():
         yield
 
 
-# Together, after the commit
+# Sending together after the commit
 
 
 @committing
-def test_outside_of_a_transaction_a_task_is_sent_at_once(recorder: Recorder) -> None:
+def test_task_outside_a_transaction_is_sent_immediately(recorder: Recorder) -> None:
     handle = send(1)
     assert recorder.calls == [[1]]
     assert [job.message_id for job in recorder.jobs] == [handle.message_id]
 
 
 @committing
-def test_inside_of_a_transaction_tasks_wait_for_its_commit_and_leave_together(recorder: Recorder) -> None:
+def test_tasks_in_a_transaction_leave_together_after_commit(recorder: Recorder) -> None:
     with transaction.atomic():
         for number in range(25):
             send(number)
@@ -120,7 +123,7 @@ def test_inside_of_a_transaction_tasks_wait_for_its_commit_and_leave_together(re
 
 
 @committing
-def test_a_transaction_that_is_rolled_back_sends_nothing(recorder: Recorder) -> None:
+def test_rolled_back_transaction_sends_nothing(recorder: Recorder) -> None:
     with rolled_back():
         send(1)
     assert recorder.calls == []
@@ -129,7 +132,7 @@ def test_a_transaction_that_is_rolled_back_sends_nothing(recorder: Recorder) -> 
 
 
 @committing
-def test_a_savepoint_that_is_rolled_back_takes_only_its_own_along(recorder: Recorder) -> None:
+def test_savepoint_rollback_discards_only_its_tasks(recorder: Recorder) -> None:
     with transaction.atomic():
         send(1)
         with rolled_back():
@@ -143,7 +146,7 @@ def test_a_savepoint_that_is_rolled_back_takes_only_its_own_along(recorder: Reco
 
 
 @committing
-def test_callbacks_of_others_in_between_do_not_tear_the_batch_apart(recorder: Recorder) -> None:
+def test_foreign_callbacks_do_not_split_the_batch(recorder: Recorder) -> None:
     seen: list[str] = []
     with transaction.atomic():
         transaction.on_commit(lambda: seen.append(f"first sees {recorder.calls}"))
@@ -157,7 +160,7 @@ def test_callbacks_of_others_in_between_do_not_tear_the_batch_apart(recorder: Re
 
 
 @committing
-def test_a_callback_that_raises_keeps_nothing_back_that_came_before_it_or_shares_the_batch(recorder: Recorder) -> None:
+def test_raising_callback_does_not_stop_its_batch(recorder: Recorder) -> None:
     with committed(error=Failure):
         send(1)
         transaction.on_commit(fail)
@@ -166,29 +169,78 @@ def test_a_callback_that_raises_keeps_nothing_back_that_came_before_it_or_shares
 
 
 @committing
-def test_a_callback_that_raises_before_the_first_task_ends_the_callbacks_as_django_does(recorder: Recorder) -> None:
+def test_raising_foreign_callback_blocks_no_task(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+    with committed(error=Failure):
+        send(1)
+        transaction.on_commit(fail)
+        send(2)
     with committed(error=Failure):
         transaction.on_commit(fail)
-        send(1)
-    assert recorder.calls == []
+        send(3)
+        send(4)
+    assert [number for call in recorder.calls for number in call] == [1, 2, 3, 4]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "lambda_tasks.outgoing"]
+    assert line.startswith("An on_commit callback of another program raised Failure; ")
+    assert line.endswith("enqueued in the same transaction is sent all the same.")
 
 
 @committing
-def test_what_django_dropped_after_a_callback_that_raised_is_not_sent_by_a_later_task(recorder: Recorder) -> None:
+def test_process_exiting_in_a_callback_sends_first(recorder: Recorder) -> None:
+    with committed(error=SystemExit):
+        transaction.on_commit(sys.exit)
+        send(1)
+    assert recorder.calls == [[1]]
+
+
+@committing
+def test_rescue_excludes_tasks_of_rolled_back_savepoints(recorder: Recorder) -> None:
+    with committed(error=Failure):
+        transaction.on_commit(fail)
+        with suppress(Failure), transaction.atomic():
+            send(1)
+            raise Failure
+        send(2)
+    assert recorder.calls == [[2]]
+
+
+@committing
+def test_rescued_task_is_sent_once(recorder: Recorder) -> None:
     try:
         with transaction.atomic():
             transaction.on_commit(fail)
             send(1)
     except Failure:
-        # The traceback keeps Django's list of callbacks alive in here.
+        # Here, the traceback keeps Django's list of callbacks alive.
         send(2)
         with transaction.atomic():
             send(3)
-    assert recorder.calls == [[2], [3]]
+    assert recorder.calls == [[1], [2], [3]]
 
 
 @committing
-def test_a_task_that_a_callback_sends_leaves_at_once_and_alone(recorder: Recorder) -> None:
+def test_failed_rescue_does_not_hide_the_error(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise ConnectionError("no response")
+
+    with committed(error=Failure):
+        transaction.on_commit(fail)
+        send(1)
+        monkeypatch.setattr(outgoing, "dispatch", refuse)
+    assert "could not be sent" in caplog.text
+
+
+def test_django_runs_callbacks_as_the_library_expects() -> None:
+    """The library replaces this private method, and reads its state after a callback has raised an error."""
+    wrapper = connections["default"]
+    source = inspect.getsource(type(wrapper).run_and_clear_commit_hooks)
+    assert "self.run_on_commit = []" in source
+    assert "pop(0)" in source
+
+
+@committing
+def test_task_sent_by_a_callback_leaves_immediately(recorder: Recorder) -> None:
     with transaction.atomic():
         transaction.on_commit(lambda: send(10))
         send(1)
@@ -198,7 +250,7 @@ def test_a_task_that_a_callback_sends_leaves_at_once_and_alone(recorder: Recorde
 
 
 @committing
-def test_a_transaction_inside_of_a_callback_has_a_batch_of_its_own(recorder: Recorder) -> None:
+def test_transaction_in_a_callback_has_its_own_batch(recorder: Recorder) -> None:
     def another() -> None:
         with transaction.atomic():
             send(10)
@@ -212,7 +264,7 @@ def test_a_transaction_inside_of_a_callback_has_a_batch_of_its_own(recorder: Rec
 
 
 @committing
-def test_what_cannot_be_sent_raises_after_the_commit_and_the_rest_is_sent(recorder: Recorder) -> None:
+def test_unsendable_task_raises_after_others_are_sent(recorder: Recorder) -> None:
     with committed(error=Unsendable):
         for number in (1, -2, 3):
             send(number)
@@ -222,9 +274,9 @@ def test_what_cannot_be_sent_raises_after_the_commit_and_the_rest_is_sent(record
 
 
 @committing
-def test_a_retry_is_sent_at_once_whatever_transaction_is_open(recorder: Recorder) -> None:
+def test_retry_is_sent_immediately_inside_a_transaction(recorder: Recorder) -> None:
     message_id = new_message_id()
-    message = SQSLambdaTaskMessage(task_name=note.name, kwargs={"number": 7}, n_retries=1)
+    message = Invocation(task_name=note.name, kwargs={"number": 7}, n_retries=1)
     with rolled_back():
         send(1)
         outgoing.dispatch([Job(message=message, message_id=message_id, root_id=message_id, task=note)])
@@ -233,10 +285,10 @@ def test_a_retry_is_sent_at_once_whatever_transaction_is_open(recorder: Recorder
 
 
 @pytest.mark.django_db(databases=["default", "sqlite"], transaction=True)
-def test_each_database_has_transactions_of_its_own(recorder: Recorder) -> None:
+def test_each_database_has_its_own_transactions(recorder: Recorder) -> None:
     def send_on(alias: str, number: int) -> None:
         job = Job(
-            message=SQSLambdaTaskMessage(task_name=note.name, kwargs={"number": number}),
+            message=Invocation(task_name=note.name, kwargs={"number": number}),
             message_id=new_message_id(),
             root_id="",
             task=note,
@@ -256,9 +308,10 @@ def test_each_database_has_transactions_of_its_own(recorder: Recorder) -> None:
 
 
 @pytest.mark.django_db(databases=["default", "sqlite"], transaction=True)
-def test_a_call_waits_for_the_transaction_of_default_or_for_that_of_the_one_other_that_has_one(
+def test_message_leaves_with_the_only_open_transaction(
     recorder: Recorder,
 ) -> None:
+    """If `default` also has an open transaction, the message leaves with that transaction."""
     with transaction.atomic(using="sqlite"):
         note.execute_on_commit(number=1)
         with transaction.atomic(using="default"):
@@ -285,7 +338,7 @@ def test_threads_do_not_send_each_others_tasks(recorder: Recorder) -> None:
     thread = threading.Thread(target=other, daemon=True)
     with transaction.atomic():
         send(1)
-        thread.start()  # between two of ours, so that a common room would have it in the middle
+        thread.start()  # between two calls of this thread, so that a shared list would mix them
         assert other_waits.wait(30)
         send(2)
     assert recorder.calls == [[1, 2]]
@@ -294,7 +347,7 @@ def test_threads_do_not_send_each_others_tasks(recorder: Recorder) -> None:
     assert recorder.calls == [[1, 2], [10, 11]]
 
 
-# Exactly as Django's own callbacks
+# Comparison with Django's callbacks
 
 
 @dataclass(frozen=True)
@@ -309,7 +362,7 @@ class Callback:
 
 @dataclass(frozen=True)
 class Atomic:
-    """Do something in an atomic block, that may fail at its end, with or without a savepoint."""
+    """Run steps in an atomic block that may fail at its end, with or without a savepoint."""
 
     inside: tuple[Any, ...]
     fails: bool
@@ -318,7 +371,7 @@ class Atomic:
 
 @dataclass(frozen=True)
 class Savepoint:
-    """Do something after a savepoint set by hand, and perhaps go back to it."""
+    """Run steps after a manual savepoint, and optionally roll back to it."""
 
     inside: tuple[Any, ...]
     goes_back: bool
@@ -326,14 +379,14 @@ class Savepoint:
 
 @dataclass(frozen=True)
 class Capture:
-    """Do something under `captureOnCommitCallbacks`, which may execute what it has captured."""
+    """Run steps inside `captureOnCommitCallbacks`, which may execute the captured callbacks."""
 
     inside: tuple[Any, ...]
     executes: bool
 
 
 def steps(*nodes: Callable[[Any], Any]) -> Any:
-    """Return a strategy for sequences of steps, of which `nodes` contain sequences themselves."""
+    """Return a strategy for sequences of steps. The steps from `nodes` contain further sequences."""
     leaf = st.builds(Send) | st.builds(Send) | st.builds(Callback)
     return st.recursive(
         st.lists(leaf, max_size=3).map(tuple),
@@ -355,7 +408,7 @@ def captures(inside: Any) -> Any:
 
 
 class Player:
-    """Does the steps, with a plain callback of Django's beside each task that is sent."""
+    """Runs the steps, and registers a plain Django callback with each task that it sends."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -387,7 +440,7 @@ class Player:
         send(number)
 
     def on_commit(self, callback: Callable[[], object]) -> None:
-        """Register a callback that is called once, even where nested captures call it again."""
+        """Register a callback that runs once, even if nested captures call it again."""
         pending = [callback]
         transaction.on_commit(lambda: pending.pop()() if pending else None)
 
@@ -400,7 +453,7 @@ class Player:
                     raise Failure
         except Failure:
             if not savepoint and not outermost:
-                # The block around it is lost too; whoever goes on in it is told so by Django.
+                # The outer block is broken too: Django refuses further queries in it.
                 raise
 
 
@@ -410,9 +463,7 @@ examples = settings(deadline=None, max_examples=100, suppress_health_check=[Heal
 @committing
 @examples
 @given(steps(atomics, savepoints))
-def test_whatever_is_rolled_back_tasks_are_sent_when_djangos_own_callbacks_are_called(
-    recorder: Recorder, inside: Sequence[Any]
-) -> None:
+def test_tasks_are_sent_when_djangos_callbacks_run(recorder: Recorder, inside: Sequence[Any]) -> None:
     recorder.calls.clear()
     player = Player()
     with suppress(Failure):
@@ -425,7 +476,7 @@ def test_whatever_is_rolled_back_tasks_are_sent_when_djangos_own_callbacks_are_c
 @committing
 @examples
 @given(steps(atomics, savepoints).filter(lambda inside: "Callback" not in repr(inside)))
-def test_a_transaction_is_one_call_whatever_happens_inside_of_it(recorder: Recorder, inside: Sequence[Any]) -> None:
+def test_transaction_is_sent_in_one_call(recorder: Recorder, inside: Sequence[Any]) -> None:
     recorder.calls.clear()
     player = Player()
     try:
@@ -439,7 +490,7 @@ def test_a_transaction_is_one_call_whatever_happens_inside_of_it(recorder: Recor
 @pytest.mark.django_db
 @examples
 @given(steps(atomics, savepoints, captures))
-def test_djangos_test_case_captures_tasks_as_it_captures_callbacks(recorder: Recorder, inside: Sequence[Any]) -> None:
+def test_case_captures_tasks_like_callbacks(recorder: Recorder, inside: Sequence[Any]) -> None:
     recorder.calls.clear()
     player = Player()
     with transaction.atomic():
@@ -450,7 +501,7 @@ def test_djangos_test_case_captures_tasks_as_it_captures_callbacks(recorder: Rec
     assert sorted(sent) == sorted(player.expected)
 
 
-# In tests of a Django project
+# Tests of a Django project
 
 
 @pytest.mark.django_db
@@ -463,7 +514,7 @@ def test_captured_callbacks_are_executed_in_one_batch(recorder: Recorder) -> Non
 
 
 @pytest.mark.django_db
-def test_an_inner_capture_sends_its_own_and_leaves_the_rest_to_the_outer_one(recorder: Recorder) -> None:
+def test_inner_capture_sends_only_its_own_tasks(recorder: Recorder) -> None:
     with TestCase.captureOnCommitCallbacks(execute=True):
         send(1)
         with TestCase.captureOnCommitCallbacks(execute=True):
@@ -475,7 +526,7 @@ def test_an_inner_capture_sends_its_own_and_leaves_the_rest_to_the_outer_one(rec
 
 
 @pytest.mark.django_db
-def test_captured_callbacks_that_nobody_calls_send_nothing(recorder: Recorder) -> None:
+def test_captured_callbacks_send_nothing_until_called(recorder: Recorder) -> None:
     with TestCase.captureOnCommitCallbacks() as kept:
         send(1)
     with TestCase.captureOnCommitCallbacks(execute=True):
@@ -485,7 +536,7 @@ def test_captured_callbacks_that_nobody_calls_send_nothing(recorder: Recorder) -
 
 
 @pytest.mark.django_db
-def test_a_callback_that_was_captured_can_be_called_later_and_sends_once(recorder: Recorder) -> None:
+def test_captured_callback_sends_once(recorder: Recorder) -> None:
     with TestCase.captureOnCommitCallbacks() as callbacks:
         send(1)
     callbacks[0]()
@@ -494,14 +545,14 @@ def test_a_callback_that_was_captured_can_be_called_later_and_sends_once(recorde
 
 
 @pytest.mark.django_db
-def test_what_a_captured_callback_sends_is_sent_too(recorder: Recorder) -> None:
+def test_task_sent_by_a_captured_callback_is_sent(recorder: Recorder) -> None:
     with TestCase.captureOnCommitCallbacks(execute=True):
         send(1)
         transaction.on_commit(lambda: send(2))
     assert recorder.calls == [[1], [2]]
 
 
-# Nothing is left behind
+# Memory
 
 
 def jobs_alive() -> int:
@@ -510,7 +561,7 @@ def jobs_alive() -> int:
 
 
 @committing
-def test_what_was_rolled_back_is_forgotten(recorder: Recorder) -> None:
+def test_rolled_back_jobs_are_freed(recorder: Recorder) -> None:
     before = jobs_alive()
     with transaction.atomic():
         for number in range(50):
@@ -523,7 +574,7 @@ def test_what_was_rolled_back_is_forgotten(recorder: Recorder) -> None:
 
 
 @committing
-def test_what_was_sent_is_forgotten(recorder: Recorder) -> None:
+def test_sent_jobs_are_freed(recorder: Recorder) -> None:
     before = jobs_alive()
     with transaction.atomic():
         for number in range(50):
@@ -533,7 +584,7 @@ def test_what_was_sent_is_forgotten(recorder: Recorder) -> None:
 
 
 @committing
-def test_a_connection_that_is_closed_in_a_transaction_takes_its_tasks_along(recorder: Recorder) -> None:
+def test_connection_closed_in_a_transaction_discards_its_tasks(recorder: Recorder) -> None:
     with rolled_back():
         send(1)
         connections["default"].close()
@@ -541,38 +592,38 @@ def test_a_connection_that_is_closed_in_a_transaction_takes_its_tasks_along(reco
     assert recorder.calls == [[2]]
 
 
-# What plugins hear and may refuse
+# Plugins
 
 
 class Witness:
-    """A plugin that writes down what it hears."""
+    """A plugin that records its notifications."""
 
     def __init__(self) -> None:
-        self.heard: list[str] = []
+        self.notifications: list[str] = []
 
     @hookimpl
     def lambda_task_sending(self, job: Job) -> None:
         job.attributes["tenant"] = "acme"
-        self.heard.append(f"sending {number_of(job)}")
+        self.notifications.append(f"sending {number_of(job)}")
 
     @hookimpl
     def lambda_task_sent(self, job: Job) -> None:
-        self.heard.append(f"sent {number_of(job)}")
+        self.notifications.append(f"sent {number_of(job)}")
 
 
 @committing
-def test_plugins_hear_of_the_call_in_the_transaction_and_of_the_sending_after_it(settings: Any) -> None:
+def test_plugins_are_notified_before_and_after_the_commit(settings: Any) -> None:
     witness = Witness()
     use(settings, witness)
     with transaction.atomic():
         send(1)
         send(2)
-        assert witness.heard == ["sending 1", "sending 2"]
-    assert witness.heard == ["sending 1", "sending 2", "sent 1", "sent 2"]
+        assert witness.notifications == ["sending 1", "sending 2"]
+    assert witness.notifications == ["sending 1", "sending 2", "sent 1", "sent 2"]
 
 
 @committing
-def test_plugins_hear_that_a_job_was_sent_only_if_it_was(settings: Any) -> None:
+def test_plugins_are_notified_only_of_sent_jobs(settings: Any) -> None:
     witness = Witness()
     use(settings, witness)
     with committed(error=Unsendable):
@@ -580,11 +631,11 @@ def test_plugins_hear_that_a_job_was_sent_only_if_it_was(settings: Any) -> None:
         send(2)
     with rolled_back():
         send(3)
-    assert witness.heard == ["sending -1", "sending 2", "sent 2", "sending 3"]
+    assert witness.notifications == ["sending -1", "sending 2", "sent 2", "sending 3"]
 
 
 @committing
-def test_attributes_that_a_plugin_adds_travel_with_the_job(settings: Any) -> None:
+def test_attributes_of_plugins_are_sent_with_the_job(settings: Any) -> None:
     recorder = use(settings, Witness())
     send(1)
     assert recorder.jobs[0].message_attributes()["tenant"] == "acme"
@@ -598,7 +649,7 @@ class Refuser:
 
 
 @committing
-def test_a_refusal_of_a_plugin_reaches_the_caller_inside_the_transaction(settings: Any) -> None:
+def test_refusal_of_a_plugin_reaches_the_caller(settings: Any) -> None:
     recorder = use(settings, Refuser())
     with transaction.atomic():
         send(1)
@@ -610,7 +661,7 @@ def test_a_refusal_of_a_plugin_reaches_the_caller_inside_the_transaction(setting
 
 
 @committing
-def test_an_unknown_queue_is_refused_inside_the_transaction(recorder: Recorder) -> None:
+def test_unknown_queue_is_refused_inside_the_transaction(recorder: Recorder) -> None:
     with transaction.atomic():
         with pytest.raises(UnknownQueue):
             note.using(queue="nowhere").execute_on_commit(number=1)
@@ -625,39 +676,41 @@ class Clumsy:
 
 
 @committing
-def test_a_listener_that_raises_stops_nothing(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_raising_listener_does_not_stop_sending(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
     recorder = use(settings, Clumsy())
     with transaction.atomic():
         send(1)
         send(2)
     assert recorder.calls == [[1, 2]]
-    assert "raised in lambda_task_sent" in caplog.text
+    assert "raised an exception in lambda_task_sent" in caplog.text
 
 
-# A task that no worker would find
+# Tasks that a worker cannot find
 
 
 @committing
-def test_a_task_that_no_worker_finds_is_warned_of_where_it_is_sent(settings: Any) -> None:
+def test_unreachable_task_warns_at_its_call(settings: Any) -> None:
     use(settings, backend="FarRecorder")
 
-    @lambda_task
     def hidden(*, number: int) -> None: ...
 
+    hidden.__qualname__ = hidden.__name__ = "of_another_name"
+    task = lambda_task(hidden)
+
     def call() -> TaskHandle:
-        return hidden.execute_on_commit(number=1)
+        return task.execute_on_commit(number=1)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         call()
     [warning] = caught
     assert warning.category is UnreachableTaskWarning
-    assert "defined inside a function" in str(warning.message)
+    assert "has no attribute 'of_another_name'" in str(warning.message)
     assert (warning.filename, warning.lineno) == (__file__, call.__code__.co_firstlineno + 1)
 
 
 @committing
-def test_a_task_that_stays_in_the_process_is_not_warned_of(recorder: Recorder) -> None:
+def test_in_process_task_is_not_warned_about(recorder: Recorder) -> None:
     @lambda_task
     def hidden(*, number: int) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What is read without pydantic comes out as with it, and nothing is accepted that it would refuse."""
+"""The readers without pydantic return the same values as pydantic, and accept nothing that pydantic refuses."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Annotated, Any, Optional, Union
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from lambda_tasks.definition.arguments import PlainArguments
+from lambda_tasks.definition.signatures import TaskSignature
 from lambda_tasks.exceptions import InvalidMessage
 from lambda_tasks.messages import SQSLambdaTaskMessage
-from lambda_tasks.plain import Invocation, PlainArguments
-from lambda_tasks.signatures import TaskSignature
-from lambda_tasks.storable import MAX_DEPTH
+from lambda_tasks.recording.storable import MAX_DEPTH
+from lambda_tasks.wire.invocation import Invocation
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
-#: Bodies that are messages or nearly so.
+#: Bodies that are valid or almost valid messages.
 NEARLY = st.fixed_dictionaries(
     {},
     optional={
@@ -32,22 +33,28 @@ NEARLY = st.fixed_dictionaries(
 
 
 def same(left: Any, right: Any) -> bool:
-    """Compare as JSON does, in which 1 is not 1.0, and True is not 1."""
+    """Compare as JSON: 1 differs from 1.0, and True from 1."""
     return json.dumps(left) == json.dumps(right)
 
 
 def assert_read_as_with_pydantic(body: str) -> None:
-    plain = Invocation.plain(body)
-    if plain is not None:
-        message = SQSLambdaTaskMessage.from_body(body)
-        assert same([plain.task_name, plain.kwargs, plain.n_retries], [*message.__dict__.values()])
-        # The text may be another one: 1e+22 is 1e22.
-        assert same(json.loads(plain.to_body()), json.loads(message.to_body()))
-        assert same(json.loads(plain.next_retry().to_body()), json.loads(message.next_retry().to_body()))
+    """Check that the documented schema and the reader accept the same bodies, with the same content."""
+    try:
+        message = SQSLambdaTaskMessage.model_validate_json(body)
+    except ValidationError:
+        with pytest.raises(InvalidMessage, match="not a valid task invocation"):
+            Invocation.of_body(body)
+        return
+    read = Invocation.of_body(body)
+    assert same([read.task_name, read.kwargs, read.n_retries], [*message.__dict__.values()])
+    assert read.problem() is None
+    assert Invocation.of_body(read.to_body()) == read
+    # The strings may differ: 1e+22 equals 1e22.
+    assert same(json.loads(read.next_retry().to_body()), json.loads(message.next_retry().to_body()))
 
 
 @given(NEARLY, st.booleans())
-def test_a_body_that_is_read_is_read_as_with_pydantic(content: dict[str, Any], ascii_only: bool) -> None:
+def test_plain_reader_agrees_with_pydantic_on_bodies(content: dict[str, Any], ascii_only: bool) -> None:
     assert_read_as_with_pydantic(json.dumps(content, ensure_ascii=ascii_only))
 
 
@@ -62,7 +69,7 @@ def test_a_body_that_is_read_is_read_as_with_pydantic(content: dict[str, Any], a
 @example('{"task_name": "a.b", "kwargs": {"x": "\\u00fc\\/\\b"}}')
 @example('{"task_name": "a.b", "kwargs": {"x": "\\\\u0000"}}')
 @example('{"task_name": "a.b", "kwargs": {"x": "\x7f\x85\u2028"}}')
-def test_any_text_that_is_read_is_read_as_with_pydantic(body: str) -> None:
+def test_plain_reader_agrees_with_pydantic_on_any_string(body: str) -> None:
     assert_read_as_with_pydantic(body)
 
 
@@ -87,21 +94,22 @@ def test_any_text_that_is_read_is_read_as_with_pydantic(body: str) -> None:
     ],
     ids=lambda text: text[:20].encode("ascii", "backslashreplace").decode(),
 )
-def test_what_pydantic_refuses_or_may_refuse_is_left_to_it(kwargs: str) -> None:
-    assert Invocation.plain(f'{{"task_name": "a.b", "kwargs": {kwargs}}}') is None
+def test_unstorable_arguments_are_refused(kwargs: str) -> None:
+    with pytest.raises(InvalidMessage, match=r"^The message is not a valid task invocation: (kwargs|body): ") as caught:
+        Invocation.of_body(f'{{"task_name": "a.b", "kwargs": {kwargs}}}')
+    assert caught.value.__cause__ is caught.value.__context__ is None
 
 
 @pytest.mark.parametrize("x", [0, -1, 2.5, True, None, "", "Grüße", [1, [2]], {"y": {"z": None}}])
 @pytest.mark.parametrize("n_retries", [0, 3])
 def test_usual_messages_are_read_without_pydantic(x: Any, n_retries: int) -> None:
     body = SQSLambdaTaskMessage(task_name="shop.tasks.send", kwargs={"x": x}, n_retries=n_retries).to_body()
-    plain = Invocation.plain(body)
-    assert plain is not None
+    plain = Invocation.of_body(body)
     assert (plain.task_name, plain.n_retries) == ("shop.tasks.send", n_retries)
     assert same(plain.kwargs, {"x": x})
 
 
-def test_the_repr_of_an_invocation_shows_no_arguments() -> None:
+def test_repr_of_an_invocation_shows_no_arguments() -> None:
     assert "secret" not in repr(Invocation("a.b", {"password": "secret"}))
 
 
@@ -139,7 +147,7 @@ def plain_reader(annotation: Any) -> PlainArguments | None:
 
 def decoded_by_pydantic(annotation: Any, value: Any) -> dict[str, Any]:
     signature = signature_of(annotation)
-    signature.__dict__["_plain"] = None  # as if none of it were plain
+    signature.__dict__["_plain"] = None  # disables the plain reader
     return signature.decode({"x": value})
 
 
@@ -154,7 +162,7 @@ def decoded_by_pydantic(annotation: Any, value: Any) -> dict[str, Any]:
 @example(given_value=[True])
 @example(given_value={"x": 1})
 @example(given_value={"x": {"y": True}})
-def test_arguments_that_are_read_are_read_as_with_pydantic(annotation: Any, given_value: Any) -> None:
+def test_plain_reader_agrees_with_pydantic_on_arguments(annotation: Any, given_value: Any) -> None:
     reader = plain_reader(annotation)
     assert reader is not None
     read = reader.read({"x": given_value})
@@ -168,7 +176,8 @@ def test_other_annotations_are_left_to_pydantic(annotation: Any) -> None:
 
 
 @pytest.mark.parametrize("encoded", [{}, {"y": 1}, {"x": 1, "z": 1}, {"x": "1"}, {"x": 1, "y": None}])
-def test_arguments_that_do_not_fit_are_left_to_pydantic_which_says_why(encoded: dict[str, Any]) -> None:
+def test_invalid_arguments_are_left_to_pydantic(encoded: dict[str, Any]) -> None:
+    """Pydantic reports the errors."""
     reader = plain_reader(int)
     assert reader is not None
     assert reader.read(encoded) is None
@@ -176,7 +185,7 @@ def test_arguments_that_do_not_fit_are_left_to_pydantic_which_says_why(encoded: 
         signature_of(int).decode(encoded)
 
 
-def test_what_the_task_does_to_its_arguments_does_not_change_the_message() -> None:
+def test_task_cannot_change_the_message_through_its_arguments() -> None:
     reader = plain_reader(dict[str, list[int]])
     assert reader is not None
     encoded = {"x": {"numbers": [1]}}

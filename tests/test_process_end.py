@@ -1,4 +1,4 @@
-"""A task that cannot be interrupted is ended with its process, and its record says so."""
+"""A process with a task that cannot be interrupted is ended, and the record states the reason."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ import textwrap
 
 import pytest
 
-from lambda_tasks import identity
 from lambda_tasks.models import TaskRecord
+from lambda_tasks.wire import ids
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.thorough, pytest.mark.django_db(transaction=True)]
 
 PREPARE = """
     import sys, time
     import django
     django.setup()
-    from lambda_tasks import executor, timeouts
+    from lambda_tasks.execution import pipeline
+    from lambda_tasks.limits import alarms
     from lambda_tasks.decorators import lambda_task
     from lambda_tasks.messages import SQSLambdaTaskMessage
+    from lambda_tasks.wire.invocation import Invocation
 
-    executor.KILL_GRACE = timeouts.KILL_GRACE = 0.1
+    pipeline.KILL_GRACE = alarms.KILL_GRACE = 0.1
 """
 
 RUN = """
-    message = SQSLambdaTaskMessage(task_name=task.name)
-    executor.execute(message, message_id=sys.argv[1])
+    message = Invocation(task_name=task.name)
+    pipeline.execute(message, message_id=sys.argv[1])
     print("survived")
 """
 
@@ -44,8 +46,8 @@ def in_a_worker(task: str, message_id: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_what_swallows_every_interrupt_is_recorded_as_failed_and_ended() -> None:
-    message_id = identity.new_message_id()
+def test_task_that_swallows_interrupts_fails_and_ends() -> None:
+    message_id = ids.new_message_id()
     done = in_a_worker(
         """
         @lambda_task(soft_timeout=1, hard_timeout=2)
@@ -64,21 +66,22 @@ def test_what_swallows_every_interrupt_is_recorded_as_failed_and_ended() -> None
     assert "its process was ended" in record.traceback
 
 
-def test_what_holds_the_interpreter_is_ended_and_taken_over_later() -> None:
-    message_id = identity.new_message_id()
+def test_task_that_holds_the_gil_is_taken_over() -> None:
+    """The process is ended before the takeover."""
+    message_id = ids.new_message_id()
     done = in_a_worker(
         """
         import ctypes, signal
 
         @lambda_task(soft_timeout=1, hard_timeout=2)
         def task() -> None:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # C code that no signal wakes
-            ctypes.PyDLL(None).sleep(50)  # PyDLL keeps the interpreter's lock
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # like C code that no signal interrupts
+            ctypes.PyDLL(None).sleep(50)  # PyDLL does not release the GIL
         """,
         message_id,
     )
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert "Timeout (0:00:0" in done.stderr
     assert "in task\n" in done.stderr
-    # Nobody could write its end; the lease runs out, and the next delivery takes it over.
+    # The process cannot record the end. The lease expires, and the next delivery takes over the task.
     assert TaskRecord.objects.get(pk=message_id).status == "RUNNING"

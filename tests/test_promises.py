@@ -13,37 +13,37 @@ from tests.named_tests import ROOT, definitions, find, is_unkept, module, read_r
 
 pytestmark = pytest.mark.once
 
-ROWS: Final = list(read_rows(ROOT / "docs/promises.md", "Promise", "Kept by"))
+ROWS: Final = list(read_rows(ROOT / "docs/promises.md", "Promise", "Tested by"))
 NAMED: Final = sorted({test for row in ROWS for test in row.tests})
 
 
 # The table
 
 
-def test_the_table_is_read() -> None:
+def test_table_is_read() -> None:
     assert len(ROWS) > 100
     assert all(row.section for row in ROWS)
 
 
-def test_every_promise_has_a_test_and_its_cell_holds_nothing_else() -> None:
+def test_cell_of_every_promise_contains_only_tests() -> None:
     assert [str(row) for row in ROWS if len(row.cells[0]) < 15 or not row.tests] == []
-    assert [str(row) for row in ROWS if row.beside_tests] == []
+    assert [str(row) for row in ROWS if row.text_without_tests] == []
 
 
-def test_no_promise_stands_twice() -> None:
+def test_promises_are_unique() -> None:
     promises = Counter((row.section, row.cells[0]) for row in ROWS)
     assert [promise for promise, count in promises.items() if count > 1] == []
 
 
-def test_the_tests_of_the_promises_exist() -> None:
+def test_tests_of_the_promises_exist() -> None:
     assert [test for test in NAMED if find(test) is None] == []
 
 
-def test_the_tests_of_the_promises_are_expected_to_pass() -> None:
+def test_tests_of_the_promises_are_expected_to_pass() -> None:
     assert [test for test in NAMED if is_unkept(find(test) or [])] == []
 
 
-def test_the_examples_that_are_tested_for_the_table_are_in_it() -> None:
+def test_tested_examples_are_in_the_table() -> None:
     path = Path(__file__).with_name("test_documented_examples.py")
     own = {
         f"tests/{path.name}::{node.name}::{method.name}"
@@ -61,26 +61,26 @@ def test_the_examples_that_are_tested_for_the_table_are_in_it() -> None:
 @pytest.mark.parametrize(
     "test",
     [
-        "tests/test_promises.py::test_no_promise_stands_twice",
-        "tests/test_documented_examples.py::TestSingleton::test_contention_that_is_ignored_is_a_success_that_shows_why",
-        "tests/contracts/test_stores.py::TestORMStore::test_a_new_invocation_is_claimed",
-        "tests/contracts/test_locks.py::TestCacheLockWithDjangosRedisCache::test_a_free_lock_is_taken",
+        "tests/test_promises.py::test_promises_are_unique",
+        "tests/test_documented_examples.py::TestSingleton::test_ignored_contention_is_a_success",
+        "tests/contracts/test_stores.py::TestORMStore::test_new_invocation_is_claimed",
+        "tests/contracts/test_locks.py::TestCacheLockWithDjangosRedisCache::test_free_lock_is_acquired",
     ],
 )
-def test_a_test_is_found_where_it_is_defined_or_inherited(test: str) -> None:
+def test_defined_and_inherited_tests_are_found(test: str) -> None:
     assert find(test) is not None
 
 
 @pytest.mark.parametrize(
     "test",
     [
-        "tests/test_nowhere.py::test_no_promise_stands_twice",
+        "tests/test_nowhere.py::test_promises_are_unique",
         "tests/test_promises.py::test_nothing",
         "tests/test_promises.py::find_test",
         "tests/test_documented_examples.py::TestSingleton::test_nothing",
-        "tests/test_documented_examples.py::TestNothing::test_contention_that_is_ignored_is_a_success_that_shows_why",
-        "tests/contracts/test_locks.py::RedisContract::test_a_free_lock_is_taken",
+        "tests/test_documented_examples.py::TestNothing::test_ignored_contention_is_a_success",
+        "tests/contracts/test_locks.py::RedisContract::test_free_lock_is_acquired",
     ],
 )
-def test_what_pytest_would_not_run_is_not_found(test: str) -> None:
+def test_names_that_pytest_does_not_run_are_missing(test: str) -> None:
     assert find(test) is None

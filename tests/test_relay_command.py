@@ -24,10 +24,10 @@ from lambda_tasks import maintenance
 from lambda_tasks.backends import relay
 from lambda_tasks.backends.outbox import OutboxBackend
 from lambda_tasks.backends.relay import Relayed
-from lambda_tasks.identity import new_message_id
 from lambda_tasks.maintenance import RELAY_SECONDS, relay_until_stopped
 from lambda_tasks.models import OutboxMessage
 from lambda_tasks.strategies import get_backend
+from lambda_tasks.wire.ids import new_message_id
 from tests.conftest import NAME_OF_VENDOR
 from tests.faults.proxy import PATIENCE, database_behind_proxy
 from tests.faults.workers import job_of
@@ -36,7 +36,7 @@ from tests.test_maintenance import Clock, Queue, clock, leave, leave_waiting, ma
 
 __all__ = ["clock", "outbox", "queue"]
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.thorough, pytest.mark.django_db(transaction=True)]
 
 PROJECT = Path(__file__).parents[1]
 
@@ -46,18 +46,18 @@ def run(*arguments: str) -> None:
 
 
 class TestOnce:
-    def test_it_sends_what_is_due_and_says_how_many(self, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_due_messages_are_sent_and_counted(self, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
         leave_waiting(queue, "a", "b")
         run("--once")
-        assert capsys.readouterr().out == "2 sent, 0 to be tried again, 0 dead.\n"
+        assert capsys.readouterr().out == "2 sent, 0 to be retried, 0 dead.\n"
         assert len(queue.jobs) == 2
         assert not OutboxMessage.objects.exists()
 
-    def test_with_nothing_to_send_it_succeeds(self, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_empty_outbox_succeeds(self, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
         run("--once")
-        assert capsys.readouterr().out == "0 sent, 0 to be tried again, 0 dead.\n"
+        assert capsys.readouterr().out == "0 sent, 0 to be retried, 0 dead.\n"
 
-    def test_it_has_no_limit_of_time(
+    def test_command_has_no_time_limit(
         self, queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(relay, "BATCH_SIZE", 1)
@@ -66,51 +66,53 @@ class TestOnce:
         run("--once")
         assert len(queue.jobs) == 3
 
-    def test_it_fails_if_not_all_could_be_sent(self, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_command_fails_if_messages_remain_unsent(self, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
         leave_waiting(queue, "a")
         queue.closed = True
-        with pytest.raises(CommandError, match="Not all that is due could be sent"):
+        with pytest.raises(CommandError, match="Some messages could not be sent"):
             run("--once")
-        assert capsys.readouterr().out == "0 sent, 1 to be tried again, 0 dead.\n"
+        assert capsys.readouterr().out == "0 sent, 1 to be retried, 0 dead.\n"
 
-    def test_one_that_is_dead_is_counted_and_no_error_of_the_command(
-        self, queue: Queue, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_dead_message_is_counted_without_an_error(self, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
         leave_waiting(queue, "a")
         OutboxMessage.objects.update(body="{")
         run("--once")
         run("--once")
-        sums = ["0 sent, 0 to be tried again, 1 dead.", "0 sent, 0 to be tried again, 0 dead."]
+        sums = ["0 sent, 0 to be retried, 1 dead.", "0 sent, 0 to be retried, 0 dead."]
         assert capsys.readouterr().out.splitlines() == sums
 
-    def test_an_error_of_the_database_is_not_hidden(self) -> None:
+    def test_database_error_is_raised(self) -> None:
         with rounds_of(fails_with(OperationalError("no route to host"))), pytest.raises(OperationalError):
             run("--once")
 
 
 class TestRefused:
     @pytest.mark.parametrize("how", ["--once", "--interval=5"])
-    def test_without_the_outbox_it_says_what_to_set(self, how: str) -> None:
-        with pytest.raises(CommandError, match="There is no outbox to relay: set LAMBDA_TASKS_OUTBOX = True"):
+    def test_disabled_outbox_is_refused_with_a_remedy(self, how: str) -> None:
+        with pytest.raises(
+            CommandError, match=r"The settings have no outbox to relay\. Set LAMBDA_TASKS_OUTBOX = True"
+        ):
             run(how)
 
     @pytest.mark.parametrize("how", ["--once", "--interval=5"])
-    def test_in_eager_mode_too(self, outbox: OutboxBackend, how: str, capsys: pytest.CaptureFixture[str]) -> None:
-        with override_settings(LAMBDA_TASKS_EAGER=True), pytest.raises(CommandError, match="leave LAMBDA_TASKS_EAGER"):
+    def test_eager_mode_is_refused(self, outbox: OutboxBackend, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with override_settings(LAMBDA_TASKS_EAGER=True), pytest.raises(CommandError, match="remove LAMBDA_TASKS_EAGER"):
             run(how)
         assert "LAMBDA_TASKS_EAGER is True in these settings" in capsys.readouterr().out
 
     @pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "86401"])
-    def test_an_interval_that_makes_no_sense(self, outbox: OutboxBackend, interval: str) -> None:
-        with pytest.raises(CommandError, match=f"interval is {interval}; give the seconds between two looks, more"):
+    def test_invalid_interval_is_refused(self, outbox: OutboxBackend, interval: str) -> None:
+        with pytest.raises(
+            CommandError, match=f"interval must be more than 0 and at most 86400 seconds .*, not {interval}"
+        ):
             run(f"--interval={interval}")
 
     @pytest.mark.parametrize("options", [["--interval", "often"], ["--once", "--interval", "5"]], ids=str)
-    def test_options_that_make_no_sense(self, outbox: OutboxBackend, options: list[str]) -> None:
+    def test_invalid_options_are_refused(self, outbox: OutboxBackend, options: list[str]) -> None:
         with pytest.raises(CommandError):
             run(*options)
 
-    def test_settings_that_cannot_work(self) -> None:
+    def test_invalid_settings_are_refused(self) -> None:
         with (
             override_settings(LAMBDA_TASKS_BACKEND="shop.Pigeons"),
             pytest.raises(CommandError, match=r"shop\.Pigeons"),
@@ -163,23 +165,22 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
 
 
 class TestRounds:
-    def test_each_sends_what_is_due_by_then_and_only_those_that_did_something_are_reported(
-        self, queue: Queue, pauses: Pauses
-    ) -> None:
+    def test_rounds_send_due_messages_and_report_them(self, queue: Queue, pauses: Pauses) -> None:
+        """Rounds that sent nothing are not reported."""
         said: list[str] = []
         pauses.then = [lambda: leave_waiting(queue, "a"), lambda: None]
         relay_until_stopped(7, report=said.append)
         assert pauses == [7, 7, 7]
         assert said == [
-            "Relaying the outbox every 7 s; SIGTERM or Ctrl-C ends it.",
-            "1 sent, 0 to be tried again, 0 dead.",
+            "Relaying the outbox every 7 s. Stop with SIGTERM or Ctrl-C.",
+            "1 sent, 0 to be retried, 0 dead.",
             "Stopped.",
         ]
 
-    def test_what_is_too_much_for_one_goes_on_at_once(
+    def test_large_backlog_continues_without_a_pause(
         self, queue: Queue, clock: Clock, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """In bites, between which the end may be asked for."""
+        """Rounds are short, so that a large backlog does not delay shutdown."""
         monkeypatch.setattr(relay, "BATCH_SIZE", 1)
         leave_waiting(queue, *"abcde")
         queue.meanwhile = lambda: setattr(clock, "now", clock.now + RELAY_SECONDS / 2)
@@ -188,7 +189,7 @@ class TestRounds:
         assert [line.split(",")[0] for line in said[1:-1]] == ["2 sent", "2 sent", "1 sent"]
         assert pauses == [7]
 
-    def test_a_queue_that_takes_nothing_is_given_its_time(
+    def test_failing_queue_is_retried_after_a_pause(
         self, queue: Queue, clock: Clock, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(relay, "BATCH_SIZE", 1)
@@ -210,10 +211,10 @@ class TestRounds:
         assert pauses == [7, 7]
 
     @pytest.mark.parametrize("error", [OperationalError, InternalError, RuntimeError])
-    def test_an_error_ends_nothing_and_is_not_met_again_on_the_same_connection(
+    def test_error_does_not_end_rounds_and_closes_connections(
         self, pauses: Pauses, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
     ) -> None:
-        """A server that a failover has demoted answers, and takes no writes on the connections that are open."""
+        """After a failover, the demoted server still answers on open connections, but refuses writes."""
         sessions: list[Any] = []
         monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 600)
         pauses.then = [lambda: sessions.append(connection.connection)]
@@ -224,10 +225,10 @@ class TestRounds:
         assert sessions == [None]
         assert "3 sent" in said[1]
         assert "only reads here" in caplog.text
-        assert "the next try is in 7 s" in caplog.text
+        assert "The next attempt is in 7 s" in caplog.text
 
     @pytest.mark.parametrize("kept", [False, True])
-    def test_connections_are_kept_from_round_to_round_as_the_settings_say(
+    def test_conn_max_age_applies_between_rounds(
         self, queue: Queue, pauses: Pauses, kept: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         connection.close()
@@ -239,20 +240,18 @@ class TestRounds:
             connection.close()
 
     @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-    def test_a_signal_in_the_middle_lets_the_round_finish(
-        self, queue: Queue, pauses: Pauses, sign: signal.Signals
-    ) -> None:
+    def test_signal_during_a_round_lets_it_finish(self, queue: Queue, pauses: Pauses, sign: signal.Signals) -> None:
         before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
         leave_waiting(queue, "a")
         queue.meanwhile = lambda: signal.raise_signal(sign)
         said: list[str] = []
         relay_until_stopped(7, report=said.append)
-        assert said[1:] == ["1 sent, 0 to be tried again, 0 dead.", "Stopped."]
+        assert said[1:] == ["1 sent, 0 to be retried, 0 dead.", "Stopped."]
         assert not OutboxMessage.objects.exists()
         assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
 
-    def test_a_signal_ends_a_pause(self) -> None:
-        """As it comes: in the middle of the wait, whose end nobody would live to see."""
+    def test_signal_ends_a_pause(self) -> None:
+        """It arrives during the wait, which would last for a day."""
         before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
 
         def nothing() -> Relayed:
@@ -286,16 +285,15 @@ LAMBDA_TASKS_OUTBOX = True
 FAR_QUEUE = """
 import os, socket
 
-from lambda_tasks.backends.base import BaseBackend
+from lambda_tasks.backends.base import BaseBackend, Taken
 
 class FarQueue(BaseBackend):
-    def send(self, jobs, *, taken):
+    def send(self, jobs):
         # Tells that it is at it, and goes on when it is told to.
         with socket.create_connection(("127.0.0.1", int(os.environ["LISTENER"]))) as line:
             line.sendall("".join(job.message_id + "\\n" for job in jobs).encode())
             line.recv(1)
-        for job in jobs:
-            taken(job)
+        return [Taken(job) for job in jobs]
 """
 
 
@@ -306,7 +304,7 @@ class Process:
         self._listener = listener
         self.process = process
 
-    def until_said(self, sentence: str) -> None:
+    def wait_for_output(self, sentence: str) -> None:
         """Read what the process writes, until it has written `sentence`."""
         assert self.process.stdout is not None
         ends_at = time.monotonic() + PATIENCE
@@ -386,7 +384,7 @@ def is_waiting(alias: str) -> bool:
 
 class TestProcess:
     @pytest.mark.databases(transaction=True)
-    def test_sigterm_lets_it_finish_what_is_under_way_and_end_well(
+    def test_sigterm_finishes_the_round_and_exits_successfully(
         self, database: str, keeper: OutboxBackend, tmp_path: Path
     ) -> None:
         message_id = keep(keeper, database)
@@ -398,32 +396,30 @@ class TestProcess:
             with line:
                 line.sendall(b"!")
             code, said = process.end()
-        assert (code, said.splitlines()[-2:]) == (0, ["1 sent, 0 to be tried again, 0 dead.", "Stopped."])
+        assert (code, said.splitlines()[-2:]) == (0, ["1 sent, 0 to be retried, 0 dead.", "Stopped."])
         assert not is_waiting(database)
 
     @pytest.mark.databases("sqlite", transaction=True)
-    def test_ctrl_c_ends_its_pause(self, database: str, keeper: OutboxBackend, tmp_path: Path) -> None:
+    def test_ctrl_c_ends_the_pause(self, database: str, keeper: OutboxBackend, tmp_path: Path) -> None:
         keep(keeper, database)
         with started(tmp_path, database, "--interval", "3600") as process:
             _, line = process.meet()
             line.close()
-            process.until_said("1 sent")
+            process.wait_for_output("1 sent")
             process.process.send_signal(signal.SIGINT)
             assert process.end() == (0, "Stopped.\n")
 
     @pytest.mark.databases("sqlite", transaction=True)
-    def test_once_it_ends_by_itself(self, database: str, keeper: OutboxBackend, tmp_path: Path) -> None:
+    def test_once_exits_by_itself(self, database: str, keeper: OutboxBackend, tmp_path: Path) -> None:
         keep(keeper, database)
         with started(tmp_path, database, "--once") as process:
             _, line = process.meet()
             line.close()
-            assert process.end() == (0, "1 sent, 0 to be tried again, 0 dead.\n")
+            assert process.end() == (0, "1 sent, 0 to be retried, 0 dead.\n")
 
 
 @pytest.mark.databases("postgres", "mariadb", transaction=True)
-def test_a_database_that_goes_away_for_a_while_does_not_end_it(
-    database: str, keeper: OutboxBackend, tmp_path: Path
-) -> None:
+def test_database_outage_does_not_end_the_relay(database: str, keeper: OutboxBackend, tmp_path: Path) -> None:
     server = django_settings.SERVERS[NAME_OF_VENDOR[connections[database].vendor]]
     assert isinstance(server, Server)
     with (
@@ -432,14 +428,14 @@ def test_a_database_that_goes_away_for_a_while_does_not_end_it(
     ):
         keep(keeper, database)
         process.meet()[1].close()
-        process.until_said("1 sent")
-        proxy.go_away()
-        process.until_said("The outbox was not relayed")
+        process.wait_for_output("1 sent")
+        proxy.become_unavailable()
+        process.wait_for_output("The outbox was not relayed")
         proxy.pass_through()
         connections[database].close()
         keep(keeper, database)
         process.meet()[1].close()
-        process.until_said("1 sent")
+        process.wait_for_output("1 sent")
         process.process.terminate()
         code, said = process.end()
     assert (code, said.splitlines()[-1]) == (0, "Stopped.")

@@ -1,4 +1,4 @@
-"""Settings from AWS Secrets Manager, played against moto's HTTP server."""
+"""Settings from AWS Secrets Manager, tested with moto's HTTP server."""
 
 import io
 import json
@@ -29,7 +29,7 @@ ANY_VERSION_ID = "0" * 32
 
 @dataclass(frozen=True)
 class Stored:
-    """A version of a secret, as Secrets Manager has it."""
+    """A version of a secret in Secrets Manager."""
 
     arn: str
     version_id: str
@@ -39,9 +39,9 @@ class Stored:
 
 
 class SecretsManager:
-    """The server, with a record of the GetSecretValue calls and a way to have some refused.
+    """Records the GetSecretValue calls to moto's server, and can refuse some of them.
 
-    It stands before moto as WSGI middleware, so that what it counts are HTTP requests.
+    It is WSGI middleware in front of moto, so that it counts HTTP requests.
     """
 
     def __init__(self, moto: Callable[..., Any]) -> None:
@@ -57,14 +57,14 @@ class SecretsManager:
             if self.refusals:
                 status, code = self.refusals.pop(0)
                 start_response(status, [("Content-Type", "application/x-amz-json-1.1")])
-                return [json.dumps({"__type": code, "message": "as the test wants it"}).encode()]
+                return [json.dumps({"__type": code, "message": "refused by the test"}).encode()]
         return self.moto(environ, start_response)
 
     def client(self, region: str) -> Any:
         return boto3.client("secretsmanager", region_name=region)
 
     def store(self, content: object, *, region: str = "eu-west-1") -> Stored:
-        """Create a secret: of the text, of the bytes, or of the JSON of anything else."""
+        """Create a secret from a string, from bytes, or from the JSON of any other value."""
         if not isinstance(content, str | bytes):
             content = json.dumps(content)
         field = "SecretString" if isinstance(content, str) else "SecretBinary"
@@ -81,7 +81,7 @@ def server() -> Iterator[tuple[str, SecretsManager]]:
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     moto.start()
     host, port = moto.get_host_and_port()
-    wsgi_server: Any = moto._server  # the only way to put something before the application
+    wsgi_server: Any = moto._server  # the server has no public attribute for its application
     wsgi_server.app = secrets_manager = SecretsManager(wsgi_server.app)
     yield f"http://{host}:{port}", secrets_manager
     moto.stop()
@@ -89,12 +89,12 @@ def server() -> Iterator[tuple[str, SecretsManager]]:
 
 @pytest.fixture(autouse=True)
 def secrets_manager(server: tuple[str, SecretsManager], monkeypatch: pytest.MonkeyPatch) -> Iterator[SecretsManager]:
-    """An environment without references, in which boto3 finds the server."""
+    """Remove references from the environment, and configure boto3 to use the server."""
     url, secrets_manager = server
     for name in [name for name in os.environ if name.startswith("LAMBDA_TASKS_SECRET_")]:
         monkeypatch.delenv(name)
     for name in ("DATABASE_URL", "SECRET_KEY", "API_KEY"):
-        monkeypatch.setenv(name, "")  # makes it undo whatever a test leaves there
+        monkeypatch.setenv(name, "")  # so that monkeypatch removes values that a test sets
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", url)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -109,7 +109,7 @@ def secrets_manager(server: tuple[str, SecretsManager], monkeypatch: pytest.Monk
 
 @pytest.fixture
 def refer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`refer(FOO=text)` sets LAMBDA_TASKS_SECRET_FOO."""
+    """Return a function: `refer(FOO=reference)` sets LAMBDA_TASKS_SECRET_FOO."""
 
     def set_references(**references: str) -> None:
         for target, reference in references.items():
@@ -122,10 +122,10 @@ def values(*names: str) -> list[str | None]:
     return [os.environ.get(name) for name in names]
 
 
-# What is set
+# Variables that are set
 
 
-def test_the_named_key_becomes_the_variable_without_the_prefix(secrets_manager, refer):
+def test_named_key_becomes_the_variable_without_the_prefix(secrets_manager, refer):
     secret = secrets_manager.store({"url": "postgres://db/prod", "other": "x"})
     refer(DATABASE_URL=secret.reference("url"))
 
@@ -134,7 +134,7 @@ def test_the_named_key_becomes_the_variable_without_the_prefix(secrets_manager, 
     assert values("DATABASE_URL") == ["postgres://db/prod"]
 
 
-def test_a_value_arrives_as_it_is_stored_whatever_its_characters(secrets_manager, refer):
+def test_value_with_any_characters_is_unchanged(secrets_manager, refer):
     value = 'ä "quoted" \\ : {} \n€ 🐘 =' + " "
     refer(API_KEY=secrets_manager.store({"k": value}).reference("k"))
 
@@ -143,7 +143,7 @@ def test_a_value_arrives_as_it_is_stored_whatever_its_characters(secrets_manager
     assert values("API_KEY") == [value]
 
 
-def test_an_empty_string_is_a_value(secrets_manager, refer):
+def test_empty_string_is_a_value(secrets_manager, refer):
     refer(API_KEY=secrets_manager.store({"k": ""}).reference("k"))
 
     resolve_secrets_into_env()
@@ -151,7 +151,7 @@ def test_an_empty_string_is_a_value(secrets_manager, refer):
     assert values("API_KEY") == [""]
 
 
-def test_keys_of_the_same_version_cost_one_call_together(secrets_manager, refer):
+def test_keys_of_one_version_share_a_call(secrets_manager, refer):
     secret = secrets_manager.store({"DATABASE_URL": "d", "SECRET_KEY": "s"})
     refer(
         DATABASE_URL=secret.reference("DATABASE_URL"),
@@ -167,7 +167,7 @@ def test_keys_of_the_same_version_cost_one_call_together(secrets_manager, refer)
     ]
 
 
-def test_each_version_of_a_secret_is_asked_for_by_stage_and_id(secrets_manager, refer):
+def test_versions_are_requested_by_stage_and_id(secrets_manager, refer):
     before = secrets_manager.store({"k": "before"})
     after = secrets_manager.rotate(before, {"k": "after"})
     refer(
@@ -181,7 +181,7 @@ def test_each_version_of_a_secret_is_asked_for_by_stage_and_id(secrets_manager, 
     assert len(secrets_manager.calls) == 2
 
 
-def test_a_version_with_two_stages_is_asked_for_once_by_each(secrets_manager, refer):
+def test_version_with_two_stages_is_requested_by_each(secrets_manager, refer):
     secret = secrets_manager.store({"k": "v"})
     secrets_manager.client("eu-west-1").update_secret_version_stage(
         SecretId=secret.arn, VersionStage="release-42", MoveToVersionId=secret.version_id
@@ -197,7 +197,7 @@ def test_a_version_with_two_stages_is_asked_for_once_by_each(secrets_manager, re
     ]
 
 
-def test_each_secret_is_asked_for_in_the_region_of_its_arn(secrets_manager, refer, monkeypatch):
+def test_secret_is_requested_in_its_arns_region(secrets_manager, refer, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "ap-south-1")
     refer(
         SECRET_KEY=secrets_manager.store({"k": "here"}, region="eu-west-1").reference("k"),
@@ -217,7 +217,7 @@ def test_whitespace_around_a_reference_does_not_matter(secrets_manager, refer):
     assert values("API_KEY") == ["v"]
 
 
-def test_without_references_neither_boto3_nor_django_is_imported():
+def test_boto3_and_django_are_imported_only_for_references():
     program = (
         "import sys\n"
         "from lambda_tasks.secret_loader import resolve_secrets_into_env\n"
@@ -228,10 +228,10 @@ def test_without_references_neither_boto3_nor_django_is_imported():
     assert output.stdout.strip() == "set()"
 
 
-# Called again
+# Repeated calls
 
 
-def test_the_second_call_changes_nothing_and_asks_for_nothing(secrets_manager, refer):
+def test_second_call_does_nothing(secrets_manager, refer):
     refer(API_KEY=secrets_manager.store({"k": "v"}).reference("k"))
     resolve_secrets_into_env()
     before = dict(os.environ)
@@ -242,7 +242,7 @@ def test_the_second_call_changes_nothing_and_asks_for_nothing(secrets_manager, r
     assert len(secrets_manager.calls) == 1
 
 
-def test_another_key_of_a_version_that_is_known_costs_no_call(secrets_manager, refer):
+def test_other_key_of_fetched_version_needs_no_call(secrets_manager, refer):
     secret = secrets_manager.store({"k": "v", "later": "w"})
     refer(API_KEY=secret.reference("k"))
     resolve_secrets_into_env()
@@ -254,7 +254,7 @@ def test_another_key_of_a_version_that_is_known_costs_no_call(secrets_manager, r
     assert len(secrets_manager.calls) == 1
 
 
-def test_a_reference_that_was_changed_is_resolved_anew(secrets_manager, refer):
+def test_changed_reference_is_resolved_again(secrets_manager, refer):
     refer(API_KEY=secrets_manager.store({"k": "old"}).reference("k"))
     resolve_secrets_into_env()
 
@@ -264,7 +264,7 @@ def test_a_reference_that_was_changed_is_resolved_anew(secrets_manager, refer):
     assert values("API_KEY") == ["new"]
 
 
-def test_threads_that_resolve_at_once_make_one_call_together(secrets_manager, refer):
+def test_concurrent_threads_make_one_call(secrets_manager, refer):
     refer(API_KEY=secrets_manager.store({"k": "v"}).reference("k"))
 
     with ThreadPoolExecutor(4) as pool:
@@ -275,7 +275,7 @@ def test_threads_that_resolve_at_once_make_one_call_together(secrets_manager, re
     assert len(secrets_manager.calls) == 1
 
 
-def test_after_a_call_that_failed_the_next_one_tries_again(secrets_manager, refer):
+def test_next_call_after_an_error_fetches_again(secrets_manager, refer):
     secret = secrets_manager.store({"k": "v"})
     refer(API_KEY=secret.reference("k"))
     secrets_manager.refusals.append(("400 Bad Request", "AccessDeniedException"))
@@ -288,7 +288,7 @@ def test_after_a_call_that_failed_the_next_one_tries_again(secrets_manager, refe
     assert len(secrets_manager.calls) == 2
 
 
-def test_a_call_that_failed_keeps_nothing_it_fetched(secrets_manager, refer):
+def test_failed_call_caches_nothing(secrets_manager, refer):
     refer(API_KEY=secrets_manager.store({"k": "v"}).reference("typo"))
     with pytest.raises(ValueError, match="'typo'"):
         resolve_secrets_into_env()
@@ -320,13 +320,13 @@ def refusal() -> str:
         f"{{{{resolve:secretsmanager:{ARN}:SecretString:KEY:AWSCURRENT:v1}}}}",
     ],
 )
-def test_a_reference_without_exactly_ten_segments_is_refused(reference, secrets_manager, refer):
+def test_reference_must_have_ten_segments(reference, secrets_manager, refer):
     refer(API_KEY=reference)
 
     message = refusal()
 
-    assert "LAMBDA_TASKS_SECRET_API_KEY has" in message
-    assert "not 10" in message
+    assert "LAMBDA_TASKS_SECRET_API_KEY must have 10 segments" in message
+    assert f", not {reference.count(':') + 1}." in message
     assert "<arn>:<json-key>:<version-stage>:<version-id>" in message
     assert secrets_manager.calls == []
 
@@ -340,10 +340,10 @@ def test_a_reference_without_exactly_ten_segments_is_refused(reference, secrets_
         ("KEY:AWSCURRENT:\n", "version-id"),
     ],
 )
-def test_a_reference_with_an_empty_part_is_refused(tail, empty, secrets_manager, refer):
+def test_reference_with_an_empty_part_is_refused(tail, empty, secrets_manager, refer):
     refer(API_KEY=f"{ARN}:{tail}")
 
-    assert f"LAMBDA_TASKS_SECRET_API_KEY has an empty {empty}" in refusal()
+    assert f"LAMBDA_TASKS_SECRET_API_KEY must not have an empty {empty}" in refusal()
     assert secrets_manager.calls == []
 
 
@@ -362,12 +362,12 @@ def test_a_reference_with_an_empty_part_is_refused(tail, empty, secrets_manager,
         "::::::",
     ],
 )
-def test_what_is_not_the_arn_of_a_secret_is_refused(arn, secrets_manager, refer):
+def test_reference_must_begin_with_a_secrets_arn(arn, secrets_manager, refer):
     refer(API_KEY=f"{arn}:KEY:AWSCURRENT:{ANY_VERSION_ID}")
 
     message = refusal()
 
-    assert "LAMBDA_TASKS_SECRET_API_KEY does not begin with the ARN of a" in message
+    assert "LAMBDA_TASKS_SECRET_API_KEY must start with the ARN of a" in message
     assert "arn:<partition>:secretsmanager:<region>:<account>:secret:<name>" in message
     assert secrets_manager.calls == []
 
@@ -385,7 +385,7 @@ def test_secrets_of_other_partitions_are_accepted(partition_and_region, secrets_
 
 
 @pytest.mark.parametrize("plain", ["postgres://localhost/dev", ""])
-def test_a_variable_that_is_set_both_ways_is_refused(plain, secrets_manager, refer, monkeypatch):
+def test_variable_with_value_and_reference_is_refused(plain, secrets_manager, refer, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", plain)
     refer(DATABASE_URL=secrets_manager.store({"k": "v"}).reference("k"))
 
@@ -394,7 +394,7 @@ def test_a_variable_that_is_set_both_ways_is_refused(plain, secrets_manager, ref
     assert secrets_manager.calls == []
 
 
-def test_a_resolved_variable_that_somebody_changed_is_set_both_ways(secrets_manager, refer, monkeypatch):
+def test_resolved_variable_changed_meanwhile_is_refused(secrets_manager, refer, monkeypatch):
     refer(DATABASE_URL=secrets_manager.store({"k": "v"}).reference("k"))
     resolve_secrets_into_env()
     monkeypatch.setenv("DATABASE_URL", "changed")
@@ -403,21 +403,68 @@ def test_a_resolved_variable_that_somebody_changed_is_set_both_ways(secrets_mana
     assert values("DATABASE_URL") == ["changed"]
 
 
-def test_the_bare_prefix_names_no_variable_and_is_refused(secrets_manager, monkeypatch):
+def test_bare_prefix_is_refused(secrets_manager, monkeypatch):
     monkeypatch.setenv("LAMBDA_TASKS_SECRET_", f"{ARN}:KEY:AWSCURRENT:{ANY_VERSION_ID}")
 
-    assert "LAMBDA_TASKS_SECRET_ names no variable" in refusal()
+    assert "LAMBDA_TASKS_SECRET_ must end with the name of the variable" in refusal()
     assert secrets_manager.calls == []
 
 
-def test_a_secret_cannot_become_another_reference(secrets_manager, refer):
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES", "GCONV_PATH", "GLIBC_TUNABLES"),
+        *("PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME", "PYTHONWARNINGS", "DJANGO_SETTINGS_MODULE"),
+        *(
+            "PATH",
+            "HOME",
+            "TMPDIR",
+            "BASH_ENV",
+            "IFS",
+            "NODE_OPTIONS",
+            "PERL5OPT",
+            "JAVA_TOOL_OPTIONS",
+            "GIT_SSH_COMMAND",
+        ),
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_SQS"),
+        *("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_LAMBDA_RUNTIME_API", "_HANDLER", "LAMBDA_TASK_ROOT"),
+        *("OPENSSL_CONF", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "SSLKEYLOGFILE"),
+    ],
+)
+def test_variable_that_controls_imported_code_is_refused(secrets_manager, monkeypatch, target):
+    variable = f"LAMBDA_TASKS_SECRET_{target}"
+    monkeypatch.setenv(variable, f"{ARN}:KEY:AWSCURRENT:{ANY_VERSION_ID}")
+
+    assert f"{variable} must not set {target}, which determines what code" in refusal()
+    assert secrets_manager.calls == []
+
+
+@pytest.mark.parametrize("target", ["1ST", "A-B", "A B", "A.B", "É", "A\nB", "-"])
+def test_target_that_is_not_an_identifier_is_refused(secrets_manager, monkeypatch, target):
+    monkeypatch.setenv(f"LAMBDA_TASKS_SECRET_{target}", f"{ARN}:KEY:AWSCURRENT:{ANY_VERSION_ID}")
+
+    assert "must end with a valid variable name" in (refused := refusal())
+    assert len(refused.splitlines()) == 1
+    assert secrets_manager.calls == []
+
+
+@pytest.mark.parametrize("target", ["AWS_S3_SECRET_ACCESS_KEY", "HTTPS_PROXY", "GIT_TOKEN", "db_password", "_X"])
+def test_other_names_stay_allowed(secrets_manager, refer, target):
+    stored = secrets_manager.store({"KEY": "s3cret"})
+    refer(**{target: stored.reference("KEY")})
+    resolve_secrets_into_env()
+
+    assert values(target) == ["s3cret"]
+
+
+def test_secret_cannot_become_another_reference(secrets_manager, refer):
     refer(LAMBDA_TASKS_SECRET_API_KEY=f"{ARN}:KEY:AWSCURRENT:{ANY_VERSION_ID}")
 
-    assert "write the prefix LAMBDA_TASKS_SECRET_ only once" in refusal()
+    assert "Write the prefix LAMBDA_TASKS_SECRET_ only once" in refusal()
     assert secrets_manager.calls == []
 
 
-def test_all_that_is_wrong_with_the_references_is_told_at_once(refer, monkeypatch):
+def test_all_invalid_references_are_reported_together(refer, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", "plain")
     refer(DATABASE_URL=f"{ARN}::AWSCURRENT:", SECRET_KEY="one:two", API_KEY=ARN)
 
@@ -432,7 +479,7 @@ def test_all_that_is_wrong_with_the_references_is_told_at_once(refer, monkeypatc
     ]
 
 
-def test_one_bad_reference_among_good_ones_prevents_every_call(secrets_manager, refer):
+def test_one_invalid_reference_prevents_every_call(secrets_manager, refer):
     refer(API_KEY=secrets_manager.store({"k": "v"}).reference("k"), SECRET_KEY="oops")
 
     refusal()
@@ -447,7 +494,7 @@ def test_one_bad_reference_among_good_ones_prevents_every_call(secrets_manager, 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"other": "x"}, "it has no key 'k'; add the key to the secret, or correct the json-key"),
+        ({"other": "x"}, "it does not contain the key 'k'; add the key to the secret, or correct the json-key"),
         ("k=v", "it is not valid JSON; store a JSON object"),
         ("[" * 50_000, "it is not valid JSON; store a JSON object"),
         ('{"k": ' + "1" * 5_000 + "}", "it is not valid JSON; store a JSON object"),
@@ -456,18 +503,18 @@ def test_one_bad_reference_among_good_ones_prevents_every_call(secrets_manager, 
         ("null", "it is not a JSON object but null; store a JSON object"),
         ("5432", "it is not a JSON object but a number; store a JSON object"),
         ("true", "it is not a JSON object but a boolean; store a JSON object"),
-        (b'{"k": "v"}', "it holds binary data; store it as text"),
-        ({"k": 5432}, "its key 'k' holds a number, not a string; store a string there"),
-        ({"k": 1.5}, "its key 'k' holds a number, not a string; store a string there"),
-        ({"k": False}, "its key 'k' holds a boolean, not a string; store a string there"),
-        ({"k": None}, "its key 'k' holds null, not a string; store a string there"),
-        ({"k": ["v"]}, "its key 'k' holds an array, not a string; store a string there"),
-        ({"k": {"v": "w"}}, "its key 'k' holds an object, not a string; store a string there"),
-        ({"k": "v\0w"}, "its key 'k' has a character that an environment variable cannot hold"),
-        ({"k": "\ud800"}, "its key 'k' has a character that an environment variable cannot hold"),
+        (b'{"k": "v"}', "it contains binary data; store a JSON object as a string"),
+        ({"k": 5432}, "the value of its key 'k' is a number, not a string; store a string"),
+        ({"k": 1.5}, "the value of its key 'k' is a number, not a string; store a string"),
+        ({"k": False}, "the value of its key 'k' is a boolean, not a string; store a string"),
+        ({"k": None}, "the value of its key 'k' is null, not a string; store a string"),
+        ({"k": ["v"]}, "the value of its key 'k' is an array, not a string; store a string"),
+        ({"k": {"v": "w"}}, "the value of its key 'k' is an object, not a string; store a string"),
+        ({"k": "v\0w"}, "its key 'k' has a character that an environment variable cannot contain"),
+        ({"k": "\ud800"}, "its key 'k' has a character that an environment variable cannot contain"),
     ],
 )
-def test_a_secret_that_cannot_be_used_is_refused_with_a_remedy(content, expected, secrets_manager, refer):
+def test_unusable_secret_is_refused_with_a_remedy(content, expected, secrets_manager, refer):
     if "1" * 5_000 in str(content) and not hasattr(sys, "get_int_max_str_digits"):
         pytest.skip("this Python reads integers of any length")
     secret = secrets_manager.store(content)
@@ -480,7 +527,7 @@ def test_a_secret_that_cannot_be_used_is_refused_with_a_remedy(content, expected
     assert values("API_KEY") == [None]
 
 
-def test_one_bad_secret_among_good_ones_leaves_every_variable_unset(secrets_manager, refer):
+def test_one_unusable_secret_leaves_every_variable_unset(secrets_manager, refer):
     refer(
         API_KEY=secrets_manager.store({"k": "v"}).reference("k"),
         DATABASE_URL=secrets_manager.store("not JSON").reference("k"),
@@ -496,10 +543,10 @@ def test_one_bad_secret_among_good_ones_leaves_every_variable_unset(secrets_mana
     assert values("API_KEY", "DATABASE_URL", "SECRET_KEY") == [None, None, None]
 
 
-# When AWS refuses or is out of reach
+# AWS refuses or is unreachable
 
 
-def test_access_denied_passes_through_naming_the_variables_and_the_permission(secrets_manager, refer):
+def test_access_denied_names_the_variables_and_the_permission(secrets_manager, refer):
     secret = secrets_manager.store({"k": "v"})
     refer(API_KEY=secret.reference("k"), SECRET_KEY=secret.reference("k"))
     secrets_manager.refusals.append(("400 Bad Request", "AccessDeniedException"))
@@ -509,24 +556,24 @@ def test_access_denied_passes_through_naming_the_variables_and_the_permission(se
 
     assert caught.value.response["Error"]["Code"] == "AccessDeniedException"
     message = str(caught.value)
-    assert "as the test wants it" in message
+    assert "refused by the test" in message
     assert "LAMBDA_TASKS_SECRET_API_KEY, LAMBDA_TASKS_SECRET_SECRET_KEY" in message
     assert secret.arn in message
     assert "secretsmanager:GetSecretValue" in message
     assert "no variable was set" in message
 
 
-def test_an_unknown_secret_passes_through_with_what_to_check(refer):
+def test_unknown_secret_raises_with_a_remedy(refer):
     refer(API_KEY=f"{ARN}:KEY:AWSCURRENT:{ANY_VERSION_ID}")
 
-    with pytest.raises(ClientError, match="resolve LAMBDA_TASKS_SECRET_API_KEY from") as caught:
+    with pytest.raises(ClientError, match="resolving LAMBDA_TASKS_SECRET_API_KEY from") as caught:
         resolve_secrets_into_env()
 
     assert caught.value.response["Error"]["Code"] == "ResourceNotFoundException"
-    assert "Check name, account and region" in str(caught.value)
+    assert "Check the name, account and region" in str(caught.value)
 
 
-def test_a_pinned_id_with_awscurrent_is_refused_by_aws_after_a_rotation(secrets_manager, refer):
+def test_pinned_id_with_awscurrent_fails_after_a_rotation(secrets_manager, refer):
     pinned = secrets_manager.store({"k": "before"})
     secrets_manager.rotate(pinned, {"k": "after"})
     refer(API_KEY=pinned.reference("k"))
@@ -537,7 +584,8 @@ def test_a_pinned_id_with_awscurrent_is_refused_by_aws_after_a_rotation(secrets_
     assert caught.value.response["Error"]["Code"] == "InvalidRequestException"
 
 
-def test_the_short_version_id_of_the_documentation_is_refused_with_the_length_it_needs(secrets_manager, refer):
+def test_short_version_id_is_refused_with_a_remedy(secrets_manager, refer):
+    """The AWS documentation uses short version ids in its examples."""
     refer(DATABASE_URL=f"{ARN}:DATABASE_URL:AWSCURRENT:v1")
 
     with pytest.raises(ParamValidationError, match="valid min length: 32") as caught:
@@ -548,7 +596,7 @@ def test_the_short_version_id_of_the_documentation_is_refused_with_the_length_it
     assert secrets_manager.calls == []
 
 
-def test_one_secret_that_aws_refuses_leaves_every_variable_unset(secrets_manager, refer):
+def test_one_refused_secret_leaves_every_variable_unset(secrets_manager, refer):
     refer(
         API_KEY=secrets_manager.store({"k": "v"}).reference("k"),
         SECRET_KEY=f"{ARN}:KEY:AWSCURRENT:{ANY_VERSION_ID}",
@@ -562,11 +610,11 @@ def test_one_secret_that_aws_refuses_leaves_every_variable_unset(secrets_manager
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries come without the pauses between them."""
+    """Remove the pauses between retries."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
 
 
-def test_a_call_that_aws_throttles_is_made_again(secrets_manager, refer, no_waiting):
+def test_throttled_call_is_repeated(secrets_manager, refer, no_waiting):
     refer(API_KEY=secrets_manager.store({"k": "v"}).reference("k"))
     secrets_manager.refusals += [
         ("400 Bad Request", "ThrottlingException"),
@@ -579,7 +627,7 @@ def test_a_call_that_aws_throttles_is_made_again(secrets_manager, refer, no_wait
     assert len(secrets_manager.calls) == 3
 
 
-def test_after_three_attempts_the_last_error_passes_through(secrets_manager, refer, no_waiting):
+def test_last_error_is_raised_after_three_attempts(secrets_manager, refer, no_waiting):
     refer(API_KEY=secrets_manager.store({"k": "v"}).reference("k"))
     secrets_manager.refusals += [("500 Internal Server Error", "InternalServiceError")] * 9
 
@@ -589,7 +637,7 @@ def test_after_three_attempts_the_last_error_passes_through(secrets_manager, ref
     assert len(secrets_manager.calls) == 3
 
 
-def test_an_endpoint_out_of_reach_passes_through_naming_the_variables(refer, monkeypatch, no_waiting):
+def test_unreachable_endpoint_raises_with_the_variables(refer, monkeypatch, no_waiting):
     with socket.socket() as nobody_listens:
         nobody_listens.bind(("127.0.0.1", 0))
         port = nobody_listens.getsockname()[1]
@@ -603,20 +651,20 @@ def test_an_endpoint_out_of_reach_passes_through_naming_the_variables(refer, mon
     assert "Check that the function reaches Secrets Manager" in str(caught.value)
 
 
-def test_the_client_waits_seconds_and_not_the_minute_of_botocore():
+def test_client_has_timeouts_of_seconds():
     config = _client("eu-west-1").meta.config
 
     assert (config.connect_timeout, config.read_timeout) == (2, 5)
     assert config.retries["mode"] == "standard"
 
 
-# What nobody gets to see
+# Secrets in errors and logs
 
 CANARY, CANARY_NUMBER = "canary-7c1f9e", 9021055177701
 
 
 def canary_contents(text: str) -> dict[str, object]:
-    """Secrets that cannot be used, each with the canary somewhere in it."""
+    """Return unusable secrets that contain the canary, by kind."""
     return {
         "text": text,
         "broken JSON": '{"k": "' + text,
@@ -636,7 +684,7 @@ def canary_contents(text: str) -> dict[str, object]:
 
 
 def plain_references(text: str) -> dict[str, str]:
-    """The secret itself where the reference should be."""
+    """Return values that contain the secret itself instead of a reference, by kind."""
     return {
         "one segment": text,
         "a URL": f"postgres://user:{text}@db:5432/prod",
@@ -647,7 +695,7 @@ def plain_references(text: str) -> dict[str, str]:
 
 
 def error_of_resolving() -> Exception | None:
-    # A frame of its own, so that what the tests hold in theirs is not in the traceback.
+    # A separate function keeps the local variables of the tests out of the traceback.
     try:
         resolve_secrets_into_env()
     except Exception as error:
@@ -655,18 +703,18 @@ def error_of_resolving() -> Exception | None:
     return None
 
 
-def everything_told_of(error: Exception) -> str:
-    """All that a log, a terminal or an error tracker with local variables would show."""
+def everything_shown_by(error: Exception) -> str:
+    """Return everything that a log, a terminal, or an error tracker with local variables would show."""
     with_locals = traceback.TracebackException.from_exception(error, capture_locals=True)
-    told = [*traceback.format_exception(error), *with_locals.format(chain=True)]
+    shown = [*traceback.format_exception(error), *with_locals.format(chain=True)]
     seen: BaseException | None = error
     while seen is not None:
-        told += [str(seen), repr(seen), repr(seen.args), repr(vars(seen))]
+        shown += [str(seen), repr(seen), repr(seen.args), repr(vars(seen))]
         seen = seen.__cause__ or seen.__context__
-    return "\n".join(told)
+    return "\n".join(shown)
 
 
-def assert_nothing_told(text: str) -> None:
+def assert_canary_is_hidden(text: str) -> None:
     assert CANARY not in text
     assert str(CANARY_NUMBER) not in text
 
@@ -675,7 +723,7 @@ surroundings = st.text(st.characters(codec="utf-8", exclude_characters="\0"), ma
 a_few_examples = settings(
     max_examples=8,
     deadline=None,
-    phases=[Phase.generate],  # any example of a leak will do; to shrink it takes minutes of HTTP
+    phases=[Phase.generate],  # any example of a leak is sufficient; shrinking it would take minutes of HTTP requests
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
@@ -683,7 +731,7 @@ a_few_examples = settings(
 @pytest.mark.parametrize("kind", list(canary_contents("")))
 @given(before=surroundings, after=surroundings)
 @a_few_examples
-def test_a_refused_secret_is_nowhere_to_be_seen(kind, before, after, secrets_manager, refer, caplog):
+def test_refused_secret_is_not_shown(kind, before, after, secrets_manager, refer, caplog):
     secret = secrets_manager.store(canary_contents(before + CANARY + after)[kind])
     refer(API_KEY=secret.reference("k"))
     with caplog.at_level(logging.DEBUG):
@@ -693,24 +741,24 @@ def test_a_refused_secret_is_nowhere_to_be_seen(kind, before, after, secrets_man
     assert isinstance(error, ValueError)
     assert error.__cause__ is None
     assert error.__context__ is None
-    assert_nothing_told(everything_told_of(error))
-    assert_nothing_told(caplog.text)
+    assert_canary_is_hidden(everything_shown_by(error))
+    assert_canary_is_hidden(caplog.text)
 
 
 @pytest.mark.parametrize("kind", list(plain_references("")))
 @given(before=surroundings, after=surroundings)
 @a_few_examples
-def test_a_secret_in_place_of_its_reference_is_nowhere_to_be_seen(kind, before, after, refer, caplog):
+def test_secret_instead_of_a_reference_is_not_shown(kind, before, after, refer, caplog):
     refer(API_KEY=plain_references(before + CANARY + after)[kind])
     with caplog.at_level(logging.DEBUG):
         error = error_of_resolving()
 
     assert isinstance(error, ValueError)
-    assert_nothing_told(everything_told_of(error))
-    assert_nothing_told(caplog.text)
+    assert_canary_is_hidden(everything_shown_by(error))
+    assert_canary_is_hidden(caplog.text)
 
 
-def test_secrets_that_were_fetched_are_not_seen_in_the_error_of_another(secrets_manager, refer, caplog):
+def test_error_of_another_secret_shows_no_value(secrets_manager, refer, caplog):
     refer(
         API_KEY=secrets_manager.store({"k": CANARY}).reference("k"),
         DATABASE_URL=secrets_manager.store({"k": CANARY}).reference("k"),
@@ -722,11 +770,11 @@ def test_secrets_that_were_fetched_are_not_seen_in_the_error_of_another(secrets_
 
     assert isinstance(error, ClientError)
     assert len(secrets_manager.calls) == 3
-    assert_nothing_told(everything_told_of(error))
-    assert_nothing_told(caplog.text)
+    assert_canary_is_hidden(everything_shown_by(error))
+    assert_canary_is_hidden(caplog.text)
 
 
-def test_a_conflict_shows_neither_of_the_two_values(secrets_manager, refer, monkeypatch):
+def test_conflict_shows_neither_value(secrets_manager, refer, monkeypatch):
     refer(API_KEY=secrets_manager.store({"k": CANARY}).reference("k"))
     resolve_secrets_into_env()
     monkeypatch.setenv("SECRET_KEY", CANARY)
@@ -735,10 +783,10 @@ def test_a_conflict_shows_neither_of_the_two_values(secrets_manager, refer, monk
     error = error_of_resolving()
 
     assert isinstance(error, ValueError)
-    assert_nothing_told(everything_told_of(error))
+    assert_canary_is_hidden(everything_shown_by(error))
 
 
-def test_success_tells_what_was_fetched_for_whom_but_not_the_secret(secrets_manager, refer, caplog):
+def test_success_logs_references_without_values(secrets_manager, refer, caplog):
     secret = secrets_manager.store({"k": CANARY})
     refer(API_KEY=secret.reference("k"))
     with caplog.at_level(logging.DEBUG):
@@ -750,10 +798,10 @@ def test_success_tells_what_was_fetched_for_whom_but_not_the_secret(secrets_mana
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("lambda_tasks")]
     assert ours == [f"Fetching {version} for LAMBDA_TASKS_SECRET_API_KEY"]
     assert "botocore.endpoint" in {record.name for record in caplog.records}
-    assert_nothing_told(caplog.text)
+    assert_canary_is_hidden(caplog.text)
 
 
-def test_botocore_logs_as_before_once_the_secrets_are_there(secrets_manager, refer, caplog):
+def test_botocore_logs_normally_after_the_call(secrets_manager, refer, caplog):
     refer(API_KEY=secrets_manager.store({"k": "v"}).reference("k"))
     resolve_secrets_into_env()
     with caplog.at_level(logging.DEBUG):
@@ -762,10 +810,11 @@ def test_botocore_logs_as_before_once_the_secrets_are_there(secrets_manager, ref
     assert "botocore.parsers" in {record.name for record in caplog.records}
 
 
-# Forgetting
+# Forgetting secrets
 
 
-def test_forgetting_unsets_what_was_set_and_the_next_call_asks_again(secrets_manager, refer):
+def test_forgetting_unsets_the_resolved_variables(secrets_manager, refer):
+    """The next call of `resolve_secrets_into_env()` fetches the secrets again."""
     refer(API_KEY=secrets_manager.store({"k": "v"}).reference("k"))
     resolve_secrets_into_env()
 
@@ -777,7 +826,7 @@ def test_forgetting_unsets_what_was_set_and_the_next_call_asks_again(secrets_man
     assert len(secrets_manager.calls) == 2
 
 
-def test_forgetting_leaves_alone_what_somebody_changed_or_set(secrets_manager, refer, monkeypatch):
+def test_forgetting_keeps_variables_set_by_others(secrets_manager, refer, monkeypatch):
     secret = secrets_manager.store({"k": "v"})
     refer(API_KEY=secret.reference("k"), DATABASE_URL=secret.reference("k"))
     monkeypatch.setenv("SECRET_KEY", "plain")
@@ -790,7 +839,7 @@ def test_forgetting_leaves_alone_what_somebody_changed_or_set(secrets_manager, r
     assert values("API_KEY", "SECRET_KEY", "DATABASE_URL") == ["changed", "plain", None]
 
 
-def test_forgetting_before_anything_was_resolved_does_nothing():
+def test_forgetting_before_the_first_call_does_nothing():
     before = dict(os.environ)
 
     forget_secrets()

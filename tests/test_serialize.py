@@ -57,7 +57,7 @@ def queue() -> list[Job]:
 
 
 class TestShape:
-    def test_it_is_the_documented_one(self) -> None:
+    def test_payload_has_the_documented_shape(self) -> None:
         payload = send_welcome_email.serialize(user_id=42, template="welcome")
         assert payload == {
             "message": {
@@ -69,7 +69,8 @@ class TestShape:
         }
         assert [list(payload), list(payload["message"])] == [["message", "delay", "queue"], ["task_name", "kwargs"]]
 
-    def test_it_has_the_queue_and_the_delay_of_the_task_or_of_this_call(self) -> None:
+    def test_payload_contains_queue_and_delay(self) -> None:
+        """They are those of `using()`, or else of the task."""
         for task, routing in (
             (change_prices, {"delay": 30, "queue": "other"}),
             (change_prices.using(delay=0), {"delay": 0, "queue": "other"}),
@@ -78,7 +79,7 @@ class TestShape:
             payload = task.serialize(prices={})
             assert {name: payload[name] for name in routing} == routing
 
-    def test_it_consists_of_what_json_knows(self) -> None:
+    def test_payload_contains_only_json_types(self) -> None:
         payload = change_prices.serialize(prices=PRICES, notify=("a", "b"))
         assert json.loads(json.dumps(payload, allow_nan=False)) == payload
         assert payload["message"]["kwargs"] == {
@@ -86,7 +87,7 @@ class TestShape:
             "notify": ["a", "b"],
         }
 
-    def test_what_happens_to_the_arguments_afterwards_does_not_change_it(self) -> None:
+    def test_later_changes_of_arguments_have_no_effect(self) -> None:
         @lambda_task
         def keep(*, names: list[str]) -> None: ...
 
@@ -95,7 +96,7 @@ class TestShape:
         names.append("b")
         assert payload["message"]["kwargs"] == {"names": ["a"]}
 
-    def test_the_number_of_the_retry_stands_in_it_only_where_there_is_one(self) -> None:
+    def test_only_retries_contain_their_number(self) -> None:
         first = SQSLambdaTaskMessage(task_name="shop.tasks.send")
         assert first.model_dump(mode="json") == {"task_name": "shop.tasks.send", "kwargs": {}}
         assert first.next_retry().model_dump(mode="json") == {
@@ -104,19 +105,19 @@ class TestShape:
             "n_retries": 1,
         }
 
-    def test_nothing_is_sent(self) -> None:
+    def test_serialize_sends_nothing(self) -> None:
         change_prices.serialize(prices=PRICES)
         assert queue() == []
 
 
 class TestChecks:
-    def test_it_refuses_the_arguments_that_a_send_refuses(self) -> None:
+    def test_invalid_arguments_are_refused(self) -> None:
         wrong: Any = "42"
-        with pytest.raises(InvalidArguments, match="user_id: Input should be a valid integer"):
+        with pytest.raises(InvalidArguments, match="user_id must be a valid integer"):
             send_welcome_email.serialize(user_id=wrong, template="welcome")
 
-    def test_it_asks_no_settings(self) -> None:
-        """A program that only writes payloads need not know the queues; sending checks them."""
+    def test_queue_is_not_checked(self) -> None:
+        """A program that only writes payloads need not know the queues, which are checked on sending."""
         with override_settings():
             from django.conf import settings
 
@@ -127,7 +128,7 @@ class TestChecks:
 @pytest.mark.django_db(transaction=True)
 class TestSendingLater:
     @pytest.mark.parametrize("payload", [json.dumps, lambda payload: payload], ids=["from text", "from the dict"])
-    def test_it_is_the_invocation_that_the_call_would_have_sent(self, payload: Any) -> None:
+    def test_payload_sends_the_same_invocation_as_a_call(self, payload: Any) -> None:
         change_prices.execute_on_commit(prices=PRICES)
         kept = payload(change_prices.serialize(prices=PRICES))
 
@@ -143,35 +144,35 @@ class TestSendingLater:
         )
         assert sent.message_id == handle.message_id != called.message_id
 
-    def test_the_worker_runs_it_with_the_arguments_that_were_given(self) -> None:
+    def test_worker_runs_it_with_its_arguments(self) -> None:
         handle = SQSLambdaTask.model_validate(change_prices.serialize(prices=PRICES)).execute_on_commit()
         assert handler({"Records": [event_record(job) for job in queue()]}, None) == {"batchItemFailures": []}
         assert TaskRecord.objects.get(pk=handle.message_id).result == f"{KEY}: 9.90 since 2025"
 
-    def test_it_waits_for_the_commit(self) -> None:
+    def test_payload_is_sent_after_the_commit(self) -> None:
         task = SQSLambdaTask.model_validate(send_welcome_email.serialize(user_id=1, template="a"))
         with transaction.atomic():
             task.execute_on_commit()
             assert queue() == []
         assert len(queue()) == 1
 
-    def test_each_send_is_an_invocation_of_its_own(self) -> None:
+    def test_each_send_is_a_separate_invocation(self) -> None:
         task = SQSLambdaTask.model_validate(send_welcome_email.serialize(user_id=1, template="a"))
         ids = {task.execute_on_commit().message_id for _ in range(3)}
         assert len(ids) == 3
 
-    def test_a_task_that_this_process_does_not_know_can_be_forwarded(self) -> None:
+    def test_unknown_task_can_be_forwarded(self) -> None:
         payload = {"message": {"task_name": "another.project.tasks.do", "kwargs": {"n": 1}}, "delay": 5}
         SQSLambdaTask.model_validate(payload).execute_on_commit()
         assert [(job.task_name, job.queue, job.delay, job.task) for job in queue()] == [
             ("another.project.tasks.do", "default", 5, None)
         ]
 
-    def test_a_delay_that_sqs_does_not_take_is_refused_at_the_call_where_no_outbox_keeps_it(self) -> None:
+    def test_long_delay_requires_the_outbox(self) -> None:
         with override_settings(LAMBDA_TASKS_OUTBOX=True):
             payload = send_welcome_email.using(delay=901).serialize(user_id=1, template="a")
         task = SQSLambdaTask.model_validate(payload)
-        with pytest.raises(InvalidArguments, match=r"send_welcome_email: delay is 901; .* LAMBDA_TASKS_OUTBOX = True"):
+        with pytest.raises(InvalidArguments, match=r"send_welcome_email: delay must be .* not 901. .*_OUTBOX = True"):
             task.execute_on_commit()
         assert queue() == []
         with override_settings(LAMBDA_TASKS_OUTBOX=True):
@@ -179,7 +180,7 @@ class TestSendingLater:
             assert handle.status == "WAITING"
         assert queue() == []
 
-    def test_a_queue_that_is_not_in_the_settings_is_refused_at_the_call(self) -> None:
+    def test_unknown_queue_is_refused_at_the_call(self) -> None:
         payload = send_welcome_email.using(queue="gone").serialize(user_id=1, template="a")
         with pytest.raises(UnknownQueue, match=r"'gone' is not in LAMBDA_TASKS_QUEUES.*send_welcome_email") as caught:
             SQSLambdaTask.model_validate(payload).execute_on_commit()
@@ -220,12 +221,12 @@ class TestRefusedPayloads:
         ],
         ids=str,
     )
-    def test_a_payload_of_another_shape_is_refused(self, change: dict[str, Any]) -> None:
+    def test_malformed_payload_is_refused(self, change: dict[str, Any]) -> None:
         payload = send_welcome_email.serialize(user_id=1, template="a") | change
         with pytest.raises(ValidationError):
             SQSLambdaTask.model_validate(payload)
 
-    def test_the_body_of_a_message_has_the_same_rules_and_its_error_quotes_no_argument(self) -> None:
+    def test_malformed_body_is_refused_without_quoting_arguments(self) -> None:
         for body in (
             "",
             "{",
@@ -238,12 +239,12 @@ class TestRefusedPayloads:
             '{"task_name": "shop.tasks.send", "kwargs": {"a": "hunter2", "b": -Infinity}}',
             '{"task_name": "shop.tasks.send", "kwargs": {"a": "hunter2 \\ud800"}}',
         ):
-            with pytest.raises(InvalidMessage, match="is no invocation of a task") as caught:
+            with pytest.raises(InvalidMessage, match="is not a valid task invocation") as caught:
                 SQSLambdaTaskMessage.from_body(body)
             assert "hunter2" not in str(caught.value)
 
     @pytest.mark.django_db(transaction=True)
-    def test_arguments_that_do_not_fit_the_task_are_refused_by_the_worker_before_anything_is_recorded(self) -> None:
+    def test_worker_refuses_invalid_arguments_without_a_record(self) -> None:
         payload = {"message": {"task_name": send_welcome_email.name, "kwargs": {"user_id": "hunter2"}}}
         task = SQSLambdaTask.model_validate(payload)
         with pytest.raises(InvalidMessage, match="template: Field required") as caught:

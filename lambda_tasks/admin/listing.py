@@ -1,12 +1,20 @@
-"""What the lists of large tables have in common."""
+"""Base classes and helpers for admin lists of large tables."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from django.contrib import admin
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.utils import get_fields_from_path
+from django.contrib.admin.views.main import ORDER_VAR, ChangeList
+from django.contrib.admin.widgets import url_params_from_lookup_dict
+from django.core.exceptions import SuspiciousOperation
 from django.core.paginator import Paginator
+from django.db import DataError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -15,6 +23,7 @@ from django.utils.functional import Promise, cached_property
 from django.utils.html import format_html
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     _Admin = admin.ModelAdmin[Any]
@@ -23,14 +32,16 @@ else:
     _Admin = admin.ModelAdmin
     _Paginator = Paginator
 
-#: Rows that the pages of a list show, at most. Others are found by a filter or their id.
+#: The maximum number of rows that the pages of a list show. A filter or an id finds the others.
 MOST_LISTED: Final = 10_000
-#: Rows of a list whose names a filter offers beside those that this process knows.
+#: The number of rows whose names a filter offers, in addition to the names that this process knows.
 RECENT: Final = 1_000
+#: The maximum number of values of one query parameter. Each is a condition, and SQLite limits their nesting.
+MOST_VALUES: Final = 20
 
 
 class LimitedPaginator(_Paginator):
-    """Counts no further than to `MOST_LISTED`, and has as many pages."""
+    """Count rows only up to `MOST_LISTED`, and have pages only for these rows."""
 
     @cached_property
     def count(self) -> int:
@@ -38,15 +49,77 @@ class LimitedPaginator(_Paginator):
         return counted(self.object_list)
 
 
+class LargeTableList(ChangeList):
+    """Sort by sortable columns only, and redirect requests with values that the database cannot compare."""
+
+    def get_filters(self, request: HttpRequest) -> Any:
+        if any(len(values) > MOST_VALUES for values in self.get_filters_params().values()):
+            raise IncorrectLookupParameters
+        return super().get_filters(request)
+
+    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
+        """Return the requested order, without the columns that `sortable_by` excludes.
+
+        Django only removes the links from their headings, and still sorts by them on request.
+        """
+        asked = self.params.pop(ORDER_VAR, "").split(".")
+        if columns := {part.lstrip("-"): part for part in asked if self._is_sortable(part)}:
+            self.params[ORDER_VAR] = ".".join(columns.values())
+        return list(super().get_ordering(request, queryset))
+
+    def _is_sortable(self, part: str) -> bool:
+        try:
+            column = self.list_display[int(part.removeprefix("-"))]
+        except (IndexError, ValueError):
+            return False
+        return self.sortable_by is None or column in self.sortable_by
+
+    def get_results(self, request: HttpRequest) -> None:
+        try:
+            super().get_results(request)
+        except (DataError, OverflowError, ValueError) as error:  # NUL, or a date before the year 1 in UTC
+            raise IncorrectLookupParameters from error
+
+
 class LargeTableAdmin(_Admin):
-    """Lists and shows rows; nothing can be added or changed."""
+    """List and show rows of a large table, without adding or changing any.
+
+    Only declared filters apply. Django accepts any lookup of any column from the query string, which lets users
+    guess hidden values letter by letter.
+    """
 
     paginator = LimitedPaginator
     show_full_result_count = False
-    #: The numbers beside the filters' choices would be counted over the whole table.
+    #: The counts next to the filters' choices would read the whole table.
     show_facets = admin.ShowFacets.NEVER
-    #: Said where there are more rows than the list shows.
+    #: Shown if the table has more rows than the list shows.
     limit_notice: str | Promise = ""
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return LargeTableList
+
+    def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
+        """Return whether a filter of the list, or a foreign key's `limit_choices_to`, declares the lookup."""
+        return lookup in self._declared_lookups(request) or any(
+            (lookup, value) in url_params_from_lookup_dict(limit() if callable(limit) else limit).items()
+            for limit in self.opts.related_fkey_lookups
+        )
+
+    def _declared_lookups(self, request: Any) -> Iterator[str]:
+        if self.date_hierarchy:
+            yield from (f"{self.date_hierarchy}__{part}" for part in ("year", "month", "day"))
+        for declared in self.get_list_filter(request):
+            if isinstance(declared, type) and issubclass(declared, admin.SimpleListFilter):
+                yield str(declared.parameter_name)  # an instance would read the choices from the database
+            elif callable(declared):
+                yield from filter(None, declared(request, {}, self.model, self).expected_parameters() or ())
+            else:
+                yield from filter(None, _field_filter(declared, request, self).expected_parameters() or ())
+
+    def response_action(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse | None:
+        if not all(map(_is_id, request.POST.getlist(ACTION_CHECKBOX_NAME))):
+            raise SuspiciousOperation(f"{ACTION_CHECKBOX_NAME} must contain only ids of rows.")
+        return super().response_action(request, *args, **kwargs)
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         response = super().changelist_view(request, extra_context)
@@ -62,8 +135,24 @@ class LargeTableAdmin(_Admin):
         return False
 
 
+def _field_filter(declared: Any, request: Any, model_admin: _Admin) -> admin.FieldListFilter:
+    """Create the filter of a field in `list_filter`, with or without a class, in the same way as the list."""
+    path, make = declared if isinstance(declared, list | tuple) else (declared, admin.FieldListFilter.create)
+    field = get_fields_from_path(model_admin.model, path)[-1]
+    made: admin.FieldListFilter = make(field, request, {}, model_admin.model, model_admin, field_path=path)
+    return made
+
+
+def _is_id(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
 def counted(rows: QuerySet[Any]) -> int:
-    """Return how many `rows` there are, or `MOST_LISTED` if there are more."""
+    """Return the number of `rows`, or `MOST_LISTED` if there are more."""
     count: int = rows.order_by().values("pk")[:MOST_LISTED].count()
     return count
 

@@ -1,11 +1,9 @@
-"""The outbox in the admin: what waits, what is delayed, what is dead; to be sent now or discarded."""
+"""The admin of the outbox, which lists waiting, delayed and dead messages, sends them now, and deletes them."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -26,16 +24,19 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from lambda_tasks.admin import listing
-from lambda_tasks.admin.listing import LargeTableAdmin, as_json, counted, preformatted, to_the_second
-from lambda_tasks.backends.relay import BATCH_SIZE, LONGEST_PAUSE, Relayed, from_now
+from lambda_tasks.admin.listing import LargeTableAdmin, LargeTableList, as_json, counted, preformatted, to_the_second
+from lambda_tasks.admin.sending import START, Sending
+from lambda_tasks.backends.batches import LONGEST_PAUSE
+from lambda_tasks.backends.relay import BATCH_SIZE
+from lambda_tasks.database.clock import DatabaseNow, from_now
 from lambda_tasks.exceptions import InvalidMessage
-from lambda_tasks.jobs import ROOT_ID_ATTRIBUTE
 from lambda_tasks.maintenance import outbox
-from lambda_tasks.masking import MASK, masked
-from lambda_tasks.models import DatabaseNow, OutboxMessage, TaskRecord
-from lambda_tasks.reading import read_message
+from lambda_tasks.models import OutboxMessage, TaskRecord
+from lambda_tasks.recording.masking import MASK, masked
 from lambda_tasks.registry import find_task, registered_tasks
 from lambda_tasks.settings import app_settings
+from lambda_tasks.wire.attributes import ROOT_ID_ATTRIBUTE
+from lambda_tasks.wire.invocation import Invocation
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -44,26 +45,22 @@ if TYPE_CHECKING:
     from django.utils.safestring import SafeString
 
     from lambda_tasks.backends.outbox import OutboxBackend
-    from lambda_tasks.messages import SQSLambdaTaskMessage
-    from lambda_tasks.plain import Invocation
+    from lambda_tasks.wire.invocation import Invocation
 
     _Messages = QuerySet[OutboxMessage]
 
 logger = logging.getLogger("lambda_tasks.outbox")
 
-#: Characters of an error that are read for the list, and that it shows.
-START: Final = 200
+#: The maximum number of characters of an error that the list shows.
 SHOWN: Final = 120
-#: Seconds after which "send now" begins no other batch: somebody waits for the page.
+#: Seconds after which "send now" does not start another batch, because the user waits for the page.
 SEND_SECONDS: Final = 20.0
-#: Messages that are discarded at once, at most: Django takes no form of more than a thousand fields.
-MOST_DISCARDED: Final = 900
-#: Reasons that are told of those for which messages were not sent.
-_REASONS: Final = 3
+#: The maximum number of messages that one request deletes. Django rejects forms with more than a thousand fields.
+MOST_DELETED: Final = 900
 
 
 class State(Enum):
-    """How a message stands."""
+    """The state of a message in the outbox."""
 
     WAITING = "waiting"
     DELAYED = "delayed"
@@ -74,7 +71,7 @@ _LABELS: Final = {State.WAITING: _("Waiting"), State.DELAYED: _("Delayed"), Stat
 
 
 def state_of(message: OutboxMessage) -> State:
-    """Tell how `message` stands; it comes from `OutboxMessageAdmin.get_queryset()`, and knows when it was read."""
+    """Return the state of a message from `OutboxMessageAdmin.get_queryset()`, as of the moment it was read."""
     if message.due_at is None:
         return State.DEAD
     now = message.now  # type: ignore[attr-defined] # annotated
@@ -84,18 +81,18 @@ def state_of(message: OutboxMessage) -> State:
 
 
 def of_state(state: State) -> Q:
-    """Return the condition of the messages in `state`, which the index of what is due can serve."""
+    """Return the condition for messages in `state`, in a form that can use the index on `due_at`."""
     now, soon = DatabaseNow(), from_now(LONGEST_PAUSE)
     if state is State.DEAD:
         return Q(due_at=None)
     if state is State.DELAYED:
         return Q(due_at__gt=now) & (Q(due_at__gt=soon) | Q(run_at__gt=now))
-    # What could not be sent is put off too, but never for longer than that.
+    # Messages that could not be sent are postponed too, but never for longer than LONGEST_PAUSE.
     return Q(due_at__lte=soon) & (Q(due_at__lte=now) | Q(run_at=None) | Q(run_at__lte=now))
 
 
-class OutboxList(ChangeList):
-    """Reads what the list shows: no bodies, and of an error no more than its start."""
+class OutboxList(LargeTableList):
+    """Read only what the list shows: no bodies, and only the start of each error."""
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> _Messages:
         listed: _Messages = super().get_queryset(request, exclude_parameters)
@@ -103,13 +100,13 @@ class OutboxList(ChangeList):
         return shown
 
     def get_ordering(self, request: HttpRequest, queryset: _Messages) -> list[Any]:
-        """Return the index's order, one way or the other."""
+        """Return the order of the index, ascending or descending."""
         first, *_ = super().get_ordering(request, queryset)
         return ["-due_at", "-id"] if first == "-due_at" else ["due_at", "id"]
 
 
 class StateFilter(admin.SimpleListFilter):
-    """Waiting, delayed, or dead."""
+    """Filter messages by state: waiting, delayed or dead."""
 
     title = _("state")
     parameter_name = "state"
@@ -125,7 +122,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class NameFilter(admin.SimpleListFilter):
-    """Offers the names that this process knows, and those of the messages that come first in the outbox."""
+    """Offer the names that this process knows, and those of the first messages in the outbox."""
 
     def known(self) -> Iterable[str]:
         raise NotImplementedError
@@ -163,37 +160,36 @@ class QueueFilter(NameFilter):
 
 @admin.register(OutboxMessage)
 class OutboxMessageAdmin(LargeTableAdmin):
-    """Lists, filters and shows messages that are not on their queue yet, sends them now, and discards them.
+    """List, filter and show the messages in the outbox, send them now, and delete them.
 
-    Who may view messages sees them, who may change them sends them, who may delete them discards them.
-    Nothing can be added or edited. Values of sensitive arguments are not shown.
+    Users need the view permission to see messages, the change permission to send them, and the delete permission
+    to delete them. Messages cannot be added or edited. Values of sensitive arguments are masked.
 
-    It shows the outbox of the database that Django's routers choose. For that of another alias, register
-    a subclass with `using = "other"` in an `AdminSite` of its own, as Django's documentation has it for
-    several databases.
+    The admin shows the outbox of the database that Django's routers choose. For another database, register a
+    subclass with `using = "other"` in a separate `AdminSite`, as in Django's documentation on multiple databases.
     """
 
-    #: The alias whose outbox is shown, instead of the one that the routers choose.
+    #: The alias of the database whose outbox is shown, instead of the one that the routers choose.
     using: str | None = None
 
     actions = ("send_now", "delete_selected")
     list_display = ("state", "task", "queue", "enqueued", "due")
-    #: The task's name is one; what stands below it is none.
+    #: `task()` makes only the task's name a link, and not the error below it.
     list_display_links = None
     list_filter = (StateFilter, TaskFilter, QueueFilter)
-    # What it finds is its method's business.
+    # Shows the search box. `get_search_results()` does the search.
     search_fields = ("id",)
     search_help_text = _("A message id")
     ordering = ("due_at", "id")
-    #: They have secrets in them: no subclass shows them by accident.
+    #: These may contain secrets, so no subclass shows them by accident.
     exclude = ("body", "attributes")
-    #: What there is an index for.
+    #: The only column with an index.
     sortable_by = ("due",)
-    limit_notice = _("No more than 10,000 messages are listed; use the filters to find others.")
+    limit_notice = _("Only 10,000 messages are listed. Use the filters to find others.")
 
     @property
     def database(self) -> str:
-        """The alias of the database in which messages are sent and discarded."""
+        """The alias of the database whose messages are sent and deleted."""
         return self.using or router.db_for_write(OutboxMessage)
 
     def get_queryset(self, request: HttpRequest) -> _Messages:
@@ -208,7 +204,7 @@ class OutboxMessageAdmin(LargeTableAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: OutboxMessage | None = None) -> Any:
         sending = ["queue", "enqueued", "due", "attempts"]
-        if obj is not None and obj.error and obj.due_at is not None:  # of a dead one it stands above all
+        if obj is not None and obj.error and obj.due_at is not None:  # the template shows a dead message's error
             sending.append("error_text")
         fieldsets = [
             (None, {"fields": ["id", "task_name", "state", "arguments"]}),
@@ -241,24 +237,24 @@ class OutboxMessageAdmin(LargeTableAdmin):
         return super().render_change_form(request, context, *args, **kwargs)
 
     def _notices(self, request: HttpRequest) -> Iterable[tuple[str, SafeString | str | Promise]]:
-        """Yield what whoever looks at the list should know, each with the class that Django's messages have."""
+        """Yield the notices above the list, each with the CSS class of one of Django's message levels."""
         if request.GET.get(StateFilter.parameter_name) != State.DEAD.value:
             dead = counted(self.get_queryset(request).filter(of_state(State.DEAD)))
             if dead:
                 told = ngettext(
-                    "%d message is dead: it was refused, and is not tried again.",
-                    "%d messages are dead: they were refused, and are not tried again.",
+                    "%d message is dead: it was rejected, and will not be retried.",
+                    "%d messages are dead: they were rejected, and will not be retried.",
                     dead,
                 )
-                yield "error", format_html('{} <a href="?state=dead">{}</a>', told % dead, _("Show the dead ones"))
+                yield "error", format_html('{} <a href="?state=dead">{}</a>', told % dead, _("Show dead messages"))
         kept, why_not = _outbox()
         if kept is None:
             yield "warning", why_not
             return
         others = [alias for alias in kept.databases if alias != self.database]
         if others:
-            told_of = _("This is the outbox of the database %(shown)s; there are others, in %(others)s.")
-            yield "info", told_of % {"shown": self.database, "others": ", ".join(others)}
+            notice = _("This is the outbox of the database %(shown)s. Other databases with an outbox: %(others)s.")
+            yield "info", notice % {"shown": self.database, "others": ", ".join(others)}
 
     # Columns and fields
 
@@ -270,7 +266,7 @@ class OutboxMessageAdmin(LargeTableAdmin):
             format_html('<strong style="color: var(--error-fg)">{}</strong>', label) if state is State.DEAD else label
         )
 
-    @admin.display(description=_("task, and failed tries"))
+    @admin.display(description=_("task and failed attempts"))
     def task(self, message: OutboxMessage) -> SafeString:
         url = reverse(f"{self.admin_site.name}:lambda_tasks_outboxmessage_change", args=[message.pk])
         name = format_html('<strong><a href="{}">{}</a></strong>', url, message.task_name)
@@ -279,11 +275,8 @@ class OutboxMessageAdmin(LargeTableAdmin):
             return name
         colour = "--error-fg" if message.due_at is None else "--body-quiet-color"
         style = f"color: var({colour}); overflow-wrap: anywhere;"
-        tries = ngettext("%d failed try: %s", "%d failed tries, lastly: %s", message.attempts) % (
-            message.attempts,
-            error,
-        )
-        return format_html('{}<br><small style="{}">{}</small>', name, style, tries)
+        text = ngettext("%d failed attempt: %s", "%d failed attempts, most recently: %s", message.attempts)
+        return format_html('{}<br><small style="{}">{}</small>', name, style, text % (message.attempts, error))
 
     @admin.display(description=_("enqueued"))
     def enqueued(self, message: OutboxMessage) -> str | None:
@@ -291,7 +284,7 @@ class OutboxMessageAdmin(LargeTableAdmin):
 
     @admin.display(description=_("due"), ordering="due_at")
     def due(self, message: OutboxMessage) -> str | Promise | None:
-        """When it is sent; of a delayed one, when a worker gets it."""
+        """Return when the message will be sent, or for a delayed message, when a worker will receive it."""
         moment = message.run_at if state_of(message) is State.DELAYED else message.due_at
         return _("never") if moment is None else _moment(moment)
 
@@ -303,7 +296,7 @@ class OutboxMessageAdmin(LargeTableAdmin):
     def arguments(self, message: OutboxMessage) -> str | None:
         invocation = _invocation(message)
         if invocation is None:
-            return str(_("The message is no invocation of a task. It is not shown, since it may contain secrets."))
+            return str(_("The message is not a valid task invocation. It is hidden because it may contain secrets."))
         shown, note = _visible(invocation)
         return format_html("{}{}", preformatted(as_json(shown)), format_html("<p>{}</p>", note) if note else "")
 
@@ -314,164 +307,100 @@ class OutboxMessageAdmin(LargeTableAdmin):
 
     @admin.display(description=_("earlier invocations of the chain"))
     def chain(self, message: OutboxMessage) -> str | None:
-        root = message.attributes.get(ROOT_ID_ATTRIBUTE)
+        attributes: object = message.attributes  # another program may have written the row
+        root = attributes.get(ROOT_ID_ATTRIBUTE) if isinstance(attributes, dict) else None
         if not self.n_retries(message) or root is None or not self.admin_site.is_registered(TaskRecord):
             return None
         url = reverse(f"{self.admin_site.name}:lambda_tasks_taskrecord_changelist")
         return format_html('<a href="{}?q={}">{}</a>', url, root, root)
 
-    # Sending and discarding
+    # Sending and deleting
 
     @admin.action(permissions=["send"], description=_("Send selected messages now"))
     def send_now(self, request: HttpRequest, queryset: _Messages) -> None:
-        """Send the selected messages, and say what became of them; ends before somebody has waited for too long."""
+        """Send the selected messages, and report the results. Stop early if it takes too long for a page."""
         kept, why_not = _outbox()
         if kept is None:
             self.message_user(request, _("Nothing was sent. %s") % why_not, messages.ERROR)
             return
         keys = list(queryset.order_by("due_at", "id").values_list("pk", flat=True)[: listing.MOST_LISTED])
-        sending = _Sending(kept, self.database)
+        sending = Sending(kept, self.database)
         deadline = monotonic() + SEND_SECONDS
         for start in range(0, len(keys), BATCH_SIZE):
-            if start and (sending.is_in_vain or monotonic() >= deadline):
+            if start and (sending.queues_are_unavailable or monotonic() >= deadline):
                 break
             sending.send(keys[start : start + BATCH_SIZE])
-        logger.info("%s has had messages of the outbox of %r sent now: %s", request.user, self.database, sending.done)
+        logger.info("%s sent messages from the outbox of database %r: %s", request.user, self.database, sending.done)
         for level, text in sending.report(chosen=len(keys)):
             self.message_user(request, text, level)
 
     def has_send_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("lambda_tasks.change_outboxmessage")
 
-    @admin.action(permissions=["delete"], description=_("Discard selected messages"))
+    @admin.action(permissions=["delete"], description=_("Delete selected messages"))
     def delete_selected(self, request: HttpRequest, queryset: _Messages) -> HttpResponse | None:
-        """Ask, and then discard; as many at a time as one form may name."""
-        keys = list(queryset.order_by("due_at", "id").values_list("pk", flat=True)[: MOST_DISCARDED + 1])
-        if len(keys) > MOST_DISCARDED:
-            told = _("These are the first %d of the messages that you have chosen: no more are discarded at a time.")
-            self.message_user(request, told % MOST_DISCARDED, messages.WARNING)
-        answer: HttpResponse | None = delete_selected(self, request, queryset.filter(pk__in=keys[:MOST_DISCARDED]))
+        """Delete the selected messages after a confirmation, up to as many as one form can contain."""
+        keys = list(queryset.order_by("due_at", "id").values_list("pk", flat=True)[: MOST_DELETED + 1])
+        if len(keys) > MOST_DELETED:
+            told = _("Only the first %d of the selected messages are listed, the most that can be deleted at a time.")
+            self.message_user(request, told % MOST_DELETED, messages.WARNING)
+        answer: HttpResponse | None = delete_selected(self, request, queryset.filter(pk__in=keys[:MOST_DELETED]))
         return answer
 
     def delete_queryset(self, request: HttpRequest, queryset: _Messages) -> None:
         for message in queryset:
-            self._log_discarded(request, message)
+            self._log_deleted(request, message)
         queryset.delete()
 
     def delete_model(self, request: HttpRequest, obj: OutboxMessage) -> None:
-        self._log_discarded(request, obj)
+        self._log_deleted(request, obj)
         obj.delete(using=self.database)
 
-    def _log_discarded(self, request: HttpRequest, message: OutboxMessage) -> None:
-        logger.warning("%s discards %s of the outbox of %r: it never runs.", request.user, message, self.database)
-
-
-@dataclass(slots=True)
-class _Sending:
-    """What became of messages that somebody wanted to have sent now."""
-
-    outbox: OutboxBackend
-    database: str
-    tried: int = 0
-    done: Relayed = field(default_factory=Relayed)
-    #: Why messages are tried again, and why they are dead; with how many there are.
-    failures: Counter[str] = field(default_factory=Counter)
-    refusals: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def is_in_vain(self) -> bool:
-        """Whether nothing was taken so far, and nothing refused: the queues do not answer."""
-        return self.done.failed > 0 and not self.done.sent and not self.done.dead
-
-    def send(self, keys: Sequence[UUID]) -> None:
-        relayed = self.outbox.send_now(keys, using=self.database)
-        self.tried += len(keys)
-        self.done.sent += relayed.sent
-        self.done.failed += relayed.failed
-        self.done.dead += relayed.dead
-        if relayed.failed or relayed.dead:
-            left = OutboxMessage.objects.using(self.database).filter(pk__in=keys).exclude(error="")
-            for due_at, error in left.order_by("id").values_list("due_at", "error"):
-                (self.refusals if due_at is None else self.failures)[error] += 1
-
-    def report(self, *, chosen: int) -> Iterable[tuple[int, str]]:
-        """Yield sentences for who has chosen so many messages, each with its level."""
-        if not chosen:
-            yield messages.INFO, str(_("What you have chosen is not there any more: it was sent or discarded."))
-        sent, failed, dead = self.done.sent, self.done.failed, self.done.dead
-        if sent:
-            yield messages.SUCCESS, ngettext("%d message was sent.", "%d messages were sent.", sent) % sent
-        if failed:
-            text = ngettext(
-                "%d message could not be sent and is tried again: %s",
-                "%d messages could not be sent and are tried again: %s",
-                failed,
-            )
-            yield messages.WARNING, text % (failed, _reasons(self.failures))
-        if dead:
-            text = ngettext(
-                "%d message was refused and is dead: %s",
-                "%d messages were refused and are dead: %s",
-                dead,
-            )
-            yield messages.ERROR, text % (dead, _reasons(self.refusals))
-        if others := self.tried - self.done.total:
-            text = ngettext(
-                "%d message was not there any more, or somebody else is sending it.",
-                "%d messages were not there any more, or somebody else is sending them.",
-                others,
-            )
-            yield messages.INFO, text % others
-        if untried := chosen - self.tried:
-            text = ngettext(
-                "%d message was not tried, since those before it took too long or could not be sent.",
-                "%d messages were not tried, since those before them took too long or could not be sent.",
-                untried,
-            )
-            yield messages.WARNING, text % untried
+    def _log_deleted(self, request: HttpRequest, message: OutboxMessage) -> None:
+        logger.warning(
+            "%s deleted %s from the outbox of database %r. Its task will not run.",
+            request.user,
+            message,
+            self.database,
+        )
 
 
 def _moment(moment: datetime | None) -> SafeString | None:
-    """Return the day and the time, which may stand below each other."""
+    """Return the date and the time, with a line break allowed in between."""
     day, _, time = (to_the_second(moment) or "").partition(" ")
     return format_html('<span style="white-space: nowrap">{}</span> {}', day, time) if day else None
 
 
-def _reasons(counted_errors: Counter[str]) -> str:
-    shown = [Truncator(error).chars(START) for error, _ in counted_errors.most_common(_REASONS)]
-    return "; ".join([*shown, "…"] if len(counted_errors) > _REASONS else shown)
-
-
 def _outbox() -> tuple[OutboxBackend | None, str | Promise]:
-    """Return the outbox of the settings; or None, and what to do about that."""
+    """Return the configured outbox and a remedy. The outbox is None if the settings have none or are invalid."""
     try:
         kept = outbox()
     except ImproperlyConfigured as error:
         return None, str(error)
     return kept, _(
-        "The outbox is not on in this process, which sends none of these messages: set LAMBDA_TASKS_OUTBOX = True, "
-        "and leave LAMBDA_TASKS_EAGER out."
+        "The outbox is turned off in this process, so these messages cannot be sent from here. "
+        "Set LAMBDA_TASKS_OUTBOX = True, and remove LAMBDA_TASKS_EAGER."
     )
 
 
-def _invocation(message: OutboxMessage) -> Invocation | SQSLambdaTaskMessage | None:
+def _invocation(message: OutboxMessage) -> Invocation | None:
     try:
-        return read_message(message.body)
+        return Invocation.of_body(message.body)
     except InvalidMessage:
         return None
 
 
-def _visible(invocation: Invocation | SQSLambdaTaskMessage) -> tuple[dict[str, Any], str | Promise]:
-    """Return the arguments, with masks where they are sensitive or may be; and what to say of that."""
+def _visible(invocation: Invocation) -> tuple[dict[str, Any], str | Promise]:
+    """Return the arguments with (possibly) sensitive values masked, and a note that explains the masks."""
     kwargs = invocation.kwargs
     try:
         task = find_task(invocation.task_name)
     except Exception:  # its module may fail in any way
         return dict.fromkeys(kwargs, MASK), _(
-            "The task cannot be found here, so nobody can tell which arguments are sensitive: all are masked."
+            "All arguments are masked: this process cannot find the task, so it is not known which are sensitive."
         )
     if not task.sensitive:
         return dict(kwargs), ""
-    # A sensitive parameter may have had another name when the message was made.
+    # A sensitive parameter may have had another name when the message was enqueued.
     unknown = kwargs.keys() - task.signature.parameters.keys()
     return masked(kwargs, {*task.sensitive, *unknown}), ""

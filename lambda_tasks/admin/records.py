@@ -1,11 +1,11 @@
-"""The records in the admin: to look at, not to change."""
+"""The read-only admin of task records."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.db.models.functions import Right
@@ -16,21 +16,26 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from lambda_tasks.admin import listing
-from lambda_tasks.admin.listing import LargeTableAdmin, as_json, preformatted, to_the_second
-from lambda_tasks.models import TaskRecord, TaskRecordQuerySet
+from lambda_tasks.admin.listing import LargeTableAdmin, LargeTableList, as_json, preformatted, to_the_second
+from lambda_tasks.models import TaskReason, TaskRecord, TaskRecordQuerySet
+from lambda_tasks.recording.tracebacks import without_later_lines
 from lambda_tasks.registry import registered_tasks
 
 if TYPE_CHECKING:
     _Records = QuerySet[TaskRecord]
 
-#: Records that are searched for a text, at most: the latest of those that the filters leave.
+#: The maximum number of records that a text search reads: the latest of those that match the filters.
 MOST_SEARCHED: Final = 10_000
-#: Characters of a traceback that the list reads, to show its last line.
-TAIL: Final = 1_000
+#: The number of characters at the end of a traceback that the list reads, to show the line that names the error.
+TAIL: Final = 2_000
+#: The maximum number of characters and words in a search. Each word is a condition, and SQLite limits both the
+#: length of a pattern and the number of conditions.
+MOST_CHARACTERS: Final = 500
+MOST_WORDS: Final = 50
 
 
-class RecordList(ChangeList):
-    """Reads what the list shows: no arguments, and of a traceback no more than its end."""
+class RecordList(LargeTableList):
+    """Read only what the list shows: no arguments, and only the end of each traceback."""
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> _Records:
         records: _Records = super().get_queryset(request, exclude_parameters)
@@ -39,7 +44,7 @@ class RecordList(ChangeList):
 
 
 class TaskFilter(admin.SimpleListFilter):
-    """Offers the tasks that this process knows, and those of the latest records: to look for all takes long."""
+    """Offer the tasks that this process knows, and those of the latest records. Reading all records takes too long."""
 
     title = _("task")
     parameter_name = "task_name"
@@ -61,16 +66,16 @@ class TaskFilter(admin.SimpleListFilter):
 
 @admin.register(TaskRecord)
 class TaskRecordAdmin(LargeTableAdmin):
-    """Lists, filters, searches and shows records; nothing can be added, changed or deleted."""
+    """List, filter, search and show task records, without adding, changing or deleting any."""
 
     list_display = ("task_name", "status", "outcome", "n_retries", "seconds", "started")
-    list_filter = ("status", TaskFilter, "start_time")
+    list_filter = ("status", TaskFilter, "reason", "start_time")
     search_fields = ("task_name", "traceback")
-    search_help_text = _("A message id; or part of a task's name or of a traceback, among the latest 10,000 records")
+    search_help_text = _("A message id, or part of a task name or traceback (in the latest 10,000 records)")
     ordering = ("-start_time", "-id")
-    #: What there is an index for; any other order reads the whole table for each page.
+    #: The only column with an index. Any other order reads the whole table for each page.
     sortable_by = ("started",)
-    limit_notice = _("No more than 10,000 records are listed; use the filters to find others.")
+    limit_notice = _("Only 10,000 records are listed. Use the filters to find others.")
     fieldsets = (
         (None, {"fields": ("id", "task_name", "status", "arguments")}),
         (_("Run"), {"fields": ("queue", "started", "ended", "seconds", "takeovers")}),
@@ -85,6 +90,10 @@ class TaskRecordAdmin(LargeTableAdmin):
         try:
             key = UUID(search_term.strip())
         except ValueError:
+            if len(search_term) > MOST_CHARACTERS or len(search_term.split()) > MOST_WORDS:
+                told = _("A search must have at most %(characters)d characters and %(words)d words.")
+                messages.error(request, told % {"characters": MOST_CHARACTERS, "words": MOST_WORDS})
+                return queryset.none(), False
             searched = _latest(queryset) if search_term.strip() else queryset
             return super().get_search_results(request, searched, search_term)
         assert isinstance(queryset, TaskRecordQuerySet)
@@ -106,9 +115,11 @@ class TaskRecordAdmin(LargeTableAdmin):
 
     @admin.display(description=_("outcome"))
     def outcome(self, record: TaskRecord) -> str | None:
-        """The last line of the traceback, or the result."""
+        """Return the line of the traceback that names the error of the task, or the result."""
         if tail := getattr(record, "end_of_traceback", None):
-            _, newline, last_line = tail.strip().rpartition("\n")
+            # After the last retry, the task's own error is the cause.
+            to_the_error = without_later_lines(tail, cause=record.reason == TaskReason.MAX_RETRIES)
+            _, newline, last_line = to_the_error.rpartition("\n")
             cut_off = "" if newline or len(tail) < TAIL else "…"
             return Truncator(cut_off + last_line).chars(60)
         text = as_json(record.result, indent=None)
@@ -138,7 +149,7 @@ class TaskRecordAdmin(LargeTableAdmin):
 
 
 def _latest(records: _Records) -> _Records:
-    """Leave the latest `MOST_SEARCHED` records, along the index that their filters and order have."""
+    """Return only the latest `MOST_SEARCHED` records, with a query that uses the index of their filters and order."""
     moments = records.filter(start_time__isnull=False).order_by("-start_time").values_list("start_time", flat=True)
     oldest = moments[MOST_SEARCHED - 1 : MOST_SEARCHED].first()
     return records if oldest is None else records.filter(start_time__gte=oldest)

@@ -1,99 +1,103 @@
-"""What a transport is: the few methods that a class must have to carry jobs to workers."""
+"""The base class of transports, which carry jobs to workers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.core.checks import CheckMessage
 
+from lambda_tasks.backends.callbacks import accept_callbacks
 from lambda_tasks.jobs import Job
-from lambda_tasks.settings import MAX_DELAY, LambdaTasksSettings, app_settings
-from lambda_tasks.timeouts import SoftTimeLimitExceeded
+from lambda_tasks.sending.results import Kept, Refused, SendResult, Taken, Unsent
+from lambda_tasks.settings import MAX_DELAY, app_settings
+
+__all__ = ["BaseBackend", "Kept", "Refused", "SendResult", "Taken", "Unsent"]
 
 
 class BaseBackend(ABC):
-    """Base class of transports; chosen by LAMBDA_TASKS_BACKEND and made once per process.
+    """Base class of transports. LAMBDA_TASKS_BACKEND selects one, which is created once per process.
 
     The OPTIONS of the setting are the keyword arguments of `__init__`. Methods may be called from any
     thread. `lambda_tasks.testing.contracts.BackendContract` checks an implementation.
     """
 
-    #: Whether jobs reach workers in other processes, which find the task by its name.
+    #: Whether jobs reach workers in other processes, which look the task up by its name.
     leaves_process: bool = True
     #: Whether jobs are written into the caller's transaction: then `keep()` is called before its COMMIT.
     keeps: bool = False
     #: The longest delay of a job that the transport takes, in seconds.
     max_delay: int = MAX_DELAY
+    #: The maximum number of retries if LAMBDA_TASKS_MAX_RETRIES is not set. None means the default of the setting.
+    default_max_retries: int | None = None
 
     def validate(self, job: Job) -> None:
-        """Refuse what can be known to fail, at the call and inside the caller's transaction.
+        """Refuse a job that cannot be sent, during the call and inside the caller's transaction.
 
-        Raises `UnknownQueue`; `ImproperlyConfigured` where queues are needed and not set. Extend it to
+        Raises `UnknownQueue`, and `ImproperlyConfigured` if queues are needed and not set. Extend it to
         refuse more.
         """
-        if self.leaves_process or LambdaTasksSettings.queues.is_set:
+        if self.leaves_process:
             app_settings.queue_url(job.queue, task_name=job.task_name)
+        else:
+            app_settings.refuse_unknown_queue(job.queue, task_name=job.task_name)
 
     @abstractmethod
-    def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
-        """Send `jobs`, and call `taken` for each that the queue has accepted.
+    def send(self, jobs: Sequence[Job]) -> Iterable[SendResult]:
+        """Send `jobs`, and return one result for each: `Taken`, `Kept`, `Unsent` or `Refused`, in any order.
 
-        A job that cannot be sent keeps no other from being sent; after all were tried, the first error
-        is raised. A job that was sent, but whose answer was lost, may be sent again: its id stays the
-        same, and it runs once.
+        It may be a generator: the library takes every result, in the calling thread. A job that cannot be sent
+        must not keep others from being sent. An exception is the result of all jobs that have none yet. A job
+        that was sent, but whose answer was lost, may be sent again: its id stays the same, and it runs once.
+
+        Transports of earlier versions, with `send(self, jobs, *, taken)`, still work: they call `taken(job)` for each
+        job that the queue has taken, and raise the first error after all jobs were tried.
         """
 
-    def send_each(
-        self,
-        jobs: Sequence[Job],
-        *,
-        taken: Callable[[Job], None],
-        failed: Callable[[Job, Exception], None],
-        refused: Callable[[Job, Exception], None],
-    ) -> None:
-        """Do as `send()`, and say of each job what became of it: exactly one of the three is called for each.
-
-        For the outbox, which tries again what has `failed`, and never what was `refused`: what the queue
-        will not take whenever it is sent. A transport that leaves this out refuses nothing, and all that
-        it has not taken has failed by the error that `send()` raises.
-        """
-        left = {job.message_id: job for job in jobs}
-
-        def take(job: Job) -> None:
-            left.pop(job.message_id, None)
-            taken(job)
-
-        error: Exception = RuntimeError("The transport neither took it nor said why.")
-        try:
-            self.send(jobs, taken=take)
-        except SoftTimeLimitExceeded:
-            raise
-        except Exception as raised:
-            error = raised
-        for job in left.values():
-            failed(job, error)
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        accept_callbacks(cls)
 
     def keep(self, jobs: Sequence[Job], *, using: str) -> None:
-        """Write `jobs` into the transaction that is open on the database `using`, just before its COMMIT.
+        """Write `jobs` into the open transaction of the database `using`, just before its COMMIT.
 
-        For transports with `keeps`; `send()` gets the jobs after the COMMIT. Where there is no
-        transaction, it is called just before that. A job may come with the id of one that is kept already.
+        For transports with `keeps`; `send()` gets the jobs after the COMMIT, and directly after `keep()` if no
+        transaction is open. A job may have the id of one that is already kept.
         """
         raise NotImplementedError
 
     def status(self, message_id: str, *, database: str) -> str | None:
-        """Return how a job stands that is not on its queue yet; None if the transport knows nothing of it."""
+        """Return the status of a job that is not on its queue yet, or None if the transport does not keep it."""
         return None
 
-    def postpone(self, records: Sequence[tuple[Mapping[str, Any], float]]) -> None:
-        """Ask the queue to show messages again in so many seconds, where it can; never raises.
+    def find(self, message_id: str) -> Job | None:
+        """Return the job of a message that is not on its queue yet, or None if the transport does not keep it."""
+        return None
 
-        `records` are entries of a Lambda event. Called for messages that are handed back.
+    def discard(self, message_id: str) -> None:
+        """Delete a message that the transport keeps, unless it is being sent, because its task was cancelled."""
+        return
+
+    def kept(self, message_ids: Sequence[str]) -> set[str]:
+        """Return those of the messages that this transport still keeps and that no queue has accepted."""
+        return set()
+
+    def rewrite(self, job: Job, *, message_id: str, using: str) -> bool:
+        """Give the kept message `message_id` the arguments of `job`, in the open transaction of the database `using`.
+
+        Return False, and change nothing, unless it is certain that the message was never sent: two messages of one
+        invocation must have the same arguments. The default implementation returns False.
+        """
+        return False
+
+    def postpone(self, records: Sequence[tuple[Mapping[str, Any], float]]) -> None:
+        """Ask the queue to make messages visible again after some seconds, if it can. Never raises.
+
+        `records` are entries of a Lambda event with the seconds for each. Called for messages that are handed back.
         """
         return
 
     def check(self) -> list[CheckMessage]:
-        """Return what `manage.py check` has to say about the options."""
+        """Return messages about the options for `manage.py check`."""
         return []

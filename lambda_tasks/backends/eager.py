@@ -1,36 +1,47 @@
-"""Jobs run here and now, one after the other: for development and tests."""
+"""Run jobs immediately, in this process and one after the other: for development and tests."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import copy_context
 
-from lambda_tasks import executor
-from lambda_tasks.backends.base import BaseBackend
+from lambda_tasks.backends.base import BaseBackend, Taken
+from lambda_tasks.execution import pipeline
 from lambda_tasks.jobs import Job
 
 _line = threading.local()
 
 
-class EagerBackend(BaseBackend):
-    """Runs each job in this process when the transaction has committed; no time limits, no delays.
+def _leave_line() -> None:
+    """Forget the parent's jobs in a forked process, where the parent does not run them."""
+    vars(_line).clear()
 
-    A task that sends another one, or a retry, puts it at the end of the line instead of running it
-    inside of itself. Arguments are in JSON by now, and are read back as a worker reads them.
+
+os.register_at_fork(after_in_child=_leave_line)
+
+
+class EagerBackend(BaseBackend):
+    """Runs each job in this process after the transaction has committed, without time limits and delays.
+
+    A task that sends another task, or a retry, appends it to the waiting jobs instead of running it inside
+    itself. Arguments are JSON at that point, and are read back as a worker reads them.
     """
 
     leaves_process = False
+    #: The caller waits for all retries, often in a request.
+    default_max_retries = 3
 
-    def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
+    def send(self, jobs: Sequence[Job]) -> Iterator[Taken]:
         waiting: deque[Job] | None = getattr(_line, "jobs", None)
         is_first = waiting is None
         if waiting is None:
             waiting = _line.jobs = deque()
         for job in jobs:
             waiting.append(job)
-            taken(job)
+            yield Taken(job)
         if is_first:
             self._drain(waiting)
 
@@ -40,7 +51,7 @@ class EagerBackend(BaseBackend):
             while waiting:
                 job = waiting.popleft()
                 try:
-                    # A context of its own: what the task sets (language, time zone) ends with it.
+                    # In its own context, so that the language or time zone that a task sets ends with it.
                     copy_context().run(self._run, job)
                 except Exception as error:
                     errors.append(error)
@@ -50,12 +61,13 @@ class EagerBackend(BaseBackend):
             raise errors[0]
 
     def _run(self, job: Job) -> None:
-        executor.execute(
+        pipeline.execute(
             job.message,
             message_id=job.message_id,
             root_id=job.root_id,
             queue=job.queue,
             attributes=job.attributes,
             task=job.task,
+            scheduled_for=job.scheduled_for,
             limited=False,
         )

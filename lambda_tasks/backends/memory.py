@@ -1,21 +1,21 @@
-"""Jobs stay in a list of this process: for tests that look at what was sent, or run it later."""
+"""Keep jobs in a list: for tests that inspect the sent jobs, or run them later."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lambda_tasks.backends.base import BaseBackend
+from lambda_tasks.backends.base import BaseBackend, Taken
 from lambda_tasks.jobs import Job
 from lambda_tasks.settings import MAX_DELAY
 
 
 class MemoryBackend(BaseBackend):
-    """Keeps the jobs in `jobs`, oldest first, until they are taken out.
+    """Keeps jobs in the list `jobs`, oldest first, until they are removed.
 
-    Options: `max_delay`, the longest delay in seconds that it takes; none is waited for.
+    Options: `max_delay`, the longest delay in seconds that it accepts. Delays are not waited for.
     """
 
     leaves_process = False
@@ -24,10 +24,10 @@ class MemoryBackend(BaseBackend):
         self.max_delay = max_delay
         self.jobs: list[Job] = []
 
-    def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
+    def send(self, jobs: Sequence[Job]) -> Iterator[Taken]:
         for job in jobs:
             self.jobs.append(job)
-            taken(job)
+            yield Taken(job)
 
     def take_records(self, count: int | None = None) -> list[dict[str, Any]]:
         """Remove the oldest `count` jobs (all by default) and return them as records of a Lambda event."""

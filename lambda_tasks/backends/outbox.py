@@ -1,48 +1,54 @@
-"""Messages are rows of the caller's transaction, and are sent from there: a commit means that the task runs."""
+"""Keep messages as rows of the caller's transaction, and send them after its commit."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
 from django.core.checks import CheckMessage
-from django.db import connections, router
+from django.db import connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DurationField, Q
 from django.db.models.functions import Cast
 
-from lambda_tasks import identity
-from lambda_tasks.backends.base import BaseBackend
+from lambda_tasks.backends.base import BaseBackend, Kept, SendResult, Taken
+from lambda_tasks.backends.batches import messages_in
 from lambda_tasks.backends.relay import DEAD, WAITING, Relay, Relayed
-from lambda_tasks.exceptions import InvalidSetting, UnknownDatabase
-from lambda_tasks.jobs import Job
-from lambda_tasks.models import DatabaseNow, OutboxMessage
+from lambda_tasks.backends.rows import job_of
+from lambda_tasks.database.clock import DatabaseNow
+from lambda_tasks.database.statements import Insertion, OrmInsertion, Slot, Statements, insertion_of_many
+from lambda_tasks.exceptions import InvalidMessage, InvalidSetting, UnknownDatabase
+from lambda_tasks.jobs import Job, carries_first_sent
+from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
+from lambda_tasks.models import OutboxMessage
+from lambda_tasks.recording.described import described
 from lambda_tasks.settings import MAX_KEPT_DELAY, PREFIX, strategy
-from lambda_tasks.statements import Insertion, Slot, Statements, insertion_of_many
 from lambda_tasks.strategies import get_store, instance
-from lambda_tasks.timeouts import SoftTimeLimitExceeded
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import in_ascii
 
 logger = logging.getLogger("lambda_tasks.outbox")
 
-#: Rows, and characters of messages, of one INSERT: MariaDB hangs up over a statement of 16 MiB.
+#: The most rows, and bytes of messages, of one INSERT. MariaDB closes the connection at 16 MiB.
 _MAX_ROWS: Final = 500
-_MAX_CHARACTERS: Final = 4 * 1024 * 1024
+_MAX_BYTES: Final = 4 * 1024 * 1024
 
 _FIELDS: Final = {field.name: field for field in OutboxMessage._meta.concrete_fields}
 
 
 class OutboxBackend(BaseBackend):
-    """Keeps messages in a table of the caller's database until another transport has taken them.
+    """Keeps messages in a table of the caller's database until another transport has accepted them.
 
-    Options: `transport`, that other one, as LAMBDA_TASKS_BACKEND names one; `databases`, the aliases that
-    have the table, by default the one that Django's routers choose for `OutboxMessage`. The database of
-    the records is always one of them, since retries are kept with them.
+    Options: `transport`, the other transport, in the format of LAMBDA_TASKS_BACKEND; `databases`, the aliases
+    that have the table, by default the one that Django's routers choose for `OutboxMessage`. The database of
+    the records is always included, since retries are kept with records.
     """
 
     keeps = True
@@ -52,14 +58,14 @@ class OutboxBackend(BaseBackend):
         self, *, transport: Any = "lambda_tasks.backends.sqs.SQSBackend", databases: Sequence[str] | None = None
     ) -> None:
         if databases is not None and (isinstance(databases, str) or not databases):
-            raise TypeError(f"databases is {databases!r}; give a list of aliases in DATABASES")
+            raise TypeError(f"databases must be a list of aliases in DATABASES, not {described(databases)}")
         try:
             path, options = strategy(transport, "transport")
         except ValueError as error:
-            raise TypeError(str(error)) from None  # an option that is refused, as any other
+            raise TypeError(str(error)) from None  # like any other invalid option
         behind = instance(f"{PREFIX}BACKEND", path, options)
         if not isinstance(behind, BaseBackend) or behind.keeps:
-            raise TypeError(f"transport is {path!r}; name a transport that is no outbox itself")
+            raise TypeError(f"transport must be a transport other than an outbox, not {described(path)}")
         self.transport: BaseBackend = behind
         self.leaves_process = behind.leaves_process
         self._databases = databases
@@ -73,49 +79,55 @@ class OutboxBackend(BaseBackend):
         return list(dict.fromkeys([*chosen, get_store().database]))
 
     def validate(self, job: Job) -> None:
-        """Refuse what the transport refuses, and databases that have no outbox."""
-        if job.database not in self.databases:
+        """Refuse databases that have no outbox, and everything that the transport refuses."""
+        # A retry is kept with its record, even if a router has changed since the task ran.
+        if job.message.n_retries == 0 and job.database not in self.databases:
             raise UnknownDatabase(
-                f"{job.task_name} would be kept in {job.database!r}, which has no outbox (there are: "
-                f"{', '.join(self.databases)}). Add it to the option `databases` of OutboxBackend, and migrate it; "
-                f'or say using(database="{self.databases[0]}") if the message is to leave with that one\'s commit.'
+                f"Database {job.database!r} has no outbox for {job.task_name}; databases with one: "
+                f"{', '.join(self.databases)}. Add it to the option `databases` of OutboxBackend, and migrate it; "
+                f'or pass using(database="{self.databases[0]}") to send the message with that database\'s commit.'
             )
         self.transport.validate(job)
 
     def keep(self, jobs: Sequence[Job], *, using: str) -> None:
         connection = connections[using]
         inserting = self._statements.of(_inserting, connection)
-        # Who reaps twice in one transaction has one invocation sent again twice; no INSERT takes a row twice.
+        # Reaping twice in one transaction sends an invocation twice, and an INSERT accepts a key once.
         by_id = {job.message_id: job for job in jobs}
-        for rows in _chunks([self._row(job) for job in by_id.values()], connection):
+        for rows in _chunks([self._row(job, connection) for job in by_id.values()], connection):
             inserting.run(connection, rows)
 
-    def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
-        """Send what is due of `jobs`, which are kept, and raise nothing: what cannot be sent now is sent later."""
+    def send(self, jobs: Sequence[Job]) -> Iterator[SendResult]:
+        """Send the jobs that are due. All jobs are kept, and the others are sent later."""
         by_database: dict[str, list[Job]] = defaultdict(list)
+        left = {job.message_id: job for job in jobs}
         for job in jobs:
             if job.delay <= self.transport.max_delay:
                 by_database[job.database].append(job)
         for database, due in by_database.items():
             try:
                 for job in self._relay.send(due, using=database):
-                    taken(job)
+                    left.pop(job.message_id, None)
+                    yield Taken(job)
             except SoftTimeLimitExceeded:
                 raise
             except Exception:
-                logger.exception("%d messages stay in the outbox of %r for a relay to send.", len(due), database)
+                logger.exception(
+                    "The outbox of %r keeps its due messages (%d) for a relay to send.", database, len(due)
+                )
+        yield from map(Kept, left.values())
 
     def relay(self, *, seconds: float = float("inf"), limit: float = float("inf")) -> Relayed:
-        """Send what is due and was not sent, the longest due first, each once; return how many.
+        """Send due messages, each once and the longest due first, and return how many.
 
-        Ends early after so many `seconds`, or after `limit` messages. Any number may run side by side. A
-        queue that takes nothing is left alone until the next time. What a database raises is raised
-        after the others were done.
+        Ends early after `seconds`, or after `limit` messages. Any number of relays may run in parallel. A queue
+        that accepts no message is skipped until the next call. An error of one database is raised after the other
+        databases are done.
         """
         return self._relay.run(self.databases, seconds=seconds, limit=limit)
 
     def send_now(self, message_ids: Iterable[UUID | str], *, using: str) -> Relayed:
-        """Send these messages of the outbox of `using` now, whether they are delayed, put off or dead."""
+        """Send these messages of the outbox in `using` now, even if they are delayed, waiting for a retry, or dead."""
         keys = list(dict.fromkeys(str(UUID(str(key))) for key in message_ids))
         messages = OutboxMessage.objects.using(using).filter(pk__in=keys)
         later = Q(due_at=None) | Q(due_at__gt=DatabaseNow(), holder=None) | Q(run_at__gt=DatabaseNow(), holder=None)
@@ -128,6 +140,42 @@ class OutboxBackend(BaseBackend):
             return DEAD if due_at is None else WAITING
         return None
 
+    def find(self, message_id: str) -> Job | None:
+        for database in self.databases:
+            for message in messages_in(database).filter(pk=message_id).annotate(now=DatabaseNow()):
+                with suppress(InvalidMessage):  # another program wrote the row: it has no task to tell of
+                    return job_of(message, now=message.now, max_delay=self.max_delay, database=database)
+        return None
+
+    def discard(self, message_id: str) -> None:
+        for database in self.databases:
+            message = messages_in(database).filter(pk=message_id, holder=None)
+            if not connections[database].features.has_select_for_update_skip_locked:
+                message.delete()
+                continue
+            # A relay that is sending the message has locked it, and deletes it afterwards. Do not wait for SQS.
+            with transaction.atomic(using=database):
+                if message.exists() and list(message.select_for_update(skip_locked=True).values_list("pk")):
+                    message.delete()
+
+    def rewrite(self, job: Job, *, message_id: str, using: str) -> bool:
+        messages = OutboxMessage.objects.using(using)
+        if connections[using].features.has_select_for_update_skip_locked:
+            messages = messages.select_for_update(skip_locked=True)  # a relay that sends the message has locked it
+        # A message that is not due yet was never sent. One that is due may be on its queue: a relay that dies after it
+        # has sent a message leaves no trace.
+        unsent = messages.filter(pk=message_id, due_at__gt=DatabaseNow(), attempts=0, holder=None)
+        if not unsent.values_list("pk", flat=True).first():
+            return False
+        return bool(unsent.update(task_name=job.task_name, body=job.body))
+
+    def kept(self, message_ids: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        for database in self.databases:
+            messages = OutboxMessage.objects.using(database).filter(pk__in=message_ids)
+            found.update(map(str, messages.values_list("pk", flat=True)))
+        return found
+
     def postpone(self, records: Sequence[tuple[Mapping[str, Any], float]]) -> None:
         self.transport.postpone(records)
 
@@ -135,44 +183,45 @@ class OutboxBackend(BaseBackend):
         for database in self.databases:
             if database not in connections.settings:
                 if database == get_store().database:
-                    continue  # the store says so
+                    continue  # the store reports it
                 raise InvalidSetting(
                     f"LAMBDA_TASKS_BACKEND gives the outbox database {database!r}, which is not in DATABASES "
                     f"({', '.join(sorted(connections.settings))}); correct the alias, or add the database."
                 )
             if not router.allow_migrate_model(database, OutboxMessage):
                 raise InvalidSetting(
-                    f"The outbox is to be kept in {database!r}, where DATABASE_ROUTERS do not allow its table; let "
-                    "allow_migrate() say True of the app lambda_tasks there, or name others in the option `databases`."
+                    f"DATABASE_ROUTERS do not allow the outbox table in {database!r}; return True from "
+                    "allow_migrate() for the app lambda_tasks there, or name other databases in the option `databases`."
                 )
         return self.transport.check()
 
-    def _row(self, job: Job) -> dict[str, Any]:
-        if job.first_sent is None and job.task is not None and job.task.expires_in is not None:
-            # Its time in the outbox counts too; SQS knows only when it came to the queue.
-            # Ids never go back in time, also where the clock has: the earlier of the two is the truth.
+    def _row(self, job: Job, connection: BaseDatabaseWrapper) -> dict[str, Any]:
+        if job.first_sent is None and job.task is not None and carries_first_sent(job.task, job.root_id):
+            # The time in the outbox counts too, and SQS knows only when the message reached the queue.
+            # Ids never go back in time, even if the clock does: the earlier time is the right one.
             now = time.time()
-            job = replace(job, first_sent=min(identity.made_at(job.root_id) or now, now))
+            job = replace(job, first_sent=min(ids.made_at(job.root_id) or now, now))
         return {
             "id": job.message_id,
             "task_name": job.task_name,
             "queue": job.queue,
-            "body": job.body,
+            # The table of an older MySQL database may have a charset that lacks some characters.
+            "body": in_ascii(job.body) if connection.vendor == "mysql" else job.body,
             "attributes": job.message_attributes(),
             "run_in": timedelta(seconds=job.delay) if job.delay else None,
             "due_in": timedelta(seconds=max(job.delay - self.transport.max_delay, 0)),
         }
 
 
-def _inserting(connection: BaseDatabaseWrapper) -> Insertion:
+def _inserting(connection: BaseDatabaseWrapper) -> Insertion | OrmInsertion:
     """Write the INSERT of messages.
 
-    A retry may have been kept before, when only the answer to its COMMIT was lost: it begins anew.
+    A retry may already be kept, if only the answer to its COMMIT was lost: its row is replaced.
     """
     columns = {name: Slot(name, _FIELDS[name]) for name in ("id", "task_name", "queue", "body", "attributes")}
     times = {
         "created_at": DatabaseNow(),
-        # Cast, since it may be NULL, whose type no database guesses.
+        # Cast, because databases cannot infer the type of NULL.
         "run_at": DatabaseNow() + Cast(Slot("run_in", DurationField()), DurationField()),
         "due_at": DatabaseNow() + Slot("due_in", DurationField()),
     }
@@ -180,13 +229,17 @@ def _inserting(connection: BaseDatabaseWrapper) -> Insertion:
     return insertion_of_many(OutboxMessage(**columns, **times), connection, anew=anew)
 
 
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
 def _chunks(rows: Sequence[dict[str, Any]], connection: BaseDatabaseWrapper) -> Iterator[list[dict[str, Any]]]:
     most = min(_MAX_ROWS, connection.ops.bulk_batch_size(list(_FIELDS.values()), rows) or _MAX_ROWS)
     chunk: list[dict[str, Any]] = []
     size = 0
     for row in rows:
-        own_size = len(row["body"]) + sum(map(len, row["attributes"].values()))
-        if chunk and (len(chunk) == most or size + own_size > _MAX_CHARACTERS):
+        own_size = _bytes(row["body"]) + sum(map(_bytes, row["attributes"].values()))
+        if chunk and (len(chunk) == most or size + own_size > _MAX_BYTES):
             yield chunk
             chunk, size = [], 0
         chunk.append(row)

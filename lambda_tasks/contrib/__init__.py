@@ -1,1 +1,1 @@
-"""Plugins for what not every project has; name those you want in LAMBDA_TASKS_PLUGINS."""
+"""Optional plugins, which a project turns on by adding them to LAMBDA_TASKS_PLUGINS."""

@@ -1,15 +1,15 @@
-"""A plugin that fails a task with `MemoryError` before Lambda kills the process for its memory.
+"""A plugin that raises `MemoryError` in a task before Lambda kills the process for using too much memory.
 
     LAMBDA_TASKS_PLUGINS = ["lambda_tasks.contrib.memory"]
 
-Lambda ends a process that takes more than the function's memory without a word, and the rest of the
-batch with it; the task comes back as a crash, and may crash the next worker. With the plugin, what a
-task allocates beyond `SHARE` of `AWS_LAMBDA_FUNCTION_MEMORY_SIZE` raises `MemoryError` in the task.
+Lambda kills a process that uses more than the function's memory, together with the rest of the batch, and without an
+error message. The task is retried as a crash, and may crash the next worker. With the plugin, an allocation in the
+task beyond `SHARE` of `AWS_LAMBDA_FUNCTION_MEMORY_SIZE` raises `MemoryError`.
 
-It limits `RLIMIT_DATA`, the memory that belongs to the process alone, and not `RLIMIT_AS`: addresses
-that are only reserved, and files that are mapped, take no memory. The limit holds while the task's
-function runs, so that there is memory left to record its end. Where the variable is not set, or
-outside of Linux, nothing is limited. Other processes that the task starts have the limit each for itself.
+The plugin limits `RLIMIT_DATA`, the private memory of the process, and not `RLIMIT_AS`, because reserved addresses and
+mapped files use no memory. The limit applies only while the task's function runs, so that enough memory is left to
+record its outcome. Nothing is limited if the variable is not set, or on systems other than Linux. Each process that
+the task starts has its own limit of the same size.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from lambda_tasks.jobs import Run
 
 logger = logging.getLogger("lambda_tasks.contrib.memory")
 
-#: Where Lambda says how many MiB the function has.
+#: The environment variable in which Lambda sets the function's memory in MiB.
 MEMORY_SIZE: Final = "AWS_LAMBDA_FUNCTION_MEMORY_SIZE"
-#: How much of it a task may take; the rest is for recording its end, for mapped files and for extensions.
+#: The share of it that a task may use. The rest is for recording the outcome, for mapped files and for extensions.
 SHARE: Final = 0.9
 
 _MIB: Final = 1024 * 1024
@@ -38,12 +38,12 @@ _MIB: Final = 1024 * 1024
 
 @hookimpl
 def lambda_task_boot() -> None:
-    """Say at the start, and not with the first task, that the limit leaves no room."""
+    """Warn when the process starts, and not only at the first task, if it already uses more than the limit."""
     limit, used = memory_limit(), _data_in_use()
     if limit is not None and used is not None and used >= limit:
         logger.warning(
-            "The process takes %d MiB before its first task, and tasks may take %d MiB: no memory limit is kept. "
-            "Give the function more memory.",
+            "The process uses %d MiB before its first task, but its limit is %d MiB, so no memory limit is set. "
+            "Increase the memory of the function.",
             used // _MIB,
             limit // _MIB,
         )
@@ -59,7 +59,7 @@ def lambda_task_call(run: Run) -> Generator[None, object, object]:
 
 
 def memory_limit() -> int | None:
-    """Return how many bytes of data a task may have, or None where nobody says so."""
+    """Return the memory limit of a task in bytes, or None if there is none."""
     size = os.environ.get(MEMORY_SIZE, "")
     if not sys.platform.startswith("linux") or not size.isdecimal() or int(size) == 0:
         return None
@@ -81,7 +81,7 @@ def _data_limited_to(limit: int) -> Iterator[None]:
 
 
 def _data_in_use() -> int | None:
-    """Return how many bytes count against RLIMIT_DATA now."""
+    """Return how many bytes currently count towards RLIMIT_DATA."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmData:"):

@@ -1,17 +1,16 @@
-"""A plugin for PostgreSQL: what a task leaves running in the server ends there, soon after its limit.
+"""A plugin that ends the statements of a task in PostgreSQL soon after its time limit or the death of its worker.
 
     LAMBDA_TASKS_PLUGINS = ["lambda_tasks.contrib.postgres"]
 
-An alarm takes the worker out of a query, and a crash takes the worker away; the server knows of
-neither. It goes on with the statement, and keeps its locks, for as long as that takes. So each
-transaction of a task that has time limits gets, in one query at its beginning:
+When an alarm interrupts a query in the worker, or when the worker dies, the server does not notice. It continues with
+the statement, and keeps its locks, until the statement ends. The plugin therefore sets, with one query at the start
+of each transaction of a task that has time limits:
 
-- `statement_timeout`, the hard timeout and `MARGIN`, unless a shorter one is set already;
-- `client_connection_check_interval`, so that the server misses a worker that died.
+- `statement_timeout` to the hard timeout plus `MARGIN`, unless a shorter timeout is already set;
+- `client_connection_check_interval`, so that the server notices if a worker dies.
 
-And a statement out of which an alarm has taken the worker is cancelled at once (with psycopg 3; what
-waits in psycopg2 cannot be interrupted, and is ended by the server). All of it belongs to the
-transaction and ends with it.
+A statement that an alarm interrupts is also cancelled immediately with psycopg 3. A query in psycopg2 cannot be
+interrupted, so the server ends it. All of these settings end with the transaction.
 """
 
 from __future__ import annotations
@@ -27,25 +26,25 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import Run
+from lambda_tasks.limits.alarms import HardTimeLimitExceeded
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry
 from lambda_tasks.plugins import ask, hooks
-from lambda_tasks.timeouts import HardTimeLimitExceeded
 
 logger = logging.getLogger("lambda_tasks.contrib.postgres")
 
-#: Seconds after the hard timeout at which the server ends a statement: the worker's own alarm comes first.
+#: Seconds after the hard timeout at which the server ends a statement, so that the worker's own alarm comes first.
 MARGIN: Final = 1.0
-#: Seconds between two looks of the server at whether the worker is still there.
+#: Seconds between two checks of the server that the worker is still connected.
 CHECK_INTERVAL: Final = 1.0
 #: Seconds that cancelling a statement may take.
 CANCEL_TIMEOUT: Final = 1.0
 
-#: SQLSTATE query_canceled (PostgreSQL, appendix A): by statement_timeout, or by somebody.
+#: SQLSTATE query_canceled (PostgreSQL, appendix A), because of statement_timeout or a cancel request.
 _QUERY_CANCELED: Final = "57014"
-#: libpq's PQTRANS_ACTIVE: a statement was sent, and its answer not read.
+#: libpq's PQTRANS_ACTIVE: a statement was sent, and its result is not read yet.
 _ACTIVE: Final = 1
 
-# current_setting() gives '0' or a number with a unit, such as '5s' or '2min', which an interval takes too.
+# current_setting() returns '0' or a number with a unit, such as '5s' or '2min', which is also a valid interval.
 _SET_LOCAL: Final = """
     SELECT set_config('client_connection_check_interval', %(check)s::int::text, true),
            CASE WHEN longer THEN set_config('statement_timeout', %(ms)s::int::text, true) END
@@ -68,18 +67,18 @@ def lambda_task_call(run: Run) -> Generator[None, object, object]:
         try:
             return (yield)
         finally:
-            # What was interrupted while it fetched from a cursor on the server.
+            # An alarm may have interrupted a fetch from a server-side cursor.
             end_statement(connection)
 
 
 @hookimpl
 def lambda_task_classify(run: Run, error: BaseException) -> Outcome | None:
-    """Say of a statement that the server ended after the hard timeout what ended it."""
+    """Classify a statement that the server ended after the hard timeout as `HardTimeLimitExceeded`."""
     sqlstate = getattr(error.__cause__, "sqlstate", None) or getattr(error.__cause__, "pgcode", None)
     if sqlstate != _QUERY_CANCELED or not run.limited or run.duration < run.hard_timeout:
         return None
     exceeded = HardTimeLimitExceeded(
-        f"The hard timeout of {run.hard_timeout:g} s is over; PostgreSQL has ended the statement."
+        f"The hard timeout of {run.hard_timeout:g} s has expired, and PostgreSQL has ended the statement."
     )
     exceeded.__cause__ = error
     outcome: Outcome = ask(hooks().lambda_task_classify, Ignored | Retry | Failed, run=run, error=exceeded)
@@ -87,10 +86,10 @@ def lambda_task_classify(run: Run, error: BaseException) -> Outcome | None:
 
 
 def end_statement(connection: BaseDatabaseWrapper) -> None:
-    """Cancel what the server still runs for `connection`, and read the answer, so that it can go on.
+    """Cancel the running statement of `connection`, if any, and read its result, so that the connection can be used.
 
-    Does nothing where nothing runs. What goes wrong is logged: `statement_timeout` ends the statement
-    in any case, and the executor closes a connection that is of no use.
+    Errors are logged and not raised, because `statement_timeout` ends the statement in any case, and the executor
+    closes an unusable connection.
     """
     session: Any = connection.connection
     pgconn = getattr(session, "pgconn", None)
@@ -100,11 +99,11 @@ def end_statement(connection: BaseDatabaseWrapper) -> None:
         _cancel(session)
         _read_answer(pgconn, until=time.monotonic() + CANCEL_TIMEOUT)
     except Exception:
-        logger.exception("An interrupted statement could not be cancelled; its statement_timeout will end it.")
+        logger.exception("An interrupted statement could not be cancelled. Its statement_timeout will end it.")
 
 
 def _owns_transaction(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether the run's transaction is its own, on PostgreSQL.
+    """Return whether the run has its own transaction on PostgreSQL.
 
     In a savepoint of the caller's transaction, SET LOCAL would outlive the run.
     """
@@ -129,7 +128,7 @@ def _cancel(session: Any) -> None:
 
 
 def _read_answer(pgconn: Any, *, until: float) -> None:
-    """Read and drop what comes until the server is done with the statement."""
+    """Read and discard the results of the statement until the server has finished it, or until the deadline."""
     with selectors.DefaultSelector() as selector:
         selector.register(pgconn.socket, selectors.EVENT_READ)
         while (left := until - time.monotonic()) > 0:

@@ -1,8 +1,8 @@
-"""Lambda's event source mapping for SQS: poll, make the event, read the answer, delete what is done.
+"""Lambda's event source mapping for SQS: poll, build the event, read the response, delete finished messages.
 
-The rules are AWS's: https://docs.aws.amazon.com/lambda/latest/dg/with-sqs.html and
-https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html. The pure functions
-(`build_event`, `split_by_size`, `judge`, `interpret_answer`) know nothing of queues and processes.
+The rules are those of AWS: https://docs.aws.amazon.com/lambda/latest/dg/with-sqs.html and
+https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html. `build_event`, `split_by_size`, `judge`
+and `interpret_answer` are pure functions, which do not depend on queues or processes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn, TypeAlias
 
 import boto3
@@ -23,13 +22,14 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambda_tasks.local.runtime_api import Answered, Crashed, Errored, InvocationResult, TimedOut
+from lambda_tasks.wire.queue_urls import client_options, problem_of, server_of
 
-#: What a boto3 client raises.
+#: The exceptions that a boto3 client raises.
 SQS_ERRORS: Final = (BotoCoreError, ClientError)
 
-#: The most messages that one ReceiveMessage or DeleteMessageBatch takes.
+#: The maximum number of messages in one ReceiveMessage or DeleteMessageBatch request.
 MAX_PER_CALL: Final = 10
-#: Bytes: the largest event that Lambda takes.
+#: The maximum size of an event in Lambda, in bytes.
 MAX_EVENT_SIZE: Final = 6 * 1024 * 1024
 #: Limits of an event source mapping.
 MAX_BATCH_SIZE: Final = 10_000
@@ -40,24 +40,22 @@ _COUNTS: Final = (
     "ApproximateNumberOfMessagesNotVisible",
     "ApproximateNumberOfMessagesDelayed",
 )
-_REGION_IN_URL: Final = re.compile(r"//(?:sqs\.)?([a-z0-9-]+)(?:\.queue)?\.amazonaws\.com")
 
-#: A message as boto3 has it.
+#: A message in the format of boto3.
 Message: TypeAlias = Mapping[str, Any]
-#: A message as Lambda's event has it.
+#: A message in the format of Lambda's event.
 Record: TypeAlias = dict[str, Any]
 
 
 class QueueUnavailable(Exception):
-    """A queue cannot be read: it does not exist, is not ours to read, or SQS cannot be reached."""
+    """A queue cannot be read: it does not exist, a permission is missing, or SQS is unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the end of an invocation means for its messages.
+    """Which messages of an invocation must stay in the queue.
 
-    `failed_ids` are those that must stay in the queue; `reason` says why, and is empty where none
-    has to.
+    `failed_ids` are the ids of these messages. `reason` says why they must stay, and is empty if there are none.
     """
 
     failed_ids: frozenset[str]
@@ -65,15 +63,15 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Messages that go into one invocation, and the event that they make."""
+class ReceivedBatch:
+    """The messages of one invocation, and their event."""
 
     messages: tuple[Message, ...]
     event: dict[str, Any]
 
     @property
     def message_ids(self) -> tuple[str, ...]:
-        """Their ids, in the order of the event. The same id may be there twice."""
+        """The ids of the messages, in the order of the event. An id may occur twice."""
         return tuple(message["MessageId"] for message in self.messages)
 
 
@@ -81,12 +79,12 @@ class Batch:
 
 
 def build_event(records: Iterable[Record]) -> dict[str, Any]:
-    """Return the event that Lambda calls a handler with."""
+    """Return the event with which Lambda calls a handler."""
     return {"Records": list(records)}
 
 
 def build_record(message: Message, *, queue_arn: str) -> Record:
-    """Return `message` in the shape that it has in Lambda's event."""
+    """Return `message` in the format of Lambda's event."""
     return {
         "messageId": message["MessageId"],
         "receiptHandle": message["ReceiptHandle"],
@@ -121,7 +119,7 @@ def _base64(data: bytes) -> str:
 
 
 def split_by_size(records: Iterable[Record], *, limit: int = MAX_EVENT_SIZE) -> Iterator[list[Record]]:
-    """Split records, in their order, so that the event of each part stays within `limit` bytes."""
+    """Split records in order, so that the event of each part has at most `limit` bytes."""
     part: list[Record] = []
     size = overhead = len(json.dumps(build_event([])))
     for record in records:
@@ -135,11 +133,11 @@ def split_by_size(records: Iterable[Record], *, limit: int = MAX_EVENT_SIZE) -> 
         yield part
 
 
-# From the answer to a verdict.
+# From the response to a verdict.
 
 
 def judge(result: InvocationResult, message_ids: Collection[str]) -> Verdict:
-    """Say which of the messages must stay in the queue after an invocation that ended so."""
+    """Return which messages must stay in the queue after an invocation with this result."""
     match result:
         case Answered(body):
             return interpret_answer(body, message_ids)
@@ -152,15 +150,15 @@ def judge(result: InvocationResult, message_ids: Collection[str]) -> Verdict:
 
 
 def interpret_answer(body: bytes, message_ids: Collection[str]) -> Verdict:
-    """Read a handler's answer under the rules of `ReportBatchItemFailures`.
+    """Interpret a handler's response by the rules of `ReportBatchItemFailures`.
 
-    `{"batchItemFailures": []}`, a null list, `{}` and null say that all is done. Whatever does not
-    name failed messages of this batch, and only such, makes the whole batch fail.
+    `{"batchItemFailures": []}`, a null list, `{}` and null mean that all messages succeeded. A malformed response, or
+    one with an id that is not in this batch, fails the whole batch.
     """
     try:
         failed = frozenset(_reported_failures(_parse(body), message_ids))
     except ValueError as error:
-        return _everything_failed(message_ids, f"the handler's answer cannot be used: {error}")
+        return _everything_failed(message_ids, f"the handler's response is invalid: {error}")
     return Verdict(failed, "the handler reported them as failed" if failed else "")
 
 
@@ -172,31 +170,31 @@ def _parse(body: bytes) -> Any:
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not allowed in JSON")
 
 
 def _reported_failures(answer: Any, message_ids: Collection[str]) -> Iterator[str]:
     if answer is None or answer == {}:
         return
     if not isinstance(answer, dict) or "batchItemFailures" not in answer:
-        raise ValueError(f'it has no key "batchItemFailures": {_excerpt(answer)}')
+        raise ValueError(f'it lacks the key "batchItemFailures": {_excerpt(answer)}')
     failures = answer["batchItemFailures"]
     if failures is None:
         return
     if not isinstance(failures, list):
-        raise ValueError(f'"batchItemFailures" is not a list: {_excerpt(failures)}')
+        raise ValueError(f'"batchItemFailures" must be a list, not {_excerpt(failures)}')
     for failure in failures:
         yield _failed_id(failure, message_ids)
 
 
 def _failed_id(failure: Any, message_ids: Collection[str]) -> str:
     if not isinstance(failure, dict) or "itemIdentifier" not in failure:
-        raise ValueError(f'an item has no key "itemIdentifier": {_excerpt(failure)}')
+        raise ValueError(f'an item lacks the key "itemIdentifier": {_excerpt(failure)}')
     identifier = failure["itemIdentifier"]
     if not isinstance(identifier, str) or not identifier:
-        raise ValueError(f'an "itemIdentifier" is null, empty or no text: {_excerpt(failure)}')
+        raise ValueError(f'"itemIdentifier" must be a non-empty string: {_excerpt(failure)}')
     if identifier not in message_ids:
-        raise ValueError(f"the itemIdentifier {_excerpt(identifier)} is of no message in this batch")
+        raise ValueError(f"the itemIdentifier {_excerpt(identifier)} is not the id of a message in this batch")
     return identifier
 
 
@@ -213,10 +211,10 @@ def _excerpt(value: object, length: int = 120) -> str:
 
 
 class EventSource:
-    """One queue, polled as an event source mapping polls it. Safe to use from many threads.
+    """A queue that is polled like an event source mapping polls it. Thread-safe.
 
-    `wait_seconds` is how long one poll waits for a first message, and so how long a stop may take;
-    `batching_window_seconds` how long a batch that has begun waits to be filled.
+    `wait_seconds` is how long one poll waits for a first message, and thereby how long stopping may take.
+    `batching_window_seconds` is how long a batch may take to fill after its first message.
     """
 
     def __init__(
@@ -242,32 +240,32 @@ class EventSource:
 
     @property
     def region(self) -> str:
-        """The region, as the queue's ARN has it."""
+        """The region in the queue's ARN."""
         return self.arn.split(":")[3]
 
     def gather(self, stopping: threading.Event) -> list[Message]:
-        """Wait for messages; return up to the batch size, none if none came.
+        """Wait for messages, and return up to the batch size, or an empty list if none arrived.
 
-        One thread polls at a time, the others wait for their turn: more polls of an empty queue
-        would bring nothing sooner.
+        One thread polls at a time while the others wait, because parallel polls of an empty queue would not receive
+        messages any sooner.
         """
         with self._turn:
             if stopping.is_set():
                 return []
             messages = self._receive(self._batch_size, wait=self._wait)
             if messages:
-                with suppress(*SQS_ERRORS):  # what has been received must not wait for SQS to recover
+                with suppress(*SQS_ERRORS):  # messages that were received must not wait for SQS to recover
                     self._fill(messages, stopping)
             return messages
 
-    def batches(self, messages: Sequence[Message]) -> Iterator[Batch]:
-        """Make of gathered messages the batches, nearly always one, that Lambda would take as events."""
+    def batches(self, messages: Sequence[Message]) -> Iterator[ReceivedBatch]:
+        """Yield the messages as batches whose events Lambda would accept: nearly always a single batch."""
         remaining = iter(messages)
         for part in split_by_size(build_record(message, queue_arn=self.arn) for message in messages):
-            yield Batch(tuple(next(remaining) for _ in part), build_event(part))
+            yield ReceivedBatch(tuple(next(remaining) for _ in part), build_event(part))
 
-    def delete_succeeded(self, batch: Batch, verdict: Verdict) -> list[str]:
-        """Delete what `verdict` does not keep; return complaints of SQS about single messages."""
+    def delete_succeeded(self, batch: ReceivedBatch, verdict: Verdict) -> list[str]:
+        """Delete the messages that `verdict` does not keep, and return SQS's errors for single messages."""
         done = [message for message in batch.messages if message["MessageId"] not in verdict.failed_ids]
         complaints: list[str] = []
         for start in range(0, len(done), MAX_PER_CALL):
@@ -275,11 +273,11 @@ class EventSource:
         return complaints
 
     def is_idle(self) -> bool:
-        """Whether nothing is in the queue: visible, in flight or delayed.
+        """Return whether the queue has no visible, in-flight or delayed messages.
 
         On AWS these numbers are approximate, and may lag behind by a minute.
         """
-        # Twice: a message that becomes visible between two of the counts is in neither.
+        # Count twice, because a message that becomes visible between two of the counts is in neither.
         return self._counts_nothing() and self._counts_nothing()
 
     def _counts_nothing(self) -> bool:
@@ -301,7 +299,7 @@ class EventSource:
             QueueUrl=self.url,
             MaxNumberOfMessages=min(room, MAX_PER_CALL),
             WaitTimeSeconds=wait,
-            AttributeNames=["All"],  # the older name of MessageSystemAttributeNames: every boto3 knows it
+            AttributeNames=["All"],  # the older name of MessageSystemAttributeNames, which every boto3 supports
             MessageAttributeNames=["All"],
         )
         messages: list[Message] = answer.get("Messages", [])
@@ -324,41 +322,40 @@ class EventSource:
             ],
         )
         return [
-            f"SQS did not delete {messages[int(failed['Id'])]['MessageId']}, so it comes again: {failed['Code']}"
+            f"SQS did not delete {messages[int(failed['Id'])]['MessageId']}, so it will be redelivered: "
+            f"{failed['Code']}"
             for failed in answer.get("Failed", [])
         ]
 
 
 def open_sources(queues: Mapping[str, str], *, endpoint_url: str | None = None, **options: int) -> list[EventSource]:
-    """Return an event source for each queue, with `EventSource`'s options; `queues` has URLs by name.
+    """Return an event source for each queue, with the options of `EventSource`. `queues` maps names to URLs.
 
-    Raises `QueueUnavailable`. Without `endpoint_url`, boto3 honours AWS_ENDPOINT_URL_SQS.
+    Raise `QueueUnavailable` if a queue cannot be read. Without `endpoint_url`, boto3 uses AWS_ENDPOINT_URL_SQS.
     """
-    session = boto3.session.Session()  # one for all: it is what takes time, a client is had in milliseconds
+    for name, url in queues.items():
+        if problem := problem_of(url):
+            raise QueueUnavailable(f"The URL of queue {name!r} {problem}")
+    session = boto3.session.Session()  # shared, because creating it is slow, and creating a client is fast
     return [
         EventSource(name, url, client=_connect(session, url, endpoint_url), **options) for name, url in queues.items()
     ]
 
 
 def _connect(session: Any, queue_url: str, endpoint_url: str | None) -> Any:
-    return session.client(
-        "sqs",
-        region_name=region_in(queue_url) or session.region_name or "us-east-1",
-        endpoint_url=endpoint_url,
-        # One connection for each thread that polls or deletes.
-        config=Config(connect_timeout=2, read_timeout=10, max_pool_connections=50, retries={"mode": "standard"}),
+    server = server_of(queue_url)
+    # One connection for each thread that polls or deletes.
+    config = Config(connect_timeout=2, read_timeout=10, max_pool_connections=50, retries={"mode": "standard"})
+    region = server.region or session.region_name or "us-east-1"
+    options = client_options(
+        session.client, "sqs", replace(server, region=region), config=config, endpoint_url=endpoint_url
     )
-
-
-def region_in(queue_url: str) -> str | None:
-    """Return the region that the URL of a queue names, None for one that is not on AWS."""
-    match = _REGION_IN_URL.search(queue_url)
-    return match[1] if match else None
+    return session.client("sqs", **options)
 
 
 def _cannot_read(name: str, url: str, client: Any, error: Exception) -> str:
     return (
         f"Queue {name!r} ({url}) cannot be read at {client.meta.endpoint_url}: {error}. Check its URL in "
-        f"LAMBDA_TASKS_QUEUES, the AWS credentials (for moto or LocalStack any will do), and "
-        f"AWS_ENDPOINT_URL_SQS if SQS runs on this machine."
+        f"LAMBDA_TASKS_QUEUES, the AWS credentials (moto and LocalStack accept any), and AWS_ENDPOINT_URL_SQS if SQS "
+        f"runs on this machine."
     )

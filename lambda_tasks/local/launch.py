@@ -1,7 +1,7 @@
-"""Become `python -m awslambdaric HANDLER`, and die with the worker that asked for it.
+"""Replace this process with `python -m awslambdaric HANDLER`, which ends together with the worker that started it.
 
-Run as a script, by `lambda_tasks.local.runtime`, with the worker's process id and the handler's
-path. It needs nothing but the standard library and leaves nothing behind in the process.
+`lambda_tasks.local.runtime` runs this file as a script, with the worker's process id and the handler's path. It needs
+only the standard library, and leaves nothing behind in the process.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that ends (Linux).
+    """Tell the kernel to kill this process when its parent ends for any reason (on Linux).
 
-    Elsewhere the process ends by itself: when it next asks for an invocation, nobody answers.
-    The order is lasting: it survives `exec`. The kernel means the *thread* that started us.
+    On other systems the process ends when its next request for an invocation fails. The setting survives `exec`. For
+    the kernel, the parent is the *thread* that started this process.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before we had said that we care
+    if os.getppid() != parent_pid:  # the parent died before the call to prctl()
         os._exit(1)
 
 
 def main(parent_pid: str, handler: str) -> None:
-    """Replace this process by the runtime client."""
+    """Replace this process with the runtime client."""
     die_with(int(parent_pid))
     os.execv(sys.executable, [sys.executable, "-m", "awslambdaric", handler])
 

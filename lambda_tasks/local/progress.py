@@ -1,6 +1,6 @@
-"""What a local worker has to tell. Each event is a value to look at, and `str(event)` a line to read.
+"""The events that a local worker reports. `str(event)` is a line for humans.
 
-`environment` names one process of a queue, as "default-1".
+`environment` is the name of one process of a queue, such as "default-1".
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: How an invocation ended. "answered" says only that the handler returned something.
+#: How an invocation ended. "answered" means only that the handler returned a value.
 Outcome: TypeAlias = Literal["answered", "raised", "crashed", "timed out"]
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The queues can be read; `environments` is the number of processes for each of them."""
+    """The worker has started, and the queues can be read. `environments` is the number of processes per queue."""
 
     queues: Mapping[str, str]
     handler: str
@@ -30,7 +30,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Something works, but not as it should."""
+    """The worker runs, but its configuration has a problem."""
 
     text: str
 
@@ -40,19 +40,19 @@ class Warned:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeReady:
-    """A process has loaded the handler and waits for work. `is_restart`: it replaces one that ended."""
+    """A process has loaded the handler and waits for work. `is_restart` is true if it replaces a process that ended."""
 
     environment: str
     pid: int
     is_restart: bool
 
     def __str__(self) -> str:
-        return f"{self.environment}: {'started again' if self.is_restart else 'ready'}, process {self.pid}"
+        return f"{self.environment}: {'restarted' if self.is_restart else 'ready'}, process {self.pid}"
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """Messages were received and go to the handler."""
+    """Messages were received, and are passed to the handler."""
 
     environment: str
     message_ids: tuple[str, ...]
@@ -63,10 +63,10 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """An invocation ended, and what was done is deleted from the queue.
+    """An invocation ended, and its finished messages were deleted from the queue.
 
-    The messages of `kept_ids` are still in it and come again when their visibility timeout ends;
-    `reason` says why, and is empty where there are none.
+    The messages in `kept_ids` stay in the queue, and are redelivered when their visibility timeout ends. `reason` says
+    why, and is empty if there are none.
     """
 
     environment: str
@@ -81,15 +81,15 @@ class Finished:
         if self.done_ids:
             parts.append(f"{_count(len(self.done_ids), 'message')} done in {self.seconds:.2f} s")
         if self.kept_ids:
-            parts.append(f"{_messages(self.kept_ids)} not done, to come again: {self.reason}")
+            parts.append(f"{_messages(self.kept_ids)} kept in the queue: {self.reason}")
         return f"{self.environment}: {'; '.join(parts)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Maintained:
-    """The schedule's event was handled, and there was something to do; or it was not, and `reason` says why.
+    """The maintenance has done something, or it failed, and `reason` says why.
 
-    `done` is the handler's answer without zeros, as `{"outbox": {"sent": 2}}`.
+    `done` is the handler's response without zeros, such as `{"outbox": {"sent": 2}}`.
     """
 
     environment: str
@@ -107,6 +107,18 @@ class Maintained:
 
 
 @dataclass(frozen=True, slots=True)
+class Ticked:
+    """Periodic tasks were started: the number of messages, and the number of schedules that could not be sent."""
+
+    sent: int
+    failed: int
+
+    def __str__(self) -> str:
+        failed = f", {_count(self.failed, 'schedule')} failed and will be tried again" if self.failed else ""
+        return f"schedules: {_count(self.sent, 'periodic task')} started{failed}"
+
+
+@dataclass(frozen=True, slots=True)
 class Trouble:
     """A call to SQS failed."""
 
@@ -119,29 +131,34 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A line that the process of the handler wrote to its standard output or error."""
+    """A line that the process of the handler printed, or a record of its log.
+
+    A record may have several lines, such as those of a traceback. The lines after the first are indented.
+    """
 
     environment: str
     line: str
 
     def __str__(self) -> str:
-        return f"{self.environment} | {self.line}"
+        return f"{self.environment} | " + f"\n{self.environment} |   ".join(self.line.splitlines() or [""])
 
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """A signal asked the worker to stop."""
+    """The worker received a signal to stop."""
 
     def __str__(self) -> str:
-        return "Finishing what runs, then stopping. Again to kill it: its messages stay in the queue."
+        return (
+            "Stopping after the running batches have finished. A second signal kills them, and their messages stay in "
+            "the queue."
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a worker did, from its start to its end.
+    """The totals of a worker, from its start to its end.
 
-    A message counts each time that it was delivered. `raised`, `crashed` and `timed_out` are
-    numbers of batches.
+    A message counts each time it was delivered. `raised`, `crashed` and `timed_out` are numbers of batches.
     """
 
     batches: int = 0
@@ -154,12 +171,12 @@ class Summary:
     def __str__(self) -> str:
         faults = {"raised": self.raised, "crashed": self.crashed, "timed out": self.timed_out}
         ended = "".join(f", {_count(number, 'batch')} {how}" for how, number in faults.items() if number)
-        return f"Stopped after {_count(self.batches, 'batch')}: {self.done} done, {self.kept} not done{ended}"
+        return f"Stopped after {_count(self.batches, 'batch')}: {self.done} done, {self.kept} kept{ended}"
 
 
 #: Everything that a worker reports.
 Event: TypeAlias = (
-    Started | Warned | RuntimeReady | Received | Finished | Maintained | Trouble | Output | Stopping | Summary
+    Started | Warned | RuntimeReady | Received | Finished | Maintained | Ticked | Trouble | Output | Stopping | Summary
 )
 
 

@@ -1,4 +1,4 @@
-"""One execution environment: a process of the real runtime client, and the Runtime API it talks to."""
+"""One execution environment: a process of Lambda's runtime client, and the Runtime API that it uses."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.local import launch
+from lambda_tasks.local.output import read_output
 from lambda_tasks.local.runtime_api import Crashed, Errored, InvocationResult, RuntimeApi, TimedOut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-#: Seconds that Lambda gives a function to be imported.
+#: Seconds that a function may take to import in Lambda.
 INIT_TIMEOUT = 10
-#: Seconds in which the output of a process that was killed must have been read.
+#: Seconds to wait for the rest of the output of a killed process.
 _OUTPUT_GRACE = 2
 
-#: What the platform sets for other kinds of function; inherited by accident they change the client.
+#: Variables that Lambda sets for other kinds of functions. Inherited by accident, they would change the client.
 _NOT_INHERITED = ("AWS_LAMBDA_MAX_CONCURRENCY", "_LAMBDA_TELEMETRY_LOG_FD", "_X_AMZN_TRACE_ID")
+
+#: Tells the library in the process that it runs under the local worker.
+LOCAL_WORKER: Final = "LAMBDA_TASKS_LOCAL_WORKER"
 
 
 class RuntimeStartError(Exception):
-    """The runtime ended, or hung, before it could take a first invocation."""
+    """The runtime ended, or hung, before it requested its first invocation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """What the configuration of a Lambda function says, as far as it means anything here.
+    """The configuration of a Lambda function, as far as it applies locally.
 
-    `environment` comes on top of this process's own environment. `init_timeout_seconds` bounds the
-    import of the handler's module.
+    `environment` is added to the environment of this process. `init_timeout_seconds` limits the import of the
+    handler's module.
     """
 
     handler: str
@@ -54,29 +58,29 @@ class Function:
 
 
 class Runtime:
-    """Runs a function's handler, one invocation at a time, in a process of its own.
+    """Run a function's handler in a separate process, one invocation at a time.
 
-    Start and close it in the same thread, and let that thread outlive it: on Linux the kernel
-    kills the process when that thread ends. `on_output` gets the process's lines, from another
-    thread.
+    Start and close it in the same thread, and let that thread outlive it: on Linux the kernel kills the process when
+    that thread ends. `on_output` is called from another thread with each line that the process prints, and with each
+    record of its log, which may have several lines.
     """
 
     def __init__(self, function: Function, *, on_output: Callable[[str], None] = print) -> None:
         self._function = function
         self._on_output = on_output
         self._environment: _Environment | None = None
-        #: How many processes there were so far.
+        #: The number of processes started so far.
         self.starts = 0
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process is there to take an invocation."""
+        """Whether the process is running and can take an invocation."""
         return self._environment is not None and self._environment.is_alive
 
     def start(self) -> int:
-        """Start the process, after the end of the one before; return its id when it asks for work.
+        """Close the previous process, start a new one, and return its id when it requests an invocation.
 
-        Raises `RuntimeStartError` with the runtime's own words if the handler cannot be loaded.
+        Raise `RuntimeStartError` with the runtime's error message if the handler cannot be loaded.
         """
         self.close()
         self.starts += 1
@@ -88,9 +92,9 @@ class Runtime:
         return environment.process.pid
 
     def invoke(self, event: Mapping[str, Any]) -> InvocationResult:
-        """Run the handler with `event`. Where it overstays the function's timeout, kill it.
+        """Run the handler with `event`. Kill the process if the function's timeout expires.
 
-        After `Crashed` and `TimedOut` the process is gone; `start()` makes the next one.
+        After `Crashed` and `TimedOut` the process has ended, and `start()` starts the next one.
         """
         if self._environment is None:
             raise RuntimeError("Call start() before invoke().")
@@ -100,29 +104,34 @@ class Runtime:
         return result
 
     def kill(self) -> None:
-        """Kill the process and all that it started; a running `invoke` returns `Crashed`."""
+        """Kill the process and all processes that it started. A running `invoke()` returns `Crashed`."""
         environment = self._environment  # another thread may close it meanwhile
         if environment is not None:
             environment.kill()
 
     def close(self) -> None:
-        """Kill the process and wait until it is gone. Does nothing where there is none."""
+        """Kill the process and wait until it has ended. Do nothing if there is none."""
         if self._environment is not None:
             self._environment.close()
         self._environment = None
 
 
 class _Environment:
-    """One life of the process, with the threads that watch its end and read its output."""
+    """One process, with the threads that wait for its end and read its output."""
 
     def __init__(self, function: Function, on_output: Callable[[str], None]) -> None:
-        self.api = RuntimeApi(function_arn=function.arn)
+        self.api = RuntimeApi(function_arn=function.arn, is_guarded=True)
+        records, write_end = os.pipe()
         try:
-            self.process = _spawn(function, self.api.address)
+            self.process = _spawn(function, self.api.address, write_end)
         except OSError:
             self.api.close()
+            os.close(records)
             raise
-        self._reader = _start_thread("runtime-output", self._read_output, on_output)
+        finally:
+            os.close(write_end)
+        self.api.admit(self.process.pid)
+        self._reader = _start_thread("runtime-output", self._read_output, records, on_output)
         self._watcher = _start_thread("runtime-watcher", self._watch)
 
     @property
@@ -130,7 +139,7 @@ class _Environment:
         return self.process.poll() is None
 
     def kill(self) -> None:
-        if self.is_alive:  # else the number may be another process's by now
+        if self.is_alive:  # otherwise the id may already belong to another process
             _kill_group(self.process.pid)
 
     def close(self) -> None:
@@ -141,17 +150,17 @@ class _Environment:
 
     def _watch(self) -> None:
         returncode = self.process.wait()
-        _kill_group(self.process.pid)  # what it had started
+        _kill_group(self.process.pid)  # the processes that it started
         self.api.process_ended(describe_exit(returncode))
 
-    def _read_output(self, on_output: Callable[[str], None]) -> None:
-        with cast("IO[str]", self.process.stdout) as output:
-            for line in output:
-                on_output(_readable(line))
+    def _read_output(self, records: int, on_output: Callable[[str], None]) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as output, os.fdopen(records, "rb", 0):
+            read_output(output.fileno(), records, on_output)
 
 
 def describe_exit(returncode: int) -> str:
-    """Say how a process ended, from its return code as `subprocess` has it.
+    """Describe how a process ended, from its return code in `subprocess`.
 
     >>> describe_exit(-9), describe_exit(3)
     ('killed by SIGKILL', 'exit status 3')
@@ -165,27 +174,26 @@ def describe_exit(returncode: int) -> str:
 
 
 def _kill_group(leader: int) -> None:
-    # As Lambda does it: no signal that could be handled, and nothing that the process started stays.
-    with suppress(ProcessLookupError, PermissionError):  # macOS says EPERM of a group of zombies
+    # As in Lambda, the signal cannot be handled, and all processes that the process started end too.
+    with suppress(ProcessLookupError, PermissionError):  # macOS reports EPERM for a group of zombies
         os.killpg(leader, signal.SIGKILL)
 
 
-def _spawn(function: Function, api_address: str) -> subprocess.Popen[str]:
-    # A session of its own: the terminal's Ctrl-C is for the worker, which lets the batch finish.
+def _spawn(function: Function, api_address: str, log: int) -> subprocess.Popen[bytes]:
+    # A separate session, so that only the worker receives the terminal's Ctrl-C, and lets the batch finish.
     return subprocess.Popen(
         [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(os.getpid()), function.handler],
-        env=process_environment(function, api_address),
+        env={**process_environment(function, api_address), "_LAMBDA_TELEMETRY_LOG_FD": str(log)},
+        pass_fds=(log,),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        encoding="utf-8",
-        errors="replace",
     )
 
 
 def process_environment(function: Function, api_address: str) -> dict[str, str]:
-    """Return the environment variables for the process: ours, Lambda's, the function's own.
+    """Return the environment variables for the process: those of this process, of the function, and of Lambda.
 
     https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html#configuration-envvars-runtime
     """
@@ -204,15 +212,16 @@ def process_environment(function: Function, api_address: str) -> dict[str, str]:
         "LAMBDA_TASK_ROOT": str(Path.cwd()),
         "_HANDLER": function.handler,
         "PYTHONPATH": _import_path(function),
+        LOCAL_WORKER: "1",
     }
     return {**inherited, **function.environment, **lambdas_own}
 
 
 def _import_path(function: Function) -> str:
-    """Return what makes importable in the process whatever is importable here, as PYTHONPATH.
+    """Return a PYTHONPATH with which the process can import the same modules as this process.
 
-    `manage.py` puts the project on `sys.path` and in no variable. PYTHONPATH in the function's
-    own environment comes first.
+    `manage.py` adds the project to `sys.path`, but not to PYTHONPATH. The PYTHONPATH in the function's environment
+    comes first.
     """
     own = function.environment.get("PYTHONPATH")
     here = [entry or str(Path.cwd()) for entry in sys.path]
@@ -224,18 +233,12 @@ def _cannot_start(function: Function, problem: Errored | Crashed | TimedOut) -> 
         case Errored():
             return f"The runtime cannot load the handler {function.handler!r}: {problem}"
         case Crashed(how):
-            return f"The runtime ended ({how}) while it loaded the handler {function.handler!r}; see its output."
+            return f"The runtime ended ({how}) while it loaded the handler {function.handler!r}. See its output."
         case TimedOut(seconds):
             return (
-                f"The import of the handler {function.handler!r} took more than {seconds:g} s, which is where "
-                f"Lambda gives up too. Move slow work out of the module, into the first invocation."
+                f"The import of the handler {function.handler!r} must take at most {seconds:g} s, as on Lambda. "
+                f"Move slow work from the module into the first invocation."
             )
-
-
-def _readable(line: str) -> str:
-    # For CloudWatch the client joins the lines of a traceback by \r, which text mode reads as the end
-    # of a line, and indents them by no-break spaces.
-    return line.rstrip("\n").replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _start_thread(name: str, target: Callable[..., None], *arguments: Any) -> threading.Thread:

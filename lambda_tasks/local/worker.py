@@ -1,4 +1,4 @@
-"""The local worker: queues on one side, processes of the real runtime client on the other."""
+"""The local worker, which passes messages from SQS queues to processes of Lambda's runtime client."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import logging
 import signal
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 
 from lambda_tasks.local import progress
 from lambda_tasks.local.event_source import (
@@ -17,14 +20,15 @@ from lambda_tasks.local.event_source import (
     MAX_BATCHING_WINDOW,
     MAX_PER_CALL,
     SQS_ERRORS,
-    Batch,
     EventSource,
+    ReceivedBatch,
     Verdict,
     judge,
     open_sources,
 )
 from lambda_tasks.local.runtime import Function, Runtime, RuntimeStartError
 from lambda_tasks.local.runtime_api import Answered, Crashed, Errored, InvocationResult, TimedOut
+from lambda_tasks.local.ticking import Ticker
 from lambda_tasks.maintenance import MAINTENANCE_EVENT
 
 if TYPE_CHECKING:
@@ -33,20 +37,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lambda_tasks.local")
 
 DEFAULT_HANDLER: Final = "lambda_tasks.handler.handler"
-#: Seconds: the longest timeout that a Lambda function may have.
+#: The longest timeout of a Lambda function, in seconds.
 MAX_FUNCTION_TIMEOUT: Final = 900
 MAX_CONCURRENCY: Final = 1000
-#: Seconds that one poll of an empty queue takes. A message ends it at once, `stop()` does not.
+#: Seconds that one poll of an empty queue takes. A message ends the poll immediately, but `stop()` does not.
 POLL_SECONDS: Final = 2
 POLL_SECONDS_UNTIL_IDLE: Final = 1
 #: Seconds between two polls of a queue while SQS does not answer.
 RETRY_SECONDS: Final = 2
-#: Seconds between two events of the schedule, where there is one.
+#: Seconds between two maintenance events.
 MAINTENANCE_SECONDS: Final = 10
 
 
 def log(event: progress.Event) -> None:
-    """Log `event` as a line of the logger `lambda_tasks.local`."""
+    """Log `event` as a line to the logger `lambda_tasks.local`."""
     unwelcome = isinstance(event, progress.Warned | progress.Trouble)
     if isinstance(event, progress.Maintained):
         unwelcome = bool(event.reason)
@@ -54,24 +58,31 @@ def log(event: progress.Event) -> None:
 
 
 class LocalWorker:
-    """Runs a Lambda handler on this machine for what arrives in SQS queues.
+    """Run a Lambda handler on this machine for messages in SQS queues.
 
         worker = LocalWorker({"default": url}, concurrency=2)
         summary = worker.run(until_idle=True)
 
-    Each queue has `concurrency` processes of its own, as on AWS each queue's event source mapping
-    has its own maximum, so that a slow queue does not hold up another. A process takes one batch at
-    a time.
+    Each queue has its own `concurrency` processes, just as each queue's event source mapping on AWS has its own
+    maximum, so that a slow queue does not delay other queues. A process takes one batch at a time.
 
-    `batch_size` is 1 to 10,000, and more than 10 only with a `batching_window` of 1 to 300 seconds.
-    `function_timeout` is in seconds; its default is the longest that Lambda has, since the handler
-    hands back at once what it has no time for. `environment` are variables for the processes beside
-    this process's own. `endpoint_url` is SQS's, here and there; AWS_ENDPOINT_URL_SQS does the same.
-    `maintenance_every` so many seconds one of the processes gets the event that a schedule of
-    EventBridge's would bring, which relays the outbox; without it none does.
-    `report` gets everything that there is to tell, one call at a time, from any thread.
+    `batch_size` is 1 to 10,000. More than 10 requires a `batching_window` of 1 to 300 seconds.
 
-    A worker runs once.
+    `function_timeout` is in seconds. The default is Lambda's maximum, because the handler immediately returns messages
+    for which too little time is left.
+
+    `environment` contains additional variables for the processes.
+
+    `endpoint_url` is the URL of SQS for the worker and its processes. AWS_ENDPOINT_URL_SQS has the same effect.
+
+    Every `maintenance_every` seconds, one of the processes receives the maintenance event, which relays the outbox. On
+    AWS, an EventBridge schedule sends this event. By default, it is not sent.
+
+    Every `tick_every` seconds, this process starts the periodic tasks that are due. By default, it does not.
+
+    `report` is called with each event of `lambda_tasks.local.progress`, from any thread, but one call at a time.
+
+    A worker can run only once.
     """
 
     def __init__(
@@ -86,19 +97,20 @@ class LocalWorker:
         environment: Mapping[str, str] | None = None,
         endpoint_url: str | None = None,
         maintenance_every: float | None = None,
+        tick_every: float | None = None,
         report: Callable[[progress.Event], None] = log,
     ) -> None:
         if not queues:
-            raise ValueError("There is no queue to serve; give at least one name with its URL.")
+            raise ValueError("queues must contain at least one name with its URL.")
         _check("concurrency", concurrency, 1, MAX_CONCURRENCY)
-        _check("batch_size", batch_size, 1, MAX_BATCH_SIZE)
-        _check("batching_window", batching_window, 0, MAX_BATCHING_WINDOW)
-        if batch_size > MAX_PER_CALL and not batching_window:
-            raise ValueError(f"batch_size is {batch_size}; above {MAX_PER_CALL}, set batching_window too.")
+        _check_batches(batch_size, batching_window)
         if not 0 < function_timeout <= MAX_FUNCTION_TIMEOUT:
-            raise ValueError(f"function_timeout is {function_timeout}; give up to {MAX_FUNCTION_TIMEOUT} seconds.")
+            raise ValueError(
+                f"function_timeout must be more than 0 and at most {MAX_FUNCTION_TIMEOUT} seconds, "
+                f"not {function_timeout}."
+            )
         if maintenance_every is not None and not maintenance_every > 0:
-            raise ValueError(f"maintenance_every is {maintenance_every:g}; give seconds, more than 0, or None.")
+            raise ValueError(f"maintenance_every must be more than 0 seconds, or None, not {maintenance_every:g}.")
         self._queues = dict(queues)
         self._concurrency = concurrency
         self._batch_size = batch_size
@@ -107,10 +119,11 @@ class LocalWorker:
         endpoint = {"AWS_ENDPOINT_URL_SQS": endpoint_url} if endpoint_url else {}
         self._function = Function(handler, function_timeout, environment={**endpoint, **(environment or {})})
         self._report_to = report
-        self._report_lock = threading.RLock()  # a signal may want to report while its thread does
+        self._report_lock = threading.RLock()  # a signal handler may report while its thread is reporting
         self._tally = _Tally()
         self._schedule = _Schedule(maintenance_every)
         self._stopping = threading.Event()
+        self._ticker = Ticker(tick_every, stopping=self._stopping, report=self._report)
         self._killed = threading.Event()
         self._until_idle = False
         self._sources: list[EventSource] = []
@@ -118,11 +131,12 @@ class LocalWorker:
         self._failures: list[BaseException] = []
 
     def run(self, *, until_idle: bool = False) -> progress.Summary:
-        """Serve the queues until `stop()`, or, with `until_idle`, until nothing is left in them.
+        """Serve the queues until `stop()`, or with `until_idle`, until the queues are empty.
 
-        Messages that are delayed, or failed and wait to be delivered again, count as left. In the
-        main thread SIGINT and SIGTERM stop the worker; a second one kills what runs. Raises
-        `QueueUnavailable` or `RuntimeStartError` if it cannot begin, or go on.
+        A queue with delayed messages, or with failed messages that wait for redelivery, is not empty. In the main
+        thread, SIGINT and SIGTERM stop the worker, and a second signal kills the running batches.
+
+        Raise `QueueUnavailable` or `RuntimeStartError` if the worker cannot start or continue.
         """
         self._until_idle = until_idle
         self._sources = open_sources(
@@ -134,7 +148,8 @@ class LocalWorker:
         )
         self._report(progress.Started(self._queues, self._function.handler, self._concurrency))
         self._warn_of_short_visibility()
-        with self._stopped_by_signals():
+        self._warn_of_short_function()
+        with self._stopped_by_signals(), self._ticker.running():
             self._serve_all()
         if self._failures:
             raise self._failures[0]
@@ -142,22 +157,33 @@ class LocalWorker:
         return self._tally.summary
 
     def stop(self) -> None:
-        """Ask for the end, from any thread: batches that run are finished, no others begun."""
+        """Stop after the running batches, without starting others. Can be called from any thread."""
         self._stopping.set()
 
     def kill(self) -> None:
-        """End at once, from any thread: what the killed processes had stays in the queue."""
+        """Kill the processes. Their messages stay in the queue. Can be called from any thread."""
         self._killed.set()
         self._stopping.set()
         for runtime in self._runtimes:
             runtime.kill()
 
-    # Beginning and end.
+    # Start and end.
 
     def _warn_of_short_visibility(self) -> None:
         for source in self._sources:
             if source.visibility_timeout < self._function.timeout_seconds:
                 self._report(progress.Warned(_short_visibility(source, self._function.timeout_seconds)))
+
+    def _warn_of_short_function(self) -> None:
+        if not settings.configured:
+            return  # a handler without Django
+        from lambda_tasks.handler import longest_time_needed
+
+        timeout = self._function.timeout_seconds
+        with suppress(ImproperlyConfigured):  # which `manage.py check` reports
+            for name in self._queues:
+                if timeout < (needed := longest_time_needed(name)):
+                    self._report(progress.Warned(_short_function(name, timeout, needed)))
 
     def _serve_all(self) -> None:
         threads = [
@@ -189,12 +215,12 @@ class LocalWorker:
             self.stop()
             self._report(progress.Stopping())
 
-    # One process, in one thread from its start to its end.
+    # One process, started and closed in one thread.
 
     def _serve_or_stop(self, source: EventSource, name: str) -> None:
         try:
             self._serve(source, name)
-        except BaseException as error:  # run() raises it, in its caller's thread
+        except BaseException as error:  # run() raises it in its caller's thread
             was_killed = self._stopping.is_set() and isinstance(error, RuntimeStartError)
             if not was_killed:
                 self._failures.append(error)
@@ -205,7 +231,7 @@ class LocalWorker:
         self._runtimes.append(runtime)
         with closing(runtime):
             while not self._stopping.is_set():
-                self._make_ready(runtime, name)  # first: what cannot start must not use up receives
+                self._make_ready(runtime, name)  # first, so that a broken handler does not use up receives
                 if self._schedule.is_due():
                     self._maintain(runtime, name)
                     self._make_ready(runtime, name)
@@ -229,14 +255,14 @@ class LocalWorker:
                 self.stop()
             for batch in source.batches(source.gather(self._stopping)):
                 if self._killed.is_set():
-                    return  # what the last poll brought stays in the queue as well
+                    return  # the messages of the last poll stay in the queue as well
                 self._make_ready(runtime, name)
                 self._deliver(batch, source, runtime, name)
         except SQS_ERRORS as error:
             self._report(progress.Trouble(name, f"SQS failed, polling again in {RETRY_SECONDS} s: {error}"))
             self._stopping.wait(RETRY_SECONDS)
 
-    def _deliver(self, batch: Batch, source: EventSource, runtime: Runtime, name: str) -> None:
+    def _deliver(self, batch: ReceivedBatch, source: EventSource, runtime: Runtime, name: str) -> None:
         self._report(progress.Received(name, batch.message_ids))
         began = time.monotonic()
         with self._tally.running():
@@ -247,17 +273,17 @@ class LocalWorker:
         self._tally.add(finished)
         self._report(finished)
 
-    def _delete_succeeded(self, batch: Batch, verdict: Verdict, source: EventSource, name: str) -> None:
+    def _delete_succeeded(self, batch: ReceivedBatch, verdict: Verdict, source: EventSource, name: str) -> None:
         try:
             complaints = source.delete_succeeded(batch, verdict)
         except SQS_ERRORS as error:
-            complaints = [f"SQS did not delete what is done, so it comes again: {error}"]
+            complaints = [f"SQS did not delete finished messages, so they will be redelivered: {error}"]
         for complaint in complaints:
             self._report(progress.Trouble(name, complaint))
 
     def _nothing_is_left(self) -> bool:
-        # The queues are asked one after the other, and a task may send to one that was asked before.
-        # So their answers count only if no batch ran, nor began, while they were asked.
+        # The queues are checked one after the other, and a task may send messages to a queue that was already checked.
+        # The results therefore count only if no batch started or ran during the checks.
         before = self._tally.moment()
         return (
             before.running == 0 and all(source.is_idle() for source in self._sources) and self._tally.moment() == before
@@ -274,7 +300,7 @@ class LocalWorker:
 
 
 class _Schedule:
-    """Says for all threads, to one of them at a time, when it is time again; the first time at once."""
+    """Tell one of the threads when an interval has passed. The first one passes immediately."""
 
     def __init__(self, every: float | None) -> None:
         self._every = every
@@ -294,12 +320,12 @@ class _Schedule:
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    begun: int = 0
+    started: int = 0
     running: int = 0
 
 
 class _Tally:
-    """Counts for all threads: what runs now, and how everything ended."""
+    """Count the running and the finished batches of all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -316,7 +342,7 @@ class _Tally:
     @contextmanager
     def running(self) -> Iterator[None]:
         with self._lock:
-            self._moment = _Moment(self._moment.begun + 1, self._moment.running + 1)
+            self._moment = _Moment(self._moment.started + 1, self._moment.running + 1)
         try:
             yield
         finally:
@@ -337,7 +363,7 @@ class _Tally:
 
 
 def _finished(
-    name: str, batch: Batch, result: InvocationResult, verdict: Verdict, *, seconds: float
+    name: str, batch: ReceivedBatch, result: InvocationResult, verdict: Verdict, *, seconds: float
 ) -> progress.Finished:
     return progress.Finished(
         environment=name,
@@ -355,7 +381,7 @@ def _maintained(name: str, result: InvocationResult) -> progress.Maintained:
     try:
         answer = json.loads(result.body)
     except ValueError as error:
-        return progress.Maintained(name, reason=f"the handler's answer is not JSON ({error})")
+        return progress.Maintained(name, reason=f"the handler's response is not JSON ({error})")
     parts = answer.items() if isinstance(answer, dict) else ()
     return progress.Maintained(
         name,
@@ -381,12 +407,30 @@ def _outcome(result: InvocationResult) -> progress.Outcome:
 
 def _short_visibility(source: EventSource, function_timeout: float) -> str:
     return (
-        f"queue {source.name!r} has a visibility timeout of {source.visibility_timeout} s, less than the function's "
-        f"timeout of {function_timeout:g} s: a batch that takes longer is delivered again while it runs. "
-        f"AWS refuses such a pair; give the queue a longer one."
+        f"The visibility timeout of queue {source.name!r} is {source.visibility_timeout} s, less than the function's "
+        f"timeout of {function_timeout:g} s. A batch that takes longer is redelivered while it runs. AWS rejects this "
+        f"configuration. Raise the queue's visibility timeout."
     )
+
+
+def _short_function(queue: str, function_timeout: float, needed: float) -> str:
+    return (
+        f"The function's timeout of {function_timeout:g} s is shorter than the {needed:g} s that the longest task of "
+        f"queue {queue!r} needs. Time limits are shortened to the remaining time of an invocation. Raise "
+        "--function-timeout and the timeout of the function on AWS, or lower hard_timeout."
+    )
+
+
+def _check_batches(batch_size: int, batching_window: int) -> None:
+    _check("batch_size", batch_size, 1, MAX_BATCH_SIZE)
+    _check("batching_window", batching_window, 0, MAX_BATCHING_WINDOW)
+    if batch_size > MAX_PER_CALL and not batching_window:
+        raise ValueError(
+            f"batch_size must be at most {MAX_PER_CALL} without a batching_window, not {batch_size}. "
+            "Lower it, or set batching_window."
+        )
 
 
 def _check(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; give a whole number of {low} to {high}.")
+        raise ValueError(f"{name} must be an integer from {low} to {high}, not {value!r}.")

@@ -1,4 +1,4 @@
-"""PostgreSQL's own lock for the length of a transaction: no other server's failure ends it early."""
+"""PostgreSQL's advisory lock, which lasts as long as a transaction and does not depend on another server."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from django.db import connections
 
 
 def try_advisory_lock(key: str, *, database: str) -> bool:
-    """Take the lock `key` until the open transaction on `database` ends, without waiting.
+    """Acquire the lock `key` until the open transaction on `database` ends, without waiting.
 
-    Returns False if another transaction holds it. COMMIT, ROLLBACK and the end of the connection give
-    it back: nothing else can, and nothing has to. True without asking on a database that has no such
-    locks, which are all but PostgreSQL.
+    Return False if another transaction holds the lock. Only COMMIT, ROLLBACK or the end of the connection releases it.
+    On databases other than PostgreSQL, which do not have such locks, return True without a query.
     """
     connection = connections[database]
     if connection.vendor != "postgresql":
@@ -24,5 +23,5 @@ def try_advisory_lock(key: str, *, database: str) -> bool:
 
 
 def advisory_key(key: str) -> int:
-    """Return the 64 bit number that stands for `key`: PostgreSQL's advisory locks have no names."""
+    """Return the 64-bit number for `key`, because PostgreSQL's advisory locks have numbers instead of names."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)

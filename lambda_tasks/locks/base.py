@@ -1,4 +1,4 @@
-"""What a lock is: two methods."""
+"""The base class of locks."""
 
 from __future__ import annotations
 
@@ -8,48 +8,50 @@ from django.core.checks import CheckMessage
 
 
 class BaseLock(ABC):
-    """Base class of locks for singleton tasks; chosen by LAMBDA_TASKS_LOCK and made once per process.
+    """Base class of locks for singleton tasks.
 
-    The OPTIONS of the setting are the keyword arguments of `__init__`. Methods may be called from any
-    thread. `lambda_tasks.testing.contracts.LockContract` checks an implementation.
+    LAMBDA_TASKS_LOCK names the class, which is instantiated once per process. The OPTIONS of the setting are the
+    keyword arguments of `__init__`. Methods may be called from any thread.
+    `lambda_tasks.testing.contracts.LockContract` tests an implementation.
     """
 
-    #: Whether a task runs without its lock, and with a warning, where `acquire()` raises; else it is retried.
+    #: If `acquire()` raises, whether the task runs without its lock, and with a warning. Otherwise it is retried.
     fail_open: bool = False
 
     @abstractmethod
     def acquire(self, key: str, *, token: str, timeout: float) -> bool:
-        """Take the lock for `token` without waiting; return False if another token holds it.
+        """Acquire the lock for `token` without waiting, and return False if another token holds it.
 
-        It ends by itself after `timeout` seconds. Asked again by the token that holds it (the run of a
-        worker that died is taken over), it succeeds, and `timeout` begins anew.
+        The lock expires after `timeout` seconds. If `token` already holds it (because the run of a worker that died is
+        taken over), acquiring succeeds again, and restarts `timeout`.
 
-        Any exception means that the lock can be neither taken nor refused now; see `fail_open`.
+        Any exception means that the lock is unavailable: see `fail_open`.
         """
 
     @abstractmethod
     def release(self, key: str, *, token: str) -> None:
-        """Give the lock back if `token` still holds it; otherwise do nothing.
+        """Release the lock if `token` still holds it, and otherwise do nothing.
 
-        An exception is logged and has no further effect: the lock ends by itself.
+        An exception is logged and has no further effect, because the lock expires.
         """
 
     def hold_in_transaction(self, key: str, *, database: str) -> bool:
-        """Take the lock in the open transaction on `database` too, until that ends; do not wait.
+        """Acquire a second lock until the open transaction on `database` ends, without waiting.
 
-        Called by the holder inside of the task's transaction, also with keys that `acquire()` never
-        saw. Returns False if another transaction holds it; in the same transaction it succeeds again.
-        The default has no such lock, and returns True.
+        The library calls this inside the task's transaction, also with keys that were never passed to `acquire()`.
+        Return False if another transaction holds the lock. In the same transaction, acquiring succeeds again. The
+        default has no such lock, and returns True.
         """
         return True
 
     def ensure_configured(self) -> None:
-        """Raise `ImproperlyConfigured` if the settings make the lock impossible; ask no server.
+        """Raise `ImproperlyConfigured` if the settings of the lock are invalid, without contacting a server.
 
-        Called before anything is recorded. Later, any exception means that the lock's server is away.
+        The library calls this before it records anything. Later, any exception means that the lock's server is
+        unavailable.
         """
         return
 
     def check(self) -> list[CheckMessage]:
-        """Return what `manage.py check` has to say about the options."""
+        """Return messages about the options for `manage.py check`."""
         return []

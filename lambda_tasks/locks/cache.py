@@ -1,4 +1,4 @@
-"""The lock is kept in a Django cache: by its own `lock()`, by its Redis, or by `add()`."""
+"""A lock in a Django cache, which uses the cache's own `lock()`, its Redis client, or `add()`."""
 
 from __future__ import annotations
 
@@ -16,36 +16,40 @@ from django.utils import timezone
 from lambda_tasks.locks.advisory import try_advisory_lock
 from lambda_tasks.locks.base import BaseLock
 from lambda_tasks.locks.redis import acquire_key, release_key
+from lambda_tasks.recording.described import described
 from lambda_tasks.settings import app_settings
 
-#: Caches that no other process sees, or that keep nothing: a lock in them excludes nobody.
+#: Caches that other processes do not see, or that store nothing. A lock in them would exclude no other worker.
 _NOT_SHARED: Final = (
     "django.core.cache.backends.locmem.LocMemCache",
     "django.core.cache.backends.filebased.FileBasedCache",
     "django.core.cache.backends.dummy.DummyCache",
 )
 
-#: Seconds by which an entry may end too early: the database cache cuts off fractions.
+#: Seconds by which an entry may expire too early, because the database cache truncates fractions.
 _ROUNDING: Final = 1
 
 
 class CacheLock(BaseLock):
-    """Locks by a Django cache that all workers share: the documented default.
+    """A lock in a Django cache that all workers share. This is the default.
 
-    Options: `cache`, an alias in CACHES, by default LAMBDA_TASKS_SINGLETON_CACHE; `fail_open=True` to run
-    without the lock where the cache cannot be asked; `in_transaction=False` for no second lock in the
-    task's transaction (PostgreSQL only), which holds where the cache loses its own.
+    Options:
 
-    With django-redis the cache's own `lock()` is used, with Django's RedisCache its Redis. In any
-    other cache the lock is an entry made by `add()`; such caches cannot delete an entry only if it is
-    still theirs, so a holder whose time is over leaves the entry alone and lets it expire.
+    - `cache`: an alias in CACHES. The default is LAMBDA_TASKS_SINGLETON_CACHE.
+    - `fail_open=True`: run tasks without the lock if the cache is unavailable.
+    - `in_transaction=False`: acquire no second lock in the task's transaction (PostgreSQL only), which still holds if
+      the cache loses the first one.
+
+    With django-redis, the cache's own `lock()` is used, and with Django's RedisCache, its Redis client. In other
+    caches, the lock is an entry that `add()` creates. Such caches cannot delete an entry on the condition that it
+    still belongs to the holder, so a holder whose timeout has expired does not delete the entry.
     """
 
     def __init__(self, *, cache: str | None = None, fail_open: bool = False, in_transaction: bool = True) -> None:
         self.fail_open = fail_open
         self._alias = cache
         self._in_transaction = in_transaction
-        # What release() must know of acquire(): redis-py's lock, or until when an entry is ours.
+        # For release(), what acquire() got: redis-py's lock, or the time when the entry expires.
         self._held: dict[tuple[str, str], Any] = {}
 
     @property
@@ -91,21 +95,21 @@ class CacheLock(BaseLock):
         return True
 
     def _release_own_lock(self, key: str, token: str) -> None:
-        from redis.exceptions import LockError  # loaded already by the cache that has locks
+        from redis.exceptions import LockError  # a cache with locks has already imported redis
 
         if (lock := self._held.pop((key, token), None)) is not None:
             try:
                 lock.release()
             except LockError:
-                return  # it has expired, or is another's by now
+                return  # it has expired, or another token holds it
 
     def check(self) -> list[CheckMessage]:
         config = django_settings.CACHES.get(self.alias)
         if config is None:
             return [
                 Error(
-                    f"The lock of singleton tasks uses the cache {self.alias!r}, which is not in CACHES.",
-                    hint="Add it there, or name another one in LAMBDA_TASKS_SINGLETON_CACHE.",
+                    f"The lock of singleton tasks uses the cache {described(self.alias)}, which is not in CACHES.",
+                    hint="Add it to CACHES, or name another cache in LAMBDA_TASKS_SINGLETON_CACHE.",
                     id="lambda_tasks.E006",
                 )
             ]
@@ -122,19 +126,19 @@ class CacheLock(BaseLock):
 
 
 def _reacquired(lock: Any, token: str) -> bool:
-    from redis.exceptions import LockError  # loaded already by the cache that has locks
+    from redis.exceptions import LockError  # a cache with locks has already imported redis
 
     lock.local.token = token.encode()
     try:
         return bool(lock.owned() and lock.reacquire())
     except LockError:
-        return False  # it changed hands in between
+        return False  # another token has acquired it in between
 
 
 def _forget_expired_row(cache: DatabaseCache, key: str) -> None:
-    """Delete the row of a holder that died: into an empty place only one can insert.
+    """Delete the expired row of a holder that died, so that only one worker can insert a new row.
 
-    Django's `add()` overwrites an expired row, whoever else does so at the same moment.
+    Django's `add()` overwrites an expired row, even if two workers do so at the same time.
     """
     database = connections[router.db_for_write(cache.cache_model_class)]
     now = database.ops.adapt_datetimefield_value(timezone.now().replace(microsecond=0))
@@ -147,5 +151,5 @@ def _forget_expired_row(cache: DatabaseCache, key: str) -> None:
 
 
 def _redis_of(cache: RedisCache, key: str) -> tuple[Any, str]:
-    """Return the client and the full key that Django's RedisCache uses: it has no lock of its own."""
+    """Return the client and the full key of Django's RedisCache, which has no `lock()` method."""
     return cache._cache.get_client(key, write=True), cache.make_and_validate_key(key)

@@ -1,21 +1,21 @@
-"""The lock is an entry in a dict of this process: for tests, and for one worker alone."""
+"""A lock in the memory of one process, for tests and for a single worker."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
+from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.locks.base import BaseLock
 
 
 class MemoryLock(BaseLock):
-    """Excludes the threads of one process from each other."""
+    """A lock that the threads of one process share."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._holders: dict[str, tuple[str, float]] = {}
-        self._changing = threading.Lock()
+        self._changing = ForkSafeLock()
 
     def acquire(self, key: str, *, token: str, timeout: float) -> bool:
         with self._changing:

@@ -1,25 +1,36 @@
-"""The lock is a key in Redis. redis-py is imported when the lock is first needed."""
+"""A lock that is a key in Redis. redis-py is imported on first use."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from django.utils.module_loading import import_string
 
 from lambda_tasks.locks.advisory import try_advisory_lock
 from lambda_tasks.locks.base import BaseLock
+from lambda_tasks.recording.described import described
+
+_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+_DOTTED_PATH: Final = re.compile(r"\w+(\.\w+)+")
 
 
 class RedisLock(BaseLock):
-    """Locks by a Redis server of its own, without Django's cache.
+    """A lock in Redis that does not use Django's cache.
 
-    Options: `url`, as redis-py's `from_url` takes it; or `client`, a client, something callable that
-    returns one, or the dotted path of that (in tests: `{"client": "fakeredis.FakeRedis"}`);
-    `socket_timeout` in seconds, for connecting and for each answer; `fail_open=True` to run without the
-    lock where Redis cannot be asked; `in_transaction=False` for no second lock in the task's transaction
-    (PostgreSQL only), which holds where Redis loses its own.
+    Options:
+
+    - `url`: an address in the format of redis-py's `from_url`.
+    - `client`, instead of `url`: a client, a callable that returns one, or the dotted path of either (in tests:
+      `{"client": "fakeredis.FakeRedis"}`).
+    - `socket_timeout`: seconds for connecting and for each response.
+    - `fail_open=True`: run tasks without the lock if Redis is unavailable.
+    - `in_transaction=False`: acquire no second lock in the task's transaction (PostgreSQL only), which still holds if
+      Redis loses the first one.
+    - `prefix`: a string in front of each key. Projects that share a Redis server and have tasks with the same name
+      need different prefixes.
     """
 
     def __init__(
@@ -30,9 +41,18 @@ class RedisLock(BaseLock):
         socket_timeout: float = 2,
         fail_open: bool = False,
         in_transaction: bool = True,
+        prefix: str = "",
     ) -> None:
         if (url is None) == (client is None):
-            raise TypeError("give either url or client")
+            raise TypeError("exactly one of url and client must be set")
+        # The values are not shown, because they may contain a password.
+        if url is not None and not str(url).startswith(_SCHEMES):
+            raise TypeError(f"url must be a string that begins with {' or '.join(_SCHEMES)}")
+        if isinstance(client, str) and _DOTTED_PATH.fullmatch(client) is None:
+            raise TypeError("client must be a redis-py client or its dotted path. Use url for an address")
+        if type(prefix) is not str:
+            raise TypeError(f"prefix must be a string, not {described(prefix)}")
+        self._prefix = prefix
         self.fail_open = fail_open
         self._url = url
         self._in_transaction = in_transaction
@@ -41,7 +61,7 @@ class RedisLock(BaseLock):
 
     @cached_property
     def client(self) -> Any:
-        """The redis-py client: made once, its connections pooled and safe to share between threads."""
+        """The redis-py client, created once. Its connections are pooled, and threads can share it."""
         if self._url is not None:
             import redis
             from redis.backoff import NoBackoff
@@ -51,25 +71,25 @@ class RedisLock(BaseLock):
                 self._url,
                 socket_timeout=self._socket_timeout,
                 socket_connect_timeout=self._socket_timeout,
-                # Once more, as a connection may have died over a freeze; who waits longer is the task's retry.
+                # Retry once, because a connection may have died during a freeze. The task's retries wait longer.
                 retry=Retry(NoBackoff(), 1),
             )
         given = import_string(self._given) if isinstance(self._given, str) else self._given
-        # A client is callable in no version of redis-py; what makes one is.
+        # Clients are not callable in any version of redis-py, but their factories are.
         return given() if callable(given) else given
 
     def acquire(self, key: str, *, token: str, timeout: float) -> bool:
-        return acquire_key(self.client, key, token=token, timeout=timeout)
+        return acquire_key(self.client, self._prefix + key, token=token, timeout=timeout)
 
     def release(self, key: str, *, token: str) -> None:
-        release_key(self.client, key, token=token)
+        release_key(self.client, self._prefix + key, token=token)
 
     def hold_in_transaction(self, key: str, *, database: str) -> bool:
         return not self._in_transaction or try_advisory_lock(key, database=database)
 
 
 def acquire_key(client: Any, key: str, *, token: str, timeout: float) -> bool:
-    """Set `key` to `token` for `timeout` seconds unless it holds another one."""
+    """Set `key` to `token` for `timeout` seconds, unless it contains another token."""
     milliseconds = int(timeout * 1000)
     if client.set(key, token, nx=True, px=milliseconds):
         return True
@@ -77,14 +97,14 @@ def acquire_key(client: Any, key: str, *, token: str, timeout: float) -> bool:
 
 
 def release_key(client: Any, key: str, *, token: str) -> None:
-    """Delete `key` if it holds `token`."""
+    """Delete `key` if it contains `token`."""
     _change_if_held(client, key, token, lambda pipe: pipe.delete(key))
 
 
 def _change_if_held(client: Any, key: str, token: str, change: Callable[[Any], object]) -> bool:
-    """Do `change` if `key` holds `token`; one that changes hands in between is left alone.
+    """Run `change` if `key` contains `token`, and do nothing if the token changes in between.
 
-    With WATCH and not with a script, so that a plain fakeredis (without Lua) can stand in.
+    This uses WATCH instead of a script, so that it also works with a plain fakeredis (without Lua).
     """
     from redis.exceptions import WatchError
 

@@ -2,6 +2,8 @@
 
 from django.db import migrations, models
 
+from lambda_tasks.database.online import CreateTable
+
 
 class Migration(migrations.Migration):
     initial = True
@@ -9,7 +11,8 @@ class Migration(migrations.Migration):
     dependencies = []
 
     operations = [
-        migrations.CreateModel(
+        # Published versions have a migration of this name; the next one upgrades their table.
+        CreateTable(
             name="TaskRecord",
             fields=[
                 ("id", models.UUIDField(editable=False, primary_key=True, serialize=False, verbose_name="message id")),

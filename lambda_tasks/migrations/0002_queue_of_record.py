@@ -2,12 +2,18 @@
 
 from django.db import migrations, models
 
+from lambda_tasks.database.online import AddColumn
+from lambda_tasks.database.published import UpgradePublishedTable
+
 
 class Migration(migrations.Migration):
+    atomic = False  # indexes are built concurrently
+
     dependencies = [("lambda_tasks", "0001_initial")]
 
     operations = [
-        migrations.AddField(
+        UpgradePublishedTable(),
+        AddColumn(
             model_name="taskrecord",
             name="queue",
             field=models.CharField(

@@ -2,14 +2,18 @@
 
 from django.db import migrations, models
 
+from lambda_tasks.database.online import BuildIndex, CreateTable
+
 
 class Migration(migrations.Migration):
+    atomic = False  # indexes are built concurrently
+
     dependencies = [
         ("lambda_tasks", "0003_index_of_retries"),
     ]
 
     operations = [
-        migrations.CreateModel(
+        CreateTable(
             name="OutboxMessage",
             fields=[
                 ("id", models.UUIDField(editable=False, primary_key=True, serialize=False, verbose_name="message id")),
@@ -19,15 +23,15 @@ class Migration(migrations.Migration):
                 ("attributes", models.JSONField(default=dict, verbose_name="attributes")),
                 ("created_at", models.DateTimeField(verbose_name="enqueued")),
                 ("run_at", models.DateTimeField(blank=True, null=True, verbose_name="delayed until")),
-                ("due_at", models.DateTimeField(blank=True, null=True, verbose_name="next try")),
-                ("attempts", models.PositiveIntegerField(default=0, verbose_name="failed tries")),
+                ("due_at", models.DateTimeField(blank=True, null=True, verbose_name="next attempt")),
+                ("attempts", models.PositiveIntegerField(default=0, verbose_name="failed attempts")),
                 ("error", models.TextField(blank=True, default="", verbose_name="error")),
                 ("holder", models.UUIDField(blank=True, editable=False, null=True)),
             ],
             options={
                 "verbose_name": "message in the outbox",
                 "verbose_name_plural": "messages in the outbox",
-                "indexes": [models.Index(fields=["due_at", "id"], name="lambda_tasks_due")],
             },
         ),
+        BuildIndex(model_name="outboxmessage", index=models.Index(fields=["due_at", "id"], name="lambda_tasks_due")),
     ]

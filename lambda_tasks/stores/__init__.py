@@ -1,0 +1,1 @@
+"""Stores, which keep the records of invocations."""

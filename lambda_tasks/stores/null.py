@@ -1,4 +1,4 @@
-"""Nothing is recorded: for tasks whose outcome nobody asks for."""
+"""A store that does not record anything, for tasks whose outcome does not matter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lambda_tasks.stores.base import BaseStore
 
 
 class NullStore(BaseStore):
-    """Runs every delivery and records none. A message that SQS delivers twice is run twice.
+    """Run every delivery without a record. A message that SQS delivers twice runs twice.
 
     Option: `database`, the alias in whose transactions tasks run.
     """

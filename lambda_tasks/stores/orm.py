@@ -1,57 +1,90 @@
-"""Records are rows of `TaskRecord`; their primary key is the mutex of an invocation.
+"""Store records as rows of `TaskRecord`, whose primary key is the mutex of an invocation.
 
-All times that decide something are the database's own: workers need no common clock.
+All times that affect decisions are the database's, so workers do not depend on each other's clocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
 from django.core.checks import CheckMessage, Warning
 from django.db import IntegrityError, connections, router, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import DurationField, Expression, F, Q, QuerySet, Value
+from django.db.models import F, Q, QuerySet
 
-from lambda_tasks import points
-from lambda_tasks.databases import LOCKED_PAUSE
+from lambda_tasks import failpoints
+from lambda_tasks.database.clock import DatabaseNow, LeaseNow, from_now
+from lambda_tasks.database.errors import LOCKED_PAUSE
+from lambda_tasks.database.statements import Statements
 from lambda_tasks.exceptions import InvalidSetting, LeaseLost
-from lambda_tasks.jobs import Run
-from lambda_tasks.models import DatabaseNow, TaskRecord, TaskStatus
-from lambda_tasks.outcomes import Busy, Claim, Claimed, Failed, Finished, Ignored, Lost, Outcome, Retry, Succeeded
+from lambda_tasks.fitting import Recorded, misfit, misfit_of_ids, misfit_of_sender
+from lambda_tasks.jobs import Job, Run
+from lambda_tasks.models import TaskReason, TaskRecord, TaskStatus
+from lambda_tasks.outcomes import (
+    Busy,
+    Cancellation,
+    Claim,
+    Claimed,
+    Failed,
+    Finished,
+    Ignored,
+    Lost,
+    Mismatch,
+    Outcome,
+    Progress,
+    Retry,
+    Succeeded,
+)
+from lambda_tasks.recording.tracebacks import traceback_text
 from lambda_tasks.results import json_result
-from lambda_tasks.statements import Slot, Statement, Statements, insertion, update
+from lambda_tasks.stores import cancelling, keyed
 from lambda_tasks.stores.base import BaseStore
-from lambda_tasks.tracebacks import traceback_text
+from lambda_tasks.stores.reasons import reason_of
+from lambda_tasks.stores.rows import (
+    EXISTING,
+    NO_LEASE,
+    NOT_CLAIMED,
+    NOT_ENDED,
+    RECORDED,
+    Existing,
+    claiming,
+    claiming_asynchronously,
+    ending,
+    ending_with_reason,
+    expired_since,
+    held,
+    lost_of,
+    supports_asynchronous_commit,
+)
 
-#: The traceback of an invocation whose worker sent a retry, and died before it could say why.
-_ENDED_BY_RETRY: Final = "Its worker sent a retry and was not heard of again; the retry has ended it."
-#: The same where there is no record: most likely the server has crashed and forgotten the claim.
-_FORGOTTEN: Final = "Its worker sent a retry, and then there was no record of it; the retry has ended it."
-
-_FIELDS: Final = {field.name: field for field in TaskRecord._meta.concrete_fields}
+#: The traceback of an invocation whose worker sent a retry, and died before it could record the error.
+_ENDED_BY_RETRY: Final = "The worker sent a retry and did not record the error. The retry has ended this invocation."
+#: The same if the record is missing: most likely the database server has crashed and lost the claim. Stored records
+#: are compared with this string, so a change would no longer match the records of earlier versions.
+_FORGOTTEN: Final = "The worker sent a retry, and its record is missing. The retry has ended this invocation."
 
 
 class ORMStore(BaseStore):
-    """Keeps records in the database that Django's routers choose for `TaskRecord`.
+    """Store records in the database that Django's routers choose for `TaskRecord`.
 
-    Options: `database`, an alias in DATABASES, to name it regardless of the routers.
-    `durable_claims=False` for claims that PostgreSQL commits without waiting for its disk
-    (`synchronous_commit`): one that a crash of the server forgets is made again by the next delivery, as
-    if the task had not begun; no transaction of its worker has survived that crash either. The end of a
-    task is always waited for, and so is the claim of one that must not repeat (`on_crash="fail"`).
+    The option `database`, an alias in DATABASES, overrides the routers. With `durable_claims=False`, PostgreSQL commits
+    claims without waiting for its disk (`synchronous_commit`). If a server crash loses a claim, the next delivery makes
+    it again, as if the task had not started; the crash has also rolled back all transactions of its worker. The outcome
+    of a task always waits for the disk, unless the server itself is configured not to (`lambda_tasks.W021`). So does
+    the claim of a task that must not repeat (`on_crash="fail"`).
 
-    The two statements of every task, the INSERT of its claim and the UPDATE of its end, are written once
-    for each connection. They send no signals of Django's models, as an `update()` sends none.
+    The two statements of every task, the INSERT of its claim and the UPDATE of its outcome, are compiled once per
+    connection. Like `update()`, they do not send Django's model signals.
     """
+
+    waits = True
 
     def __init__(self, *, database: str | None = None, durable_claims: bool = True) -> None:
         if not isinstance(durable_claims, bool):
-            raise TypeError(f"durable_claims is {durable_claims!r}; give True or False")
+            raise TypeError(f"durable_claims must be True or False, not {durable_claims!r}.")
         self._database = database
         self._durable_claims = durable_claims
         self._statements = Statements()
@@ -61,55 +94,86 @@ class ORMStore(BaseStore):
         return self._database or router.db_for_write(TaskRecord)
 
     def claim(self, run: Run) -> Claim:
-        # A message that was received before has a record most of the time, and a retry may have been sent
-        # twice. To look first waits for nobody; an INSERT waits for the transaction that is writing the end
-        # of the same record, maybe for ever.
-        met = self._read(run) if run.redelivered or run.n_retries else None
-        if met is None:
+        if reason := misfit_of_ids(run):
+            return Mismatch(reason)
+        # A message that was received before usually has a record, and a retry may have been sent twice. Reading the
+        # record does not wait, while an INSERT waits for the transaction that writes the outcome of the same record,
+        # maybe forever.
+        existing = self._read(run) if run.redelivered or run.n_retries else None
+        if existing is None:
             if refused := self._end_predecessor(run):
                 return refused
             try:
-                with self._savepoint_in_transaction():
+                with self._savepoint_in_transaction(run):
                     self._insert(run)
                 return Claimed()
             except IntegrityError:
-                met = self._read(run)
-                if met is None:
-                    raise  # no duplicate, then: the row itself is refused
-        if met.claim == UUID(run.claim):
-            return Claimed(met.takeovers)  # made before; only the answer was lost
-        if met.status != TaskStatus.RUNNING:
-            return Finished(met.status)
-        if met.seconds_left > 0:
-            return Busy(met.seconds_left)
-        points.reached("claim:before_takeover")
-        return self._take_over(run, met)
+                existing = self._read(run)
+                if existing is None:
+                    raise  # not a duplicate: the database refuses the row itself
+        return self._claim_existing(run, existing)
+
+    def _claim_existing(self, run: Run, existing: Existing) -> Claim:
+        if existing.claim == UUID(run.claim):
+            # Claimed before, but the response was lost.
+            return Claimed(existing.takeovers, existing.waited, first=False)
+        if existing.cancelled_unclaimed:
+            return cancelling.finished(run)
+        if existing.replaced:
+            return Finished(existing.status)  # its arguments are not recorded
+        if reason := misfit(run, existing.recorded):
+            return Claimed() if self._replace_remembered(run) else Mismatch(reason)
+        if existing.status != TaskStatus.RUNNING:
+            return Finished(existing.status)
+        if existing.seconds_left > 0:
+            return Busy(existing.seconds_left)
+        failpoints.reached("claim:before_takeover")
+        return self._take_over(run, existing)
 
     def record(self, run: Run, outcome: Outcome) -> None:
+        reason = reason_of(outcome)
         match outcome:
             case Succeeded(result):
                 written = self._end(run, TaskStatus.SUCCESS, result=json_result(result), traceback=None)
             case Ignored(error):
-                written = self._end(run, TaskStatus.SUCCESS, result=None, traceback=run.traceback_text(error))
+                written = self._end(
+                    run, TaskStatus.SUCCESS, result=None, traceback=run.traceback_text(error), reason=reason
+                )
             case Retry(error):
-                written = self._end_with_retry(run, run.traceback_text(error))
+                written = self._end_with_retry(run, run.retry_text(error), reason)
             case Failed(error):
-                written = self._end(run, TaskStatus.FAILED, result=None, traceback=run.traceback_text(error))
+                written = self._end(
+                    run, TaskStatus.FAILED, result=None, traceback=run.traceback_text(error), reason=reason
+                )
         if not written:
-            raise LeaseLost(f"The claim of {run.message_id} is not this run's any more.")
+            raise LeaseLost(f"This run no longer holds the claim on {run.message_id}.")
 
     def release(self, run: Run) -> None:
-        self._mine(run.message_id, run.claim).update(claim=None, lease_until=DatabaseNow())
+        self._mine(run).update(claim=None, lease_until=LeaseNow())
+
+    def wait(self, run: Run, *, seconds: float) -> None:
+        if not keyed.wait(self._mine(run), seconds):
+            raise LeaseLost(f"This run no longer holds the claim on {run.message_id}.")
+
+    def release_crashed(self, run: Run) -> None:
+        counted = F("takeovers") + 1
+        self._mine(run).update(takeovers=counted, claim=None, lease_until=LeaseNow())
 
     def has_succeeded(self, run: Run) -> bool:
-        with transaction.atomic(using=self.database):
-            # FOR UPDATE waits for the old session if it still commits; then the answer is definite.
-            record = self._records().select_for_update().filter(pk=run.message_id, claim=run.claim).first()
+        with transaction.atomic(using=run.database):
+            # FOR UPDATE waits for the old session if it is still committing, so the result is final.
+            record = self._records(run.database).select_for_update().filter(pk=run.message_id, claim=run.claim).first()
             return record is not None and record.status == TaskStatus.SUCCESS
 
+    def cancel(self, message_id: str, waiting: Job | None, *, database: str | None = None) -> Cancellation:
+        return cancelling.cancel(database or self.database, message_id, waiting)
+
+    def cancel_requested(self, run: Run) -> bool:
+        return cancelling.is_requested(run.database, run.root_id)
+
     def begun(self, message_ids: Sequence[str]) -> set[str]:
-        running = self._records().filter(pk__in=message_ids, status=TaskStatus.RUNNING)
-        # A claim that was given back, and that nobody died with, is as if it had never been.
+        running = self._records().filter(NOT_ENDED, pk__in=message_ids)
+        # A claim that was released, without a worker that died, does not count as started.
         return {str(pk) for pk in running.exclude(claim=None, takeovers=0).values_list("pk", flat=True)}
 
     def status(self, message_id: str) -> str | None:
@@ -117,79 +181,89 @@ class ORMStore(BaseStore):
             return str(status)
         return None
 
+    def progress(self, root_id: str) -> Progress | None:
+        return keyed.progress(root_id, self.database)
+
+    def replace(self, message_id: str, *, task_name: str, queue: str) -> bool:
+        return keyed.replace(message_id, task_name=task_name, queue=queue, database=self.database)
+
     def check(self) -> list[CheckMessage]:
         if self.database not in connections.settings:
             raise InvalidSetting(
-                f"LAMBDA_TASKS_STORE names database {self.database!r}, which is not in DATABASES "
-                f"({', '.join(sorted(connections.settings))}); correct the alias, or add the database."
+                f"The database of LAMBDA_TASKS_STORE must be an alias in DATABASES "
+                f"({', '.join(sorted(connections.settings))}), not {self.database!r}. Correct the alias, or add the "
+                "database."
             )
-        if self._durable_claims or _commits_at_once(connections[self.database]):
+        if self._durable_claims or supports_asynchronous_commit(connections[self.database]):
             return []
         return [
             Warning(
-                f"LAMBDA_TASKS_STORE has durable_claims=False, which database {self.database!r} cannot keep: "
+                f"LAMBDA_TASKS_STORE has durable_claims=False, which database {self.database!r} does not support: "
                 "its claims wait for the disk.",
-                hint="It is for PostgreSQL without server_side_binding; leave the option out elsewhere.",
+                hint="Remove the option: it requires PostgreSQL without server_side_binding.",
                 id="lambda_tasks.W003",
             )
         ]
 
     def lost(self, *, older_than: float, limit: int, after: str = "") -> list[Lost]:
-        records = self._abandoned(older_than)
+        records = self._records().filter(expired_since(older_than), status=TaskStatus.RUNNING)
         if after:
             records = records.filter(pk__gt=after)
-        found = list(records.order_by("pk")[:limit])
+        found = list(records.annotate(now=DatabaseNow()).order_by("pk")[:limit])
         if connections[self.database].features.has_select_for_update_skip_locked:
-            # A worker that was frozen before its COMMIT holds its row, maybe for hours. Asked for by
-            # their keys, since InnoDB locks what it reads on the way too.
+            # A worker that was frozen before its COMMIT locks its row, maybe for hours. The rows are selected by their
+            # keys, because InnoDB locks all rows that it scans.
             free = self._records().select_for_update(skip_locked=True).filter(pk__in=[record.pk for record in found])
             keys = set(free.values_list("pk", flat=True))
             found = [record for record in found if record.pk in keys]
-        return [_lost(record) for record in found]
+        return [lost_of(record, record.now) for record in found]
 
     def offer(self, lost: Lost, *, older_than: float) -> bool:
+        died = int(lost.waited is None)
         return bool(
-            self._as_seen(lost, older_than).update(claim=None, lease_until=DatabaseNow(), takeovers=F("takeovers") + 1)
+            self._as_seen(lost, older_than).update(claim=None, lease_until=LeaseNow(), takeovers=F("takeovers") + died)
         )
+
+    def withdraw(self, lost: Lost) -> None:
+        offered = self._records().filter(NOT_ENDED, pk=lost.message_id, claim=None, takeovers=lost.takeovers + 1)
+        offered.update(takeovers=lost.takeovers)
 
     def give_up(self, lost: Lost, outcome: Failed, *, older_than: float) -> bool:
         return bool(
             self._as_seen(lost, older_than).update(
-                status=TaskStatus.FAILED, end_time=DatabaseNow(), traceback=traceback_text(outcome.error)
+                status=TaskStatus.FAILED,
+                end_time=DatabaseNow(),
+                traceback=traceback_text(outcome.error),
+                reason=reason_of(outcome),
             )
         )
 
-    def _abandoned(self, older_than: float) -> QuerySet[TaskRecord]:
-        over = DatabaseNow() - timedelta(seconds=older_than)
-        abandoned: QuerySet[TaskRecord] = self._records().filter(status=TaskStatus.RUNNING, lease_until__lt=over)
-        return abandoned
-
     def _as_seen(self, lost: Lost, older_than: float) -> QuerySet[TaskRecord]:
-        """Compare and swap: whoever takes it over changes the claim, and whoever reaps it the takeovers."""
+        """Return the record if it is unchanged (compare and swap): a takeover changes `claim`, reaping `takeovers`."""
         same = Q(claim__isnull=True) if lost.claim is None else Q(claim=lost.claim)
-        unchanged: QuerySet[TaskRecord] = self._abandoned(older_than).filter(
-            same, pk=lost.message_id, takeovers=lost.takeovers
+        unchanged: QuerySet[TaskRecord] = self._records().filter(
+            NOT_ENDED, expired_since(older_than), same, pk=lost.message_id, takeovers=lost.takeovers
         )
         return unchanged
 
-    def _records(self) -> QuerySet[TaskRecord]:
-        records: QuerySet[TaskRecord] = TaskRecord.objects.using(self.database)
+    def _records(self, database: str | None = None) -> QuerySet[TaskRecord]:
+        """Return the records in a run's database, or by default in the one that the store uses now."""
+        records: QuerySet[TaskRecord] = TaskRecord.objects.using(database or self.database)
         return records
 
-    def _mine(self, message_id: str | Slot, claim: str | Slot) -> QuerySet[TaskRecord]:
-        """The fence: the record, but only while the claim is the run's."""
-        mine: QuerySet[TaskRecord] = self._records().filter(pk=message_id, claim=claim, status=TaskStatus.RUNNING)
-        return mine
+    def _mine(self, run: Run) -> QuerySet[TaskRecord]:
+        """Return the record only while the run holds its claim: this is the fence."""
+        return held(run.database, run.message_id, run.claim)
 
-    def _savepoint_in_transaction(self) -> AbstractContextManager[Any]:
-        """Keep a refused INSERT from spoiling an open transaction, as in eager mode; else cost nothing."""
-        if connections[self.database].in_atomic_block:
-            return transaction.atomic(using=self.database)
+    def _savepoint_in_transaction(self, run: Run) -> AbstractContextManager[Any]:
+        """Open a savepoint in an open transaction, as in eager mode, so that a refused INSERT does not break it."""
+        if connections[run.database].in_atomic_block:
+            return transaction.atomic(using=run.database)
         return nullcontext()
 
     def _insert(self, run: Run) -> None:
         self._statements.run(
-            _claiming if self._must_last(run) else _claiming_at_once,
+            claiming if self._must_last(run) else claiming_asynchronously,
             {
                 "id": run.message_id,
                 "task_name": run.task_name,
@@ -200,77 +274,86 @@ class ORMStore(BaseStore):
                 "claim": run.claim,
                 "lease": timedelta(seconds=run.lease),
             },
-            using=self.database,
+            using=run.database,
         )
 
     def _must_last(self, run: Run) -> bool:
-        """Tell whether the claim must survive a crash of the database's server."""
+        """Return whether the claim must survive a crash of the database server."""
         if self._durable_claims or run.task.on_crash == "fail":
             return True
-        connection = connections[self.database]
-        # In a transaction of somebody else's, as in eager mode, it would be that one's COMMIT.
-        return connection.in_atomic_block or not connection.get_autocommit() or not _commits_at_once(connection)
+        connection = connections[run.database]
+        # In the caller's transaction, as in eager mode, the setting would apply to the caller's COMMIT.
+        in_transaction = connection.in_atomic_block or not connection.get_autocommit()
+        return in_transaction or not supports_asynchronous_commit(connection)
 
-    def _read(self, run: Run) -> _Met | None:
+    def _read(self, run: Run) -> Existing | None:
         row = (
-            self._records()
+            self._records(run.database)
             .filter(pk=run.message_id)
-            .annotate(now=DatabaseNow())
-            .values_list("status", "claim", "takeovers", "lease_until", "now")
+            .annotate(now=LeaseNow(), waits_until_now=DatabaseNow())
+            .values_list(*RECORDED, *EXISTING)
             .first()
         )
-        return None if row is None else _Met(*row)
+        return None if row is None else Existing(Recorded(*row[: len(RECORDED)]), *row[len(RECORDED) :])
 
-    def _take_over(self, run: Run, met: _Met) -> Claim:
-        """Compare and swap: the claim must still be the one that was seen, and its lease over."""
-        seen = Q(claim__isnull=True) if met.claim is None else Q(claim=met.claim)
-        # A claim that was given back had no death.
-        takeovers = met.takeovers + (met.claim is not None)
-        with transaction.atomic(using=self.database):
-            if self._being_written(run.message_id):
-                return Busy(LOCKED_PAUSE)
+    def _take_over(self, run: Run, existing: Existing) -> Claim:
+        """Take the claim over if it is unchanged (compare and swap) and its lease has expired."""
+        seen = Q(claim__isnull=True) if existing.claim is None else Q(claim=existing.claim)
+        # A released claim does not count as a death.
+        takeovers = existing.takeovers + (existing.claim is not None)
+        with transaction.atomic(using=run.database):
+            if self._being_written(run.database, run.message_id):
+                return Busy(LOCKED_PAUSE, locked=True)
             taken = (
-                self._records()
-                .filter(seen, pk=run.message_id, status=TaskStatus.RUNNING, lease_until__lte=DatabaseNow())
+                self._records(run.database)
+                .filter(NOT_ENDED, seen, NO_LEASE | Q(lease_until__lte=LeaseNow()) | NOT_CLAIMED, pk=run.message_id)
                 .update(
                     claim=run.claim,
                     queue=run.queue,
                     takeovers=takeovers,
                     start_time=DatabaseNow(),
-                    lease_until=_from_now(run.lease),
+                    lease_until=from_now(run.lease, clock=LeaseNow),
                 )
             )
-        return Claimed(takeovers) if taken else Busy(run.lease)
+        return Claimed(takeovers, existing.waited, first=False) if taken else Busy(run.lease)
 
-    def _end_predecessor(self, run: Run) -> Finished | Busy | None:
-        """End the invocation that has sent the retry `run`; None if it may run, else the answer to its claim.
+    def _end_predecessor(self, run: Run) -> Finished | Busy | Mismatch | None:
+        """End the invocation that has sent the retry `run`. Return None if `run` may run, or the answer to its claim.
 
-        A worker that died after it had sent a retry leaves its invocation RUNNING. Nobody may take that
-        over now, since it would be done here and there; and if somebody has ended it, this retry is not
-        wanted any more.
+        A worker that died after it had sent a retry leaves its invocation RUNNING. Another worker must not take it
+        over, since the work would be done twice. If it has ended otherwise, the retry must not run.
         """
         predecessor = run.predecessor_id
         if predecessor is None:
             return None
-        record = self._records().filter(pk=predecessor)
-        status = record.values_list("status", flat=True).first()
-        if status is None and not self._durable_claims:
+        record = self._records(run.database).filter(pk=predecessor)
+        columns = record.values_list(*RECORDED, "status")
+        sender = columns.first()
+        if sender is None and not self._durable_claims:
             self._remember(run, predecessor)
-            status = record.values_list("status", flat=True).first()
+            sender = columns.first()
+        if sender is None:
+            return None
+        *recorded, status = sender
+        if reason := misfit_of_sender(run, Recorded(*recorded)):
+            return Mismatch(reason)
         if status == TaskStatus.RUNNING:
-            with transaction.atomic(using=self.database):
-                if self._being_written(predecessor):
-                    return Busy(LOCKED_PAUSE)
-                record.filter(status=TaskStatus.RUNNING).update(
-                    status=TaskStatus.RETRYING, end_time=DatabaseNow(), traceback=_ENDED_BY_RETRY
+            with transaction.atomic(using=run.database):
+                if self._being_written(run.database, predecessor):
+                    return Busy(LOCKED_PAUSE, locked=True)
+                record.filter(NOT_ENDED).update(
+                    status=TaskStatus.RETRYING,
+                    end_time=DatabaseNow(),
+                    traceback=_ENDED_BY_RETRY,
+                    reason=TaskReason.ERROR,
                 )
             status = record.values_list("status", flat=True).first()
         return None if status in (None, TaskStatus.RETRYING) else Finished(status)
 
     def _remember(self, run: Run, predecessor: str) -> None:
-        """Write the record of the forgotten invocation that has sent `run`: its message may still come again."""
-        with suppress(IntegrityError), transaction.atomic(using=self.database):  # it may have come in between
-            self._records().create(
+        """Create the missing record of the invocation that has sent `run`, whose message may be redelivered."""
+        with suppress(IntegrityError), transaction.atomic(using=run.database):  # another worker may have created it
+            self._records(run.database).create(
                 id=predecessor,
                 task_name=run.task_name,
                 kwargs=run.recorded_kwargs,
@@ -278,93 +361,62 @@ class ORMStore(BaseStore):
                 start_time=DatabaseNow(),
                 end_time=DatabaseNow(),
                 traceback=_FORGOTTEN,
+                reason=TaskReason.ERROR,
                 n_retries=run.n_retries - 1,
                 root_id=run.root_id,
                 queue=run.queue,
             )
 
-    def _end_with_retry(self, run: Run, traceback: str) -> int:
-        """End the record as RETRYING; the retry itself may have done so, if it was faster."""
-        mine = self._records().filter(
+    def _replace_remembered(self, run: Run) -> bool:
+        """Claim a record that `_remember` created for a forged retry, which did not belong to this invocation.
+
+        The invocation's own message was still in the queue at that time, so it cannot have sent a retry.
+        """
+        remembered = self._records(run.database).filter(
+            pk=run.message_id, status=TaskStatus.RETRYING, claim=None, traceback=_FORGOTTEN
+        )
+        return bool(
+            remembered.update(
+                task_name=run.task_name,
+                kwargs=run.recorded_kwargs,
+                status=TaskStatus.RUNNING,
+                start_time=DatabaseNow(),
+                end_time=None,
+                traceback=None,
+                reason="",
+                n_retries=run.n_retries,
+                root_id=run.root_id,
+                queue=run.queue,
+                claim=run.claim,
+                lease_until=from_now(run.lease, clock=LeaseNow),
+            )
+        )
+
+    def _end_with_retry(self, run: Run, traceback: str | None, reason: str | None) -> int:
+        """End the record as RETRYING, even if the retry itself was faster and has already ended it."""
+        mine = self._records(run.database).filter(
             pk=run.message_id, claim=run.claim, status__in=(TaskStatus.RUNNING, TaskStatus.RETRYING)
         )
-        written: int = mine.update(status=TaskStatus.RETRYING, end_time=DatabaseNow(), result=None, traceback=traceback)
+        written: int = mine.update(
+            status=TaskStatus.RETRYING, end_time=DatabaseNow(), result=None, traceback=traceback, reason=reason or ""
+        )
         return written
 
-    def _being_written(self, message_id: str) -> bool:
-        """Tell whether the open transaction of another worker has written the record's end already.
+    def _being_written(self, database: str, message_id: str) -> bool:
+        """Return whether the open transaction of another worker has written the record's outcome.
 
-        An UPDATE would wait for its COMMIT: for ever, if that worker is frozen or its network gone.
+        An UPDATE would wait for its COMMIT: forever, if that worker is frozen or has lost its network connection.
         """
-        features = connections[self.database].features
+        features = connections[database].features
         if not features.has_select_for_update_skip_locked:
             return False
-        # No key, where there is that: a row that refers to the record holds its key, and no UPDATE waits for that.
-        record = self._records().select_for_update(skip_locked=True, no_key=features.has_select_for_no_key_update)
+        # FOR NO KEY UPDATE, if available: a foreign key to the record locks its key, which does not block an UPDATE.
+        record = self._records(database).select_for_update(
+            skip_locked=True, no_key=features.has_select_for_no_key_update
+        )
         return not list(record.filter(pk=message_id).values_list("pk"))
 
     def _end(self, run: Run, status: str, **columns: Any) -> int:
         values = {"id": run.message_id, "claim": run.claim, "status": status, **columns}
-        return self._statements.run(self._ending, values, using=self.database)
-
-    def _ending(self, connection: BaseDatabaseWrapper) -> Statement:
-        """Write the UPDATE of an end."""
-        columns = {name: _slot(name) for name in ("status", "result", "traceback")}
-        return update(self._mine(_slot("id"), _slot("claim")), connection, end_time=DatabaseNow(), **columns)
-
-
-def _claiming(connection: BaseDatabaseWrapper) -> Statement:
-    """Write the INSERT of a claim."""
-    columns = {name: _slot(name) for name in ("id", "task_name", "kwargs", "n_retries", "root_id", "queue", "claim")}
-    times = {"start_time": DatabaseNow(), "lease_until": DatabaseNow() + Slot("lease", DurationField())}
-    return insertion(TaskRecord(status=TaskStatus.RUNNING, **columns, **times), connection)
-
-
-def _claiming_at_once(connection: BaseDatabaseWrapper) -> Statement:
-    """Write the INSERT of a claim whose COMMIT does not wait for the disk.
-
-    Both statements are one message to the server, and with it one transaction, in which LOCAL holds.
-    """
-    claiming = _claiming(connection)
-    return replace(claiming, sql=f"SET LOCAL synchronous_commit TO OFF; {claiming.sql}")
-
-
-def _commits_at_once(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether statements can be told not to wait for the disk."""
-    # Parameters that are bound by the server come with one statement in a message.
-    bound_by_server = connection.settings_dict["OPTIONS"].get("server_side_binding", False)
-    return connection.vendor == "postgresql" and not bound_by_server
-
-
-def _slot(column: str) -> Slot:
-    return Slot(column, _FIELDS[column])
-
-
-class _Met:
-    """What a claim found instead of a free place."""
-
-    def __init__(
-        self, status: str, claim: UUID | None, takeovers: int, lease_until: datetime | None, now: datetime
-    ) -> None:
-        self.status = status
-        self.claim = claim
-        self.takeovers = takeovers
-        self.seconds_left = (lease_until - now).total_seconds() if lease_until else 0.0
-
-
-def _lost(record: TaskRecord) -> Lost:
-    return Lost(
-        message_id=str(record.pk),
-        root_id=str(record.root_id or record.pk),
-        task_name=record.task_name,
-        kwargs=record.kwargs,
-        n_retries=record.n_retries,
-        takeovers=record.takeovers,
-        queue=record.queue,
-        claim=None if record.claim is None else str(record.claim),
-        started_at=None if record.start_time is None else record.start_time.timestamp(),
-    )
-
-
-def _from_now(seconds: float) -> Expression:
-    return DatabaseNow() + Value(timedelta(seconds=seconds), output_field=DurationField())
+        statement = ending_with_reason if "reason" in columns else ending
+        return self._statements.run(statement, values, using=run.database)

@@ -1,4 +1,4 @@
-"""Help for tests of projects that use the library: collect what was enqueued, and run it.
+"""Test helpers for projects that use the library: collect enqueued tasks, and run them.
 
     with collect_tasks() as queue:
         with queue.commit():              # only in tests that run inside a transaction
@@ -6,7 +6,7 @@
         assert queue.task_names == ["shop.tasks.send_welcome_email"]
         queue.run_until_idle()            # through the real handler
 
-With pytest the fixture `lambda_tasks_queue` gives the same queue.
+With pytest, the fixture `lambda_tasks_queue` returns the same kind of queue.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from lambda_tasks.strategies import get_backend, longest_delay
 
 MEMORY_BACKEND: Final = "lambda_tasks.backends.memory.MemoryBackend"
 
-#: For LAMBDA_TASKS_LOCK: the lock of singleton tasks on a Redis that exists only in the test's process.
+#: A value for LAMBDA_TASKS_LOCK: the lock of singleton tasks on a fake Redis in the test's process.
 FAKEREDIS_LOCK: Final[dict[str, Any]] = {
     "BACKEND": "lambda_tasks.locks.redis.RedisLock",
     "OPTIONS": {"client": "fakeredis.FakeRedis"},
 }
 
-#: Batches after which `run_until_idle` believes that it would never end.
+#: The number of batches after which `run_until_idle()` gives up.
 _MAX_BATCHES: Final = 1_000
 
 
 class TaskQueue:
-    """The queue of a test: it keeps what was sent, and plays SQS and Lambda when asked to."""
+    """The queue of a test, which stores the jobs that were sent, and runs them like SQS and Lambda on request."""
 
     def __init__(self, backend: MemoryBackend) -> None:
         self._backend = backend
@@ -44,29 +44,29 @@ class TaskQueue:
 
     @property
     def jobs(self) -> list[Job]:
-        """What waits on the queue, oldest first."""
+        """The jobs that wait on the queue, oldest first."""
         return list(self._backend.jobs)
 
     @property
     def task_names(self) -> list[str]:
-        """The names of the tasks that wait, oldest first."""
+        """The names of the tasks of the waiting jobs, oldest first."""
         return [job.task_name for job in self._backend.jobs]
 
     @contextmanager
     def commit(self, using: str = DEFAULT_DB_ALIAS) -> Iterator[None]:
-        """Do at the end of the block what a commit would do: send the tasks that were enqueued in it.
+        """Send the tasks that were enqueued in the block, as if a transaction committed at its end.
 
-        For tests inside a transaction that is rolled back, as Django's `TestCase` and pytest-django's
-        `db` are. Without it nothing is ever committed there, and so nothing sent.
+        Use this in tests that run inside a transaction that is rolled back, such as those with Django's `TestCase` or
+        pytest-django's `db`. Otherwise such a test never commits, so no tasks are sent.
         """
         with TestCase.captureOnCommitCallbacks(using=using, execute=True):
             yield
 
     def run(self, count: int = 10, *, context: Any = None) -> list[Job]:
-        """Run a batch of up to `count` jobs through `lambda_tasks.handler.handler`.
+        """Run a batch of up to `count` jobs with `lambda_tasks.handler.handler`, without waiting for delays.
 
-        Delays are not waited for. Returns the jobs that were not acknowledged; they are back at the
-        end of the queue. What tasks raise is in their records.
+        Return the jobs that were not acknowledged, which are put back at the end of the queue. Exceptions of tasks are
+        in their records.
         """
         batch = {job.message_id: job for job in self._backend.take(count)}
         for message_id in batch:
@@ -79,9 +79,9 @@ class TaskQueue:
         return kept
 
     def run_until_idle(self) -> int:
-        """Run batches, and what they send in turn, until the queue is empty; return how many jobs ran.
+        """Run batches until the queue is empty, including the jobs that tasks send, and return how many jobs ran.
 
-        Raises AssertionError if a batch gets nothing done, or there is no end of it.
+        Raise AssertionError if no job of a batch is acknowledged, or if the queue is not empty after 1,000 batches.
         """
         ran = 0
         for _ in range(_MAX_BATCHES):
@@ -91,16 +91,18 @@ class TaskQueue:
             kept = self.run(len(waiting))
             if len(kept) == len(waiting):
                 names = ", ".join(job.task_name for job in kept)
-                raise AssertionError(f"None of these was acknowledged; the log says why: {names}.")
+                raise AssertionError(f"No job of this batch was acknowledged: {names}. The log contains the reasons.")
             ran += len(waiting) - len(kept)
-        raise AssertionError(f"The queue is not empty after {_MAX_BATCHES} batches; it holds {self.task_names[:10]}.")
+        raise AssertionError(f"The queue must be empty after {_MAX_BATCHES} batches, not hold {self.task_names[:10]}.")
 
     def clear(self) -> None:
-        """Forget what waits."""
-        self._backend.jobs.clear()
+        """Discard the waiting jobs, as if they had not been sent, so that they do not hold the keys of unique tasks."""
+        for job in self._backend.take():
+            if job.unsent is not None:
+                job.unsent()
 
     def _committing(self) -> AbstractContextManager[Any]:
-        # What a task enqueues waits for a commit that a test's transaction never makes.
+        # Jobs that a task enqueues would wait for a commit, but a test's transaction never commits.
         if connections[DEFAULT_DB_ALIAS].in_atomic_block:
             return self.commit()
         return nullcontext()
@@ -108,9 +110,9 @@ class TaskQueue:
 
 @contextmanager
 def collect_tasks() -> Iterator[TaskQueue]:
-    """Keep what is enqueued inside the block in a `TaskQueue`, whatever the settings say.
+    """Collect the tasks that are enqueued inside the block in a `TaskQueue`, regardless of the settings.
 
-    There is no outbox in between; delays may be as long as it allows, if the settings have one.
+    The outbox is not used, but if the settings have one, delays can be as long as with the outbox.
     """
     backend = {"BACKEND": MEMORY_BACKEND, "OPTIONS": {"max_delay": longest_delay()}}
     with override_settings(LAMBDA_TASKS_BACKEND=backend, LAMBDA_TASKS_EAGER=False, LAMBDA_TASKS_OUTBOX=False):

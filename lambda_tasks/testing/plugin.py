@@ -1,4 +1,4 @@
-"""The pytest plugin; pytest finds it by its entry point. Nothing of Django is imported before it is used."""
+"""The pytest plugin, which pytest finds by its entry point. Django is imported only when a fixture is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def lambda_tasks_queue() -> Iterator[TaskQueue]:
-    """Collect what the test enqueues; see `lambda_tasks.testing.TaskQueue`."""
+    """Collect the tasks that the test enqueues in a `lambda_tasks.testing.TaskQueue`."""
     from lambda_tasks.testing import collect_tasks
 
     with collect_tasks() as queue:
@@ -22,7 +22,7 @@ def lambda_tasks_queue() -> Iterator[TaskQueue]:
 
 @pytest.fixture
 def lambda_tasks_fake_lock() -> Iterator[None]:
-    """Put the lock of singleton tasks on fakeredis."""
+    """Use fakeredis for the lock of singleton tasks."""
     from django.test import override_settings
 
     from lambda_tasks.testing import FAKEREDIS_LOCK

@@ -1,4 +1,4 @@
-"""The contract of locks over every lock that comes with the library, and what is particular to each."""
+"""Run the contract of locks against every lock of the library, and test the details of each."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import redis
 from django.core.cache import caches
 from django.db import connection
 
-from lambda_tasks import executor
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import LockError, LockUnavailable
-from lambda_tasks.identity import new_message_id
+from lambda_tasks.execution import pipeline
 from lambda_tasks.locks.base import BaseLock
 from lambda_tasks.locks.cache import CacheLock
 from lambda_tasks.locks.memory import MemoryLock
 from lambda_tasks.locks.redis import RedisLock
-from lambda_tasks.messages import SQSLambdaTaskMessage
 from lambda_tasks.outcomes import Ignored, Outcome, Retry, Skipped, Succeeded
 from lambda_tasks.strategies import get_lock
 from lambda_tasks.testing.contracts import LockContract
+from lambda_tasks.wire.ids import new_message_id
+from lambda_tasks.wire.invocation import Invocation
 
-# Newer versions of fakeredis have another name for it, and deprecate the old one.
+# Newer versions of fakeredis have renamed the class, and deprecate the old name.
 FakeConnection = getattr(fakeredis, "FakeRedisConnection", None) or fakeredis.FakeConnection
 FAKE_REDIS = {"BACKEND": "lambda_tasks.locks.redis.RedisLock", "OPTIONS": {"client": "fakeredis.FakeRedis"}}
 
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port of this machine on which nobody listens."""
+    """Return a port of this machine on which no server listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -43,16 +43,16 @@ def closed_port() -> int:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that accepts connections, and then never says a word."""
+    """Yield a port that accepts connections but never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
-# In one process
+# Locks in one process
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that advances only when it is set."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -71,7 +71,7 @@ class TestMemoryLock(LockContract):
 
     def seconds_left(self, lock: Any, key: str) -> float:
         begin = self.clock.now
-        # It is free for another one at the moment its time is over, and not before.
+        # The lock is free exactly when its time has expired, and not before.
         seconds = next(s for s in range(1_000) if self._is_free_at(lock, key, begin + s))
         self.clock.now = begin
         return seconds
@@ -86,11 +86,11 @@ class TestMemoryLock(LockContract):
         self.clock.now += 60
 
 
-# In Redis
+# Locks in Redis
 
 
 class RedisContract(LockContract):
-    """The contract for locks whose key stands in Redis; a subclass says which client and key that is."""
+    """The contract for locks with a key in Redis. Subclasses define the client and the key."""
 
     def client(self, lock: Any) -> Any:
         raise NotImplementedError
@@ -99,7 +99,7 @@ class RedisContract(LockContract):
         raise NotImplementedError
 
     @pytest.fixture(autouse=True)
-    def _leave_nothing(self, lock: BaseLock, key: str) -> Iterator[None]:
+    def _clear(self, lock: BaseLock, key: str) -> Iterator[None]:
         yield
         client = self.client(lock)
         for left in client.scan_iter(f"*{key}*"):
@@ -111,16 +111,14 @@ class RedisContract(LockContract):
     def expire(self, lock: BaseLock, key: str) -> None:
         assert self.client(lock).pexpireat(self.real_key(lock, key), 1), "there was no such key"
 
-    def test_the_key_in_redis_is_the_documented_one(self, lock: BaseLock, key: str) -> None:
+    def test_redis_key_is_the_documented_one(self, lock: BaseLock, key: str) -> None:
         lock.acquire(key, token="a", timeout=60)
         [found] = self.client(lock).scan_iter(f"*{key}")
         assert found.decode() == self.real_key(lock, key)
         assert self.client(lock).get(found) == b"a"
 
-    def test_a_late_release_between_look_and_deletion_leaves_the_next_holder_alone(
-        self, lock: BaseLock, key: str
-    ) -> None:
-        """Everything that a release asks of Redis it asks in one transaction, or script."""
+    def test_release_checks_and_deletes_atomically(self, lock: BaseLock, key: str) -> None:
+        """It sends everything to Redis in one transaction or script, so that it cannot delete the next holder's key."""
         lock.acquire(key, token="a", timeout=60)
         assert self.client(lock).set(self.real_key(lock, key), "b", px=60_000)
         lock.release(key, token="a")
@@ -148,14 +146,14 @@ class TestRedisLock(RedisContract):
     def real_key(self, lock: Any, key: str) -> str:
         return key
 
-    def test_redis_itself_ends_it_when_its_time_is_over(self, lock: BaseLock, key: str) -> None:
+    def test_redis_expires_the_key(self, lock: BaseLock, key: str) -> None:
         begin = time.monotonic()
         assert lock.acquire(key, token="a", timeout=0.05)
         while not lock.acquire(key, token="b", timeout=60):
             assert time.monotonic() - begin < 5
         assert time.monotonic() - begin >= 0.049
 
-    def test_a_server_that_says_nothing_raises_after_the_socket_timeout(self, silent_port: int, key: str) -> None:
+    def test_silent_server_raises_after_the_socket_timeout(self, silent_port: int, key: str) -> None:
         lock = RedisLock(url=f"redis://127.0.0.1:{silent_port}/0", socket_timeout=0.2)
         begin = time.monotonic()
         with pytest.raises(redis.RedisError):
@@ -183,11 +181,11 @@ class TestRedisLockOnFakeRedis(RedisContract):
         return key
 
 
-class Interfered(fakeredis.FakeRedis):
-    """A client on whose key something happens right after it has read it."""
+class InterferingClient(fakeredis.FakeRedis):
+    """A client whose key changes right after it was read."""
 
     def happen(self, key: str) -> None:
-        """The time of the holder is over, and another one comes."""
+        """Let the holder's time expire, and give the lock to another holder."""
         another = fakeredis.FakeRedis(connection_pool=self.connection_pool)
         another.delete(key)
         another.set(key, "b", px=60_000)
@@ -210,25 +208,25 @@ class Interfered(fakeredis.FakeRedis):
         return pipe
 
 
-def test_a_lock_that_changes_hands_while_it_is_released_is_left_to_the_next_holder() -> None:
+def test_release_leaves_a_lock_that_changed_hands() -> None:
     server = fakeredis.FakeServer()
     assert RedisLock(client=fakeredis.FakeRedis(server=server)).acquire("key", token="a", timeout=60)
-    RedisLock(client=Interfered(server=server)).release("key", token="a")
+    RedisLock(client=InterferingClient(server=server)).release("key", token="a")
     assert fakeredis.FakeRedis(server=server).get("key") == b"b"
 
 
-def test_a_lock_that_changes_hands_while_it_is_taken_again_is_refused() -> None:
+def test_reacquiring_a_lock_that_changed_hands_is_refused() -> None:
     server = fakeredis.FakeServer()
     assert RedisLock(client=fakeredis.FakeRedis(server=server)).acquire("key", token="a", timeout=60)
-    assert RedisLock(client=Interfered(server=server)).acquire("key", token="a", timeout=900) is False
+    assert RedisLock(client=InterferingClient(server=server)).acquire("key", token="a", timeout=900) is False
     assert fakeredis.FakeRedis(server=server).pttl("key") <= 60_000
 
 
-# In a cache that has Redis behind it
+# Locks in a cache with Redis behind it
 
 
 class RedisCacheContract(RedisContract):
-    """The contract for `CacheLock` on a cache with Redis behind it; `location` and `options` say which."""
+    """The contract for `CacheLock` on a cache with Redis behind it, given by `location` and `options`."""
 
     backend = ""
     location = ""
@@ -277,11 +275,11 @@ class TestCacheLockWithDjangosRedisCacheOnFakeRedis(TestCacheLockWithDjangosRedi
     options = {"connection_class": FakeConnection}  # noqa: RUF012
 
 
-# In any other cache
+# Locks in other caches
 
 
 class TestCacheLockWithLocalMemory(LockContract):
-    """Excludes threads only; what it shows holds for every cache whose `add()` is atomic."""
+    """Run the contract between threads. It shows the same for every cache whose `add()` is atomic."""
 
     @pytest.fixture
     def lock(self, settings: Any) -> CacheLock:
@@ -303,7 +301,7 @@ class TestCacheLockWithLocalMemory(LockContract):
 
 
 @pytest.mark.django_db(transaction=True)
-class TestCacheLockWithADatabaseCache(LockContract):
+class TestCacheLockWithDatabaseCache(LockContract):
     @pytest.fixture
     def lock(self) -> Iterator[CacheLock]:
         yield CacheLock(cache="database")
@@ -330,10 +328,8 @@ class TestCacheLockWithADatabaseCache(LockContract):
             )
             assert cursor.rowcount == 1
 
-    def test_it_ends_by_itself_but_not_before_its_time(
-        self, lock: BaseLock, key: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """As the contract has it, but at a time whose fraction would matter."""
+    def test_lock_expires_after_its_timeout(self, lock: BaseLock, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Use a time with a large fraction, which the cache's whole seconds must not round down."""
         now = int(time.time()) + 0.9
         with monkeypatch.context() as patch:
             patch.setattr(time, "time", lambda: now)
@@ -341,12 +337,12 @@ class TestCacheLockWithADatabaseCache(LockContract):
         assert now + 60 <= self.expires(key).timestamp() < now + 65
 
 
-# Chosen by the settings
+# Locks that settings select
 
 
 @lambda_task(singleton=True)
 def alone() -> list[str]:
-    """Return who is seen to hold the task's lock while it runs."""
+    """Return the keys of all locks that exist while the task runs."""
     client = get_lock().client  # type: ignore[attr-defined]
     return [key.decode() for key in client.scan_iter("*")]
 
@@ -356,15 +352,15 @@ def alone_or_not_at_all() -> None: ...
 
 
 def run(task: Any) -> Outcome | Skipped:
-    message = SQSLambdaTaskMessage(task_name=task.name)
-    return executor.execute(message, message_id=new_message_id(), limited=False)
+    message = Invocation(task_name=task.name)
+    return pipeline.execute(message, message_id=new_message_id(), limited=False)
 
 
 KEY = f"lambda_tasks.singleton_lock.{alone.name}"
 
 
 @pytest.mark.django_db
-def test_a_setting_alone_swaps_the_lock_for_one_on_fakeredis(settings: Any) -> None:
+def test_setting_selects_a_lock_on_fakeredis(settings: Any) -> None:
     settings.LAMBDA_TASKS_LOCK = FAKE_REDIS
     lock = get_lock()
     assert isinstance(lock, RedisLock)
@@ -374,7 +370,7 @@ def test_a_setting_alone_swaps_the_lock_for_one_on_fakeredis(settings: Any) -> N
 
 
 @pytest.mark.django_db
-def test_a_singleton_task_is_retried_while_another_run_holds_its_lock(settings: Any) -> None:
+def test_singleton_task_is_retried_during_contention(settings: Any) -> None:
     settings.LAMBDA_TASKS_LOCK = FAKE_REDIS
     assert get_lock().acquire(KEY, token="another run", timeout=60)
     outcome = run(alone)
@@ -385,14 +381,14 @@ def test_a_singleton_task_is_retried_while_another_run_holds_its_lock(settings: 
 
 
 @pytest.mark.django_db
-def test_a_singleton_task_that_ignores_lock_errors_is_dropped(settings: Any) -> None:
+def test_singleton_task_that_ignores_contention_is_dropped(settings: Any) -> None:
     settings.LAMBDA_TASKS_LOCK = FAKE_REDIS
     assert get_lock().acquire(f"lambda_tasks.singleton_lock.{alone_or_not_at_all.name}", token="other", timeout=60)
     assert isinstance(run(alone_or_not_at_all), Ignored)
 
 
 @pytest.mark.django_db
-def test_a_singleton_task_is_retried_while_the_locks_server_is_away(settings: Any, closed_port: int) -> None:
+def test_singleton_task_is_retried_if_redis_is_unavailable(settings: Any, closed_port: int) -> None:
     settings.LAMBDA_TASKS_LOCK = {
         "BACKEND": "lambda_tasks.locks.redis.RedisLock",
         "OPTIONS": {"url": f"redis://127.0.0.1:{closed_port}/0"},
@@ -403,8 +399,8 @@ def test_a_singleton_task_is_retried_while_the_locks_server_is_away(settings: An
 
 
 @pytest.mark.parametrize("options", [{}, {"url": "redis://127.0.0.1/0", "client": "fakeredis.FakeRedis"}])
-def test_a_redis_lock_wants_a_url_or_a_client(options: dict[str, str]) -> None:
-    with pytest.raises(TypeError, match="either url or client"):
+def test_redis_lock_requires_a_url_or_a_client(options: dict[str, str]) -> None:
+    with pytest.raises(TypeError, match="exactly one of url and client"):
         RedisLock(**options)
 
 
@@ -416,5 +412,5 @@ def make_client() -> fakeredis.FakeRedis:
 
 
 @pytest.mark.parametrize("client", [fake_client, make_client, f"{__name__}.fake_client", f"{__name__}.make_client"])
-def test_a_client_can_be_given_itself_by_what_makes_it_or_by_the_path_of_either(client: Any) -> None:
+def test_client_may_be_an_instance_factory_or_path(client: Any) -> None:
     assert RedisLock(client=client).client is fake_client

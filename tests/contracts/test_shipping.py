@@ -1,4 +1,4 @@
-"""The contracts as somebody else finds them, who has no settings like ours."""
+"""Import the contracts like another project, without these settings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ print(*sorted(name for name in ("boto3", "redis", "pytest_django", "lambda_tasks
 """
 
 
-def test_they_can_be_imported_before_django_is_configured_and_take_nothing_heavy_along() -> None:
+def test_import_needs_no_configured_django() -> None:
+    """The contracts do not import heavy modules either."""
     loaded = subprocess.run([sys.executable, "-c", ALONE], check=True, capture_output=True, text=True, timeout=60)
     assert loaded.stdout.split() == []

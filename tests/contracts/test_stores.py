@@ -1,4 +1,4 @@
-"""The contract of stores, over the ORM store on every database, and what is particular to it."""
+"""Run the contract of stores against the ORM store on every database, and test its details."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from django.utils import timezone
 
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import LeaseLost, ResultNotSerializable
-from lambda_tasks.executor import execute
-from lambda_tasks.identity import new_message_id
+from lambda_tasks.execution.pipeline import execute
 from lambda_tasks.jobs import Run
 from lambda_tasks.messages import SQSLambdaTaskMessage
 from lambda_tasks.models import TaskRecord
-from lambda_tasks.outcomes import Busy, Claimed, Failed, Finished, Succeeded
+from lambda_tasks.outcomes import Busy, Claimed, Failed, Finished, Mismatch, Succeeded
 from lambda_tasks.stores.null import NullStore
 from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.testing.contracts import InThread, StoreContract, Stored, crowd, example, nested, together, winners
+from lambda_tasks.wire.ids import new_message_id
+from lambda_tasks.wire.invocation import Invocation
 from tests.app.models import Effect
 
 
@@ -41,22 +42,22 @@ class ORMStoreContract(StoreContract):
 
 @pytest.mark.databases("postgres", "mariadb", transaction=True)
 class TestORMStore(ORMStoreContract):
-    """The documented default, on the servers."""
+    """Run the contract with the documented default on the database servers."""
 
 
 @pytest.mark.databases("sqlite", transaction=True)
 class TestORMStoreOnSQLite(ORMStoreContract):
-    waits_for_commit = False  # there is no server that could be lost, and no FOR UPDATE
+    waits_for_commit = False  # there is no server to lose, and no FOR UPDATE
 
 
 @pytest.mark.databases("postgres", transaction=True)
-class TestORMStoreWhoseClaimsDoNotWait(ORMStoreContract):
+class TestORMStoreWithoutDurableClaims(ORMStoreContract):
     @pytest.fixture
     def store(self, database: str) -> ORMStore:
         return ORMStore(database=database, durable_claims=False)
 
 
-# What is particular to the ORM store
+# Details of the ORM store
 
 on_each_database = pytest.mark.databases(transaction=True)
 
@@ -64,7 +65,7 @@ on_each_database = pytest.mark.databases(transaction=True)
 def new_run(store: ORMStore | NullStore, *, of: Run | None = None, lease: float = 60, **kwargs: Any) -> Run:
     message_id = of.message_id if of else new_message_id()
     return Run(
-        message=SQSLambdaTaskMessage(task_name=example.name, kwargs=kwargs),
+        message=Invocation(task_name=example.name, kwargs=kwargs),
         message_id=message_id,
         root_id=message_id,
         queue="default",
@@ -88,12 +89,13 @@ def record_of(run: Run) -> TaskRecord:
 
 
 def is_takeover(sql: str, database: str) -> bool:
-    """Tell whether a statement is the first of a takeover, after the dead lease was seen."""
+    """Return whether a statement is the first of a takeover, after the expired lease was read."""
     return ("UPDATE" if database == "sqlite" else "SKIP LOCKED") in sql
 
 
 @on_each_database
-def test_runs_that_have_all_seen_the_dead_lease_before_one_takes_it_share_nothing(database: str) -> None:
+def test_one_run_takes_over_a_seen_expired_lease(database: str) -> None:
+    """All runs have seen the expired lease before the first takes it over."""
     store = ORMStore(database=database)
     dead = claimed(store, lease=-1)
     all_have_looked = threading.Barrier(3, timeout=30)
@@ -111,7 +113,8 @@ def test_runs_that_have_all_seen_the_dead_lease_before_one_takes_it_share_nothin
 
 
 @on_each_database
-def test_a_run_that_ends_after_its_dead_lease_was_seen_is_not_taken_over(database: str) -> None:
+def test_run_that_ends_meanwhile_is_not_taken_over(database: str) -> None:
+    """It ends after another run has seen that its lease has expired."""
     store = ORMStore(database=database)
     late = claimed(store, lease=-1)
     has_looked, may_go_on = threading.Event(), threading.Event()
@@ -135,12 +138,12 @@ def test_a_run_that_ends_after_its_dead_lease_was_seen_is_not_taken_over(databas
 
 
 @on_each_database
-def test_what_was_begun_and_not_ended_is_known_by_its_ids(database: str) -> None:
+def test_begun_returns_ids_that_started_without_ending(database: str) -> None:
     store = ORMStore(database=database)
     running, dead, given_back, taken_over = claimed(store), claimed(store, lease=-1), claimed(store), claimed(store)
     store.release(given_back)
     again = claimed(store, of=(died := claimed(store, lease=-1)))
-    store.release(again)  # somebody died with it before
+    store.release(again)  # a worker died with it before
     ids = [run.message_id for run in (running, dead, given_back, died, new_run(store))]
     assert store.begun(ids) == {running.message_id, dead.message_id, died.message_id}
     assert taken_over.message_id not in store.begun(ids)
@@ -149,15 +152,14 @@ def test_what_was_begun_and_not_ended_is_known_by_its_ids(database: str) -> None
 
 @pytest.mark.databases("postgres", "mariadb", transaction=True)
 @pytest.mark.parametrize("n_retries", [0, 1], ids=["received again", "a retry that was sent twice"])
-def test_a_message_that_comes_again_waits_for_no_worker_that_stands_before_its_commit(
-    database: str, n_retries: int
-) -> None:
-    """That one may be frozen, or out of reach: its transaction stays open for as long as that lasts."""
+def test_redelivery_does_not_wait_for_an_uncommitted_worker(database: str, n_retries: int) -> None:
+    """That worker may be frozen or unreachable, and its transaction stays open for as long."""
     store = ORMStore(database=database)
-    frozen = claimed(store, lease=-1)
-    again = new_run(store, of=frozen)
-    again.redelivered = not n_retries
-    again.message = again.message.model_copy(update={"n_retries": n_retries})
+    frozen = new_run(store, lease=-1)
+    frozen = replace(frozen, message=replace(frozen.message, n_retries=n_retries))
+    assert store.claim(frozen) == Claimed()
+    again = replace(new_run(store, of=frozen), message=frozen.message)
+    again = replace(again, redelivered=not n_retries)
     with transaction.atomic(using=database):
         store.record(frozen, Succeeded(1))
         assert isinstance(InThread(lambda: store.claim(again)).start().answer(), Busy)
@@ -165,7 +167,7 @@ def test_a_message_that_comes_again_waits_for_no_worker_that_stands_before_its_c
 
 
 @on_each_database
-def test_the_work_of_a_run_that_was_taken_over_is_rolled_back(database: str) -> None:
+def test_work_of_an_overtaken_run_is_rolled_back(database: str) -> None:
     store = ORMStore(database=database)
     dead = claimed(store, lease=-1)
     claimed(store, of=dead)
@@ -176,7 +178,7 @@ def test_the_work_of_a_run_that_was_taken_over_is_rolled_back(database: str) -> 
 
 
 @on_each_database
-def test_a_record_says_what_was_asked_for_and_when(database: str) -> None:
+def test_record_contains_the_call_and_its_times(database: str) -> None:
     store = ORMStore(database=database)
     run = new_run(store, text="ä\U0001f600")
     before = timezone.now()
@@ -192,7 +194,7 @@ def test_a_record_says_what_was_asked_for_and_when(database: str) -> None:
 
 
 @pytest.mark.databases("mariadb", transaction=True)
-def test_a_server_in_another_time_zone_records_the_right_moment(database: str) -> None:
+def test_server_in_another_time_zone_records_correct_times(database: str) -> None:
     store = ORMStore(database=database)
     with connections[database].cursor() as cursor:
         cursor.execute("SET time_zone = '+05:00'")
@@ -213,7 +215,7 @@ def _time_zones(request: pytest.FixtureRequest, settings: Any) -> None:
 
 @on_each_database
 @pytest.mark.usefixtures("_time_zones")
-def test_a_lease_means_the_same_with_and_without_time_zones(database: str) -> None:
+def test_lease_is_independent_of_use_tz(database: str) -> None:
     store = ORMStore(database=database)
     alive, dead = claimed(store, lease=60), claimed(store, lease=-1)
     busy = store.claim(new_run(store, of=alive))
@@ -226,7 +228,7 @@ def test_a_lease_means_the_same_with_and_without_time_zones(database: str) -> No
 
 @pytest.mark.databases("postgres", transaction=True)
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_under_a_strict_isolation_level_one_gets_it_and_nobody_gets_it_twice(database: str, level: str) -> None:
+def test_one_claim_succeeds_in_a_strict_isolation_level(database: str, level: str) -> None:
     store = ORMStore(database=database)
     dead = [claimed(store, lease=-1) for _ in range(10)]
 
@@ -238,21 +240,21 @@ def test_under_a_strict_isolation_level_one_gets_it_and_nobody_gets_it_twice(dat
         except OperationalError as error:
             if "could not serialize access" not in str(error):
                 raise
-            return Busy(0)  # the executor asks once more on a new connection, and is told so
+            return Busy(0)  # the executor asks again on a new connection, with the same answer
 
     claims = crowd(claim)
     assert [winners(answers) for answers in claims] == [[Claimed(1)]] * 10  # type: ignore[arg-type]
 
 
 class RecordsOnSQLite:
-    """A router that keeps records elsewhere."""
+    """A router that stores records in another database."""
 
     def db_for_write(self, model: type, **_: object) -> str | None:
         return "sqlite" if model is TaskRecord else None
 
 
 @pytest.mark.django_db(databases=["default", "sqlite"], transaction=True)
-def test_records_are_kept_where_the_routers_want_them(settings: Any) -> None:
+def test_routers_choose_the_database_of_records(settings: Any) -> None:
     settings.DATABASE_ROUTERS = [RecordsOnSQLite()]
     store = ORMStore()
     assert store.database == "sqlite"
@@ -266,23 +268,23 @@ def test_records_are_kept_where_the_routers_want_them(settings: Any) -> None:
 
 @pytest.mark.parametrize("durable_claims", [True, False])
 @pytest.mark.django_db(transaction=True)
-def test_a_record_that_the_database_refuses_is_not_taken_for_a_claim_of_another(durable_claims: bool) -> None:
+def test_refused_record_is_not_mistaken_for_another_claim(durable_claims: bool) -> None:
     store = ORMStore(database="default", durable_claims=durable_claims)
     run = new_run(store)
-    run.message = run.message.model_copy(update={"task_name": None})
+    run = replace(run, message=replace(run.message, task_name=None))
     with pytest.raises(IntegrityError):
         store.claim(run)
 
 
 @pytest.mark.databases("mariadb", transaction=True)
-def test_a_result_that_is_larger_than_the_database_takes_is_refused(database: str) -> None:
+def test_result_too_large_for_the_database_is_refused(database: str) -> None:
     store = ORMStore(database=database)
     run = claimed(store)
     try:
         with pytest.raises(ResultNotSerializable), transaction.atomic(using=database):
             store.record(run, Succeeded("x" * 17 * 1024 * 1024))
     finally:
-        connections[database].close()  # it may be lost, which the next test is not to notice
+        connections[database].close()  # it may be lost, and the next test must not use it
 
 
 # Claims that do not wait for the disk
@@ -296,7 +298,7 @@ def never_twice() -> None: ...
 
 @lambda_task
 def look() -> str:
-    """Return what the COMMIT of its own transaction is to wait for."""
+    """Return what the COMMIT of the task's own transaction waits for."""
     with connections["postgres"].cursor() as cursor:
         cursor.execute("SHOW synchronous_commit")
         return str(cursor.fetchone()[0])
@@ -304,15 +306,15 @@ def look() -> str:
 
 @dataclass
 class Session:
-    """A session that waits for the disk where nobody says otherwise, and hears how records are committed."""
+    """A session that waits for the disk by default, and records how claims and outcomes are committed."""
 
     alias: str
-    #: "INSERT off" is a record that was committed without waiting, "UPDATE on" an end that was waited for.
+    #: "INSERT off" is a record that was committed without waiting, and "UPDATE on" an outcome that waited for the disk.
     commits: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
         connections[self.alias].ensure_connection()
-        connections[self.alias].connection.add_notice_handler(self._hear)
+        connections[self.alias].connection.add_notice_handler(self._record_commit)
         self.run("SET synchronous_commit TO on")
 
     def run(self, sql: str) -> None:
@@ -324,7 +326,7 @@ class Session:
             cursor.execute("SHOW synchronous_commit")
             return str(cursor.fetchone()[0])
 
-    def _hear(self, notice: Any) -> None:
+    def _record_commit(self, notice: Any) -> None:
         self.commits.append(notice.message_primary)
 
 
@@ -336,7 +338,7 @@ def session(database: str) -> Iterator[Session]:
         "CREATE FUNCTION say_how_it_commits() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
         "RAISE NOTICE '% %', TG_OP, current_setting('synchronous_commit'); RETURN NULL; END $$"
     )
-    # Deferred: it speaks in COMMIT.
+    # Deferred, so that it runs in COMMIT.
     session.run(
         "CREATE CONSTRAINT TRIGGER says_how_it_commits AFTER INSERT OR UPDATE ON lambda_tasks_taskrecord "
         "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION say_how_it_commits()"
@@ -350,7 +352,7 @@ def session(database: str) -> Iterator[Session]:
 
 
 @on_postgres
-def test_claims_do_not_wait_for_the_disk_where_they_need_not_and_all_else_does(session: Session) -> None:
+def test_only_new_claims_do_not_wait_for_disk(session: Session) -> None:
     store = ORMStore(database=session.alias, durable_claims=False)
     run, failing, given_back = claimed(store), claimed(store), claimed(store, lease=-1)
     assert session.commits == ["INSERT off"] * 3
@@ -370,7 +372,7 @@ def test_durable_claims_wait_for_the_disk(session: Session) -> None:
 
 
 @on_postgres
-def test_the_transaction_of_the_task_and_what_follows_it_wait_for_the_disk(session: Session, settings: Any) -> None:
+def test_task_transaction_waits_for_the_disk(session: Session, settings: Any) -> None:
     options = {"database": session.alias, "durable_claims": False}
     settings.LAMBDA_TASKS_STORE = {"BACKEND": "lambda_tasks.stores.orm.ORMStore", "OPTIONS": options}
     message = SQSLambdaTaskMessage(task_name=look.name, kwargs={})
@@ -380,21 +382,20 @@ def test_the_transaction_of_the_task_and_what_follows_it_wait_for_the_disk(sessi
 
 
 @on_postgres
-def test_the_claim_of_a_task_that_must_not_repeat_waits_for_the_disk(session: Session) -> None:
+def test_claim_of_unrepeatable_task_waits_for_the_disk(session: Session) -> None:
     store = ORMStore(database=session.alias, durable_claims=False)
-    run = new_run(store)
-    run.task = never_twice
+    run = replace(new_run(store), task=never_twice)
     store.claim(run)
     assert session.commits == ["INSERT on"]
 
 
 @on_postgres
-def test_a_claim_in_somebody_elses_transaction_leaves_it_as_it_is(session: Session) -> None:
-    """As in eager mode: what that transaction commits is more than a claim."""
+def test_claim_does_not_change_an_outer_transaction(session: Session) -> None:
+    """As in eager mode, where the transaction commits more than the claim."""
     store = ORMStore(database=session.alias, durable_claims=False)
     with transaction.atomic(using=session.alias):
         run = claimed(store)
-        assert isinstance(store.claim(new_run(store, of=run)), Busy)  # and it is not spoiled by that
+        assert isinstance(store.claim(new_run(store, of=run)), Busy)  # and does not break the transaction
         assert session.waits() == "on"
     transaction.set_autocommit(False, using=session.alias)
     try:
@@ -407,9 +408,7 @@ def test_a_claim_in_somebody_elses_transaction_leaves_it_as_it_is(session: Sessi
 
 
 @on_postgres
-def test_a_claim_whose_parameters_the_server_binds_waits_for_the_disk(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_claim_with_server_side_binding_waits_for_disk(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = connections[session.alias]
     monkeypatch.setitem(connection.settings_dict["OPTIONS"], "server_side_binding", True)
     connection.close()
@@ -422,7 +421,7 @@ def test_a_claim_whose_parameters_the_server_binds_waits_for_the_disk(
 
 
 @on_postgres
-def test_of_claims_that_refuse_each_other_none_leaves_anything_behind_in_its_session(session: Session) -> None:
+def test_refused_claim_leaves_its_session_clean(session: Session) -> None:
     store = ORMStore(database=session.alias, durable_claims=False)
     run = claimed(store)
     assert isinstance(store.claim(new_run(store, of=run)), Busy)
@@ -433,7 +432,7 @@ def test_of_claims_that_refuse_each_other_none_leaves_anything_behind_in_its_ses
 
 
 @pytest.mark.databases("sqlite", "mariadb", transaction=True)
-def test_other_databases_make_claims_as_ever_and_the_check_says_so(database: str) -> None:
+def test_other_databases_ignore_the_option_and_warn(database: str) -> None:
     store = ORMStore(database=database, durable_claims=False)
     run = claimed(store)
     assert isinstance(store.claim(new_run(store, of=run)), Busy)
@@ -444,13 +443,13 @@ def test_other_databases_make_claims_as_ever_and_the_check_says_so(database: str
 
 
 @on_postgres
-def test_the_check_has_nothing_to_say_on_postgresql(database: str) -> None:
+def test_check_finds_nothing_on_postgresql(database: str) -> None:
     assert ORMStore(database=database, durable_claims=False).check() == []
 
 
 @pytest.mark.parametrize("value", ["no", 0, None])
-def test_the_option_is_true_or_false(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"durable_claims is .*; give True or False"):
+def test_option_must_be_true_or_false(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"durable_claims must be True or False, not "):
         ORMStore(durable_claims=value)
 
 
@@ -461,8 +460,8 @@ def retry_of(store: ORMStore, run: Run) -> Run:
 
 
 @on_each_database
-def test_a_sender_that_a_crash_has_made_the_server_forget_is_not_run_beside_its_retry(database: str) -> None:
-    """Its worker has sent the retry, and the crash has taken the claim: both messages are on the queue."""
+def test_forgotten_sender_does_not_run_after_its_retry(database: str) -> None:
+    """The worker sent the retry, and the server lost the claim in a crash: both messages are on the queue."""
     store = ORMStore(database=database, durable_claims=False)
     sender = new_run(store)
     retry = retry_of(store, sender)
@@ -472,34 +471,83 @@ def test_a_sender_that_a_crash_has_made_the_server_forget_is_not_run_beside_its_
     assert (record.n_retries, str(record.root_id), record.task_name) == (0, sender.root_id, example.name)
     assert record.start_time is not None
     assert record.end_time is not None
-    assert "retry has ended it" in str(record.traceback)
+    assert "retry has ended this invocation" in str(record.traceback)
 
 
 @on_each_database
-def test_a_forgotten_sender_that_comes_again_at_the_same_moment_is_ended_by_its_retry(database: str) -> None:
+def test_retry_ends_a_forgotten_sender_redelivered_meanwhile(database: str) -> None:
     store = ORMStore(database=database, durable_claims=False)
     sender = new_run(store)
     retry = retry_of(store, sender)
     comes_again = [lambda: claimed(store, of=sender)]
 
-    def let_it_come(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        # SQLite has one writer: it cannot come after BEGIN.
+    def deliver_sender(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        # SQLite has only one writer, so the delivery cannot arrive after BEGIN.
         if comes_again and sql.startswith("SELECT") and not connections[database].in_atomic_block:
             rows = execute(sql, params, many, context)
             InThread(comes_again.pop()).start().answer()
             return rows
         return execute(sql, params, many, context)
 
-    with connections[database].execute_wrapper(let_it_come):
+    with connections[database].execute_wrapper(deliver_sender):
         assert store.claim(retry) == Claimed()
     assert not comes_again
     assert record_of(sender).status == "RETRYING"
 
 
-# Nothing is recorded
+@on_each_database
+@pytest.mark.parametrize("redelivered", [False, True], ids=["first delivery", "redelivered"])
+def test_forged_retry_does_not_discard_a_waiting_invocation(database: str, redelivered: bool) -> None:
+    """Its id is derived as for the retry of a forgotten claim, but its arguments differ."""
+    store = ORMStore(database=database, durable_claims=False)
+    waiting = new_run(store, number=7)
+    forged = retry_of(store, new_run(store, of=waiting, number=8))
+    assert store.claim(forged) == Claimed()
+    waiting = replace(waiting, redelivered=redelivered)
+    assert store.claim(waiting) == Claimed()
+    record = record_of(waiting)
+    assert (record.status, record.kwargs, record.n_retries, record.takeovers) == ("RUNNING", {"number": 7}, 0, 0)
+    assert (record.end_time, record.traceback) == (None, None)
+    assert isinstance(store.claim(new_run(store, of=waiting, number=7)), Busy)
+    store.record(waiting, Succeeded(1))
+    assert record_of(waiting).status == "SUCCESS"
 
 
-def test_the_null_store_runs_every_delivery() -> None:
+@on_each_database
+def test_one_of_many_runs_replaces_a_forged_record(database: str) -> None:
+    store = ORMStore(database=database, durable_claims=False)
+    waiting = [new_run(store, number=7) for _ in range(10)]
+    for run in waiting:
+        assert store.claim(retry_of(store, new_run(store, of=run, number=8))) == Claimed()
+    claims = crowd(lambda round_, _: store.claim(new_run(store, of=waiting[round_], number=7)))
+    # A run that was too late has read the record of another message, and will be delivered again.
+    granted = [[answer for answer in answers if isinstance(answer, Claimed)] for answers in claims]
+    assert granted == [[Claimed()]] * 10
+
+
+@on_each_database
+def test_ended_retrying_record_is_not_replaced(database: str) -> None:
+    store = ORMStore(database=database, durable_claims=False)
+    sender = claimed(store)
+    store.release(sender)
+    assert store.claim(retry_of(store, sender)) == Claimed()
+    assert isinstance(store.claim(new_run(store, of=sender, number=9)), Mismatch)
+    assert record_of(sender).status == "RETRYING"
+
+
+@on_each_database
+def test_record_without_usable_arguments_fits_its_message(database: str) -> None:
+    store = ORMStore(database=database)
+    run = new_run(store, lease=-1, number=7)
+    assert store.claim(run) == Claimed()
+    TaskRecord.objects.using(database).filter(pk=run.message_id).update(kwargs=[7], root_id=None)
+    assert store.claim(new_run(store, of=run, number=7)) == Claimed(takeovers=1)
+
+
+# The store without records
+
+
+def test_null_store_runs_every_delivery() -> None:
     store = NullStore()
     run = new_run(store)
     assert store.claim(run) == store.claim(new_run(store, of=run)) == Claimed(0)

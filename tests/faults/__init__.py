@@ -1,1 +1,1 @@
-"""What can happen to a task between its commit and its record, and what must then be true."""
+"""Test the faults that can affect a task between its commit and its record."""

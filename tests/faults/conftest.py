@@ -1,4 +1,4 @@
-"""Fixtures that several files about faults share."""
+"""Fixtures for several files of fault tests."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.faults.workers import backend, stored_in
 
 
 @pytest.fixture(autouse=True)
-def _sockets_of_clients_that_were_cut_off(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let go of the sockets that drivers leave to the garbage collector when their server is gone."""
+def _close_sockets_of_clients(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect sockets that drivers leave to the garbage collector when their server is gone."""
     yield
     if {"proxy", "own_redis"} & set(request.fixturenames):
         with warnings.catch_warnings():
@@ -23,14 +23,14 @@ def _sockets_of_clients_that_were_cut_off(request: pytest.FixtureRequest) -> Ite
 
 @pytest.fixture
 def store(database: str) -> Iterator[str]:
-    """The alias of the database that keeps the records, on which the test runs."""
+    """Return the alias of the database that stores the records of the test."""
     with stored_in(database):
         yield database
 
 
 @pytest.fixture
 def empty_queue() -> Iterator[None]:
-    """The memory backend, with nothing in it before and after the test."""
+    """Empty the memory backend before and after the test."""
     backend().jobs.clear()
     yield
     backend().jobs.clear()

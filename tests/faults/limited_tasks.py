@@ -1,4 +1,4 @@
-"""Tasks that will not end, each in its own way, for the workers of the tests of time limits."""
+"""Tasks that do not end by themselves, for the workers in the tests of time limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lambda_tasks.strategies import get_store
 from lambda_tasks.timeouts import SoftTimeLimitExceeded, TimeoutContext
 from tests.app.models import Effect
 
-#: Seconds that nobody waits for.
+#: Seconds that are longer than any test waits.
 FOR_EVER = 600
 
 
@@ -61,7 +61,7 @@ def sleep_in_finalizers() -> None:
 
 @lambda_task(soft_timeout=1, hard_timeout=2)
 def hold_the_interpreter() -> None:
-    sum(itertools.repeat(1))  # endless, in C, without ever looking for signals
+    sum(itertools.repeat(1))  # endless, in C, without checking for signals
 
 
 @lambda_task(soft_timeout=1, hard_timeout=2)
@@ -98,7 +98,7 @@ def wait_for_another_server(*, tag: str, alias: str) -> None:
 
 
 @lambda_task(soft_timeout=1, hard_timeout=20)
-def wait_for_another_server_and_shrug(*, alias: str) -> str:
+def wait_for_another_server_and_ignore(*, alias: str) -> str:
     with contextlib.suppress(SoftTimeLimitExceeded):
         sql(f"SELECT pg_sleep({FOR_EVER}) /* shrugged off elsewhere */", on=alias)
     return "as if nothing had happened"
@@ -110,7 +110,7 @@ def ask_another_server(*, alias: str) -> None:
 
 
 @lambda_task(soft_timeout=1, hard_timeout=20)
-def wait_for_the_server_and_tidy_up(*, tag: str) -> str:
+def wait_for_the_server_and_clean_up(*, tag: str) -> str:
     try:
         with transaction.atomic(using=get_store().database):
             sql(f"SELECT pg_sleep({FOR_EVER}) /* {tag} */")
@@ -120,7 +120,7 @@ def wait_for_the_server_and_tidy_up(*, tag: str) -> str:
 
 
 @lambda_task(soft_timeout=1, hard_timeout=20)
-def wait_for_the_server_and_shrug() -> str:
+def wait_for_the_server_and_ignore() -> str:
     with contextlib.suppress(SoftTimeLimitExceeded):
         sql(f"SELECT pg_sleep({FOR_EVER}) /* shrugged off */")
     return "as if nothing had happened"
@@ -134,7 +134,7 @@ def die_waiting_for_the_server(*, tag: str) -> None:
 
 @lambda_task(soft_timeout=1, hard_timeout=2)
 def commit_slowly(*, name: str) -> None:
-    """A trigger of the tests makes COMMIT take the seconds that stand in the name."""
+    """Commit slowly: a trigger of the tests makes COMMIT take the number of seconds in the name."""
     note(name=name)
 
 
@@ -151,7 +151,7 @@ def sleep() -> None:
 
 @lambda_task
 def fill_the_memory() -> None:
-    """Take some 800 MiB in small pieces."""
+    """Allocate about 800 MiB in small pieces."""
     pile: list[Any] = []
     for number in range(25_000):
         pile.append([float(number)] * 100 + [float(i) for i in range(1000)])

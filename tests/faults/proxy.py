@@ -1,4 +1,4 @@
-"""A proxy in front of a server, whose network a test makes worse while it is used.
+"""Run a proxy in front of a server, with which a test can disturb the network.
 
 It forwards bytes between loopback and a server's address until it is told otherwise. All its sockets
 belong to one thread, which ends with the context manager.
@@ -22,34 +22,34 @@ from django.db import connections
 
 from tests.services import Server
 
-#: COMMIT as psycopg (simple query protocol) and PyMySQL (COM_QUERY) send it: a message of its own.
+#: COMMIT as psycopg (simple query protocol) and PyMySQL (COM_QUERY) send it, in a separate message.
 COMMITS: Final = (b"Q\x00\x00\x00\x0bCOMMIT\x00", b"\x07\x00\x00\x00\x03COMMIT")
-#: Seconds for what takes none on one machine.
+#: Seconds for actions that take almost no time on one machine.
 PATIENCE: Final = 20.0
-#: Bytes of a client that a silent proxy's socket still takes: few, so that the client notices soon.
+#: Bytes that a silent proxy still accepts from a client: few, so that the client blocks soon.
 _BUFFER: Final = 4096
 
 _PORTS: Final = {"PostgreSQL": 5432, "Redis": 6379, "MariaDB": 3306}
 
 
 class Mode(Enum):
-    """What becomes of the bytes."""
+    """What the proxy does with bytes."""
 
     PASS = auto()
-    #: Nothing is read from clients any more, nothing answered, and nothing closed: a half-open connection.
+    #: Nothing is read from clients, answered or closed, as on a half-open connection.
     SILENT = auto()
 
 
 class Strike(Enum):
-    """What happens once, to the first request that fits; afterwards the proxy is sound again."""
+    """A fault for the next matching request. After it, the proxy works normally again."""
 
-    #: The server gets the request and answers it; the client sees its connection end instead.
+    #: The server gets the request and answers it, but the client's connection ends instead.
     LOSE_ANSWER = auto()
     #: The same for COMMIT: it has taken effect when the client's connection ends.
     LOSE_ANSWER_TO_COMMIT = auto()
-    #: The server gets the COMMIT, and the client's connection ends while the server is still at it.
+    #: The server gets the COMMIT, and the client's connection ends while the server is still processing it.
     CUT_AFTER_COMMIT = auto()
-    #: The server never hears of the COMMIT: both connections end.
+    #: The server never gets the COMMIT: both connections end.
     CUT_BEFORE_COMMIT = auto()
 
 
@@ -57,14 +57,14 @@ _OF_COMMIT: Final = frozenset(Strike) - {Strike.LOSE_ANSWER}
 
 
 class Proxy:
-    """See the module; made by `proxy_to()`. Its verbs have taken effect when they return."""
+    """A proxy, created by `proxy_to()`. When one of its methods returns, it has taken effect."""
 
     def __init__(self, connect: Callable[[], socket.socket]) -> None:
         self._connect = connect
         self._mode = Mode.PASS
         self._strike: Strike | None = None
         self._struck = threading.Event()
-        #: The other end of every open socket; a client's whose request was struck waits in `_doomed`.
+        #: The other end of every open socket. A client whose request was struck waits in `_doomed`.
         self._peers: dict[socket.socket, socket.socket] = {}
         self._clients: set[socket.socket] = set()
         self._doomed: set[socket.socket] = set()
@@ -74,41 +74,41 @@ class Proxy:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._listener: socket.socket | None = _bound(0)
         self.host, self.port = self._listener.getsockname()
-        #: Keeps the port ours while nobody listens on it.
+        #: Reserves the port while the proxy does not listen on it.
         self._reservation = _bound(self.port)
         self._listen()
         self._thread = threading.Thread(target=self._run, name=f"proxy on {self.port}")
         self._thread.start()
 
-    # What a test says
+    # Methods for tests
 
     def pass_through(self) -> None:
-        """Be sound: take new connections and forward everything; what was cut stays cut."""
+        """Work normally: accept new connections and forward everything. Connections that were cut stay cut."""
         self._do(lambda: (self._set(Mode.PASS), self._listen()))
 
     def refuse(self) -> None:
-        """Refuse new connections, as a server that is down does; those that stand go on."""
+        """Refuse new connections, as a server that is down does. Open connections continue."""
         self._do(self._stop_listening)
 
     def cut(self) -> None:
-        """End all connections; new ones are taken."""
+        """End all connections, and accept new ones."""
         self._do(self._close_links)
 
-    def go_away(self) -> None:
-        """End all connections and refuse new ones: the server is gone."""
+    def become_unavailable(self) -> None:
+        """End all connections and refuse new ones, as if the server were gone."""
         self._do(lambda: (self._stop_listening(), self._close_links()))
 
-    def fall_silent(self) -> None:
-        """Take connections, and then neither read nor answer anything: the server is gone and nobody was told."""
+    def stop_answering(self) -> None:
+        """Accept connections, but neither read nor answer, as if the server disappeared without closing them."""
         self._do(lambda: self._set(Mode.SILENT))
 
     def strike(self, strike: Strike) -> None:
-        """Do `strike` to the next request that it fits, once."""
+        """Apply `strike` to the next matching request, once."""
         self._struck.clear()
         self._do(lambda: setattr(self, "_strike", strike))
 
     def wait_until_struck(self) -> None:
-        assert self._struck.wait(PATIENCE), "no request came that the strike fits"
+        assert self._struck.wait(PATIENCE), "no matching request arrived"
 
     def close(self) -> None:
         self._do(lambda: (self._stop_listening(), self._close_links(), self._selector.close()))
@@ -117,7 +117,7 @@ class Proxy:
         for sock in (self._wake, self._woken, self._reservation):
             sock.close()
 
-    # What the thread does
+    # Methods of the thread
 
     def _do(self, action: Callable[[], Any]) -> None:
         done = threading.Event()
@@ -133,7 +133,7 @@ class Proxy:
                     action, done = self._orders.get()
                     action()
                     done.set()
-                    break  # what select() found may be closed by now
+                    break  # sockets that select() returned may be closed
                 if key.fileobj is self._listener:
                     self._accept()
                 elif key.fileobj in self._peers:
@@ -180,7 +180,7 @@ class Proxy:
         try:
             data = sock.recv(65536)
             if not data or sock in self._doomed or peer in self._doomed:
-                self._end_link(sock)  # the answer of a doomed link has come: it is lost
+                self._end_link(sock)  # drop the answer on a doomed link
             elif sock in self._clients and self._fits(data):
                 self._hit(sock, peer, data)
             else:
@@ -214,7 +214,7 @@ class Proxy:
             self._doomed.discard(end)
             if end in self._selector.get_map():
                 self._selector.unregister(end)
-            # An RST and no FIN, so that the port's memory (TIME_WAIT) does not outlive the test.
+            # Send RST instead of FIN, so that the port does not stay in TIME_WAIT after the test.
             if end.family == socket.AF_INET:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             end.close()
@@ -229,7 +229,7 @@ def _bound(port: int) -> socket.socket:
 
 
 def connector(server: Server) -> Callable[[], socket.socket]:
-    """Return what connects to `server`, which listens on TCP or on a Unix socket."""
+    """Return a function that connects to `server`, which listens on TCP or a Unix socket."""
     url = urlsplit(server.url)
     host = (parse_qs(url.query).get("host") or [unquote(url.hostname or "")])[0]
     if url.scheme == "unix":
@@ -254,7 +254,7 @@ def connector(server: Server) -> Callable[[], socket.socket]:
 
 @contextmanager
 def proxy_to(server: Server) -> Iterator[Proxy]:
-    """Give a proxy in front of `server`; on leaving, every socket and the thread are gone."""
+    """Yield a proxy in front of `server`, and close every socket and the thread at the end."""
     proxy = Proxy(connector(server))
     try:
         yield proxy
@@ -264,9 +264,9 @@ def proxy_to(server: Server) -> Iterator[Proxy]:
 
 @contextmanager
 def database_behind_proxy(alias: str, server: Server) -> Iterator[Proxy]:
-    """Give a proxy between Django's connections of `alias` and their server: the data stay the same.
+    """Yield a proxy between Django's connections of `alias` and their server. The data stay the same.
 
-    Connections are kept from one message to the next, and checked before each, as the documentation has it.
+    Connections are kept between messages, and checked before each, as the documentation recommends.
     """
     connection = connections[alias]
     connection.close()

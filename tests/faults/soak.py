@@ -1,15 +1,15 @@
-"""Thousands of tasks through the real runtime client while workers are killed: nothing lost, nothing doubled.
+"""Run thousands of tasks through the real runtime client while workers are killed, and check for losses.
 
     python -m tests.faults.soak [--tasks 10000] [--workers 2] [--seed N] [--kill-every SECONDS]
 
-Everything is real but the cloud: PostgreSQL, an SQS server over HTTP (moto's), and local workers with
-`awslambdaric` in processes of their own. Orders are enqueued in transactions of random sizes, some of
-which are rolled back. The workers, or only their runtimes, are killed by SIGKILL at random moments, and
-start again. One more worker, the witness, is never killed: its memory is watched. When all is at rest,
-records and effects are compared with the orders. The exit status is 1 if anything is wrong.
+Everything except the cloud is real: PostgreSQL, an SQS server over HTTP (moto's), and local workers with
+`awslambdaric` in separate processes. Orders are enqueued in transactions of random sizes, some of which are rolled
+back. Workers, or only their runtimes, are killed with SIGKILL at random moments, and restarted. One more worker,
+the witness, is never killed, and its memory is measured. When all activity has ended, records and effects are
+compared with the orders. The exit status is 1 if a check fails.
 
-The moments of the kills depend on the machine, so a seed does not bring back a run exactly; it brings
-back what was ordered, and who was struck. Linux only.
+The times of the kills depend on the machine, so a seed does not reproduce a run exactly. It reproduces the orders
+and the victims. The soak test runs only on Linux.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ from tests.services import Missing, Server
 
 ROOT: Final = Path(__file__).parents[2]
 
-#: Seconds for which a message is invisible: longer than most leases here, shorter than those of slow tasks.
+#: The visibility timeout in seconds: longer than most leases here, shorter than those of slow tasks.
 VISIBILITY_TIMEOUT: Final = 5
-#: Seconds of an invocation.
+#: The timeout of an invocation in seconds.
 FUNCTION_TIMEOUT: Final = 30
-#: Orders that wait at most: moto reads through its whole queue for each request.
+#: The maximum number of waiting orders, because moto reads its whole queue for each request.
 MAX_WAITING: Final = 200
-#: Orders of one transaction, at most.
+#: The maximum number of orders in a transaction.
 MAX_TRANSACTION: Final = 25
-#: Seconds between two looks at everything, and between two lines.
+#: Seconds between two checks, and between two lines of output.
 TICK: Final = 0.1
 LINE_EVERY: Final = 10.0
-#: MiB by which the mean of the last third of a process's samples may lie above the mean of the first third.
+#: MiB by which the mean of a process's last third of samples may exceed the mean of its first third.
 FLAT: Final = 8.0
-#: Tasks below which memory is not judged: all of it would be warming up.
+#: The minimum number of tasks to check memory, because shorter runs are only warming up.
 TASKS_FOR_MEMORY: Final = 2_000
-#: How often each kind is ordered.
-KINDS: Final = {"plain": 780, "at_second_try": 80, "failing": 50, "leading": 60, "slow": 29, "endless": 1}
-#: The part of the transactions that is rolled back, and of those that lose a savepoint.
+#: The frequency of each kind of order.
+KINDS: Final = {"plain": 780, "at_second_attempt": 80, "failing": 50, "leading": 60, "slow": 29, "endless": 1}
+#: The share of transactions that are rolled back, and of those that lose a savepoint.
 ROLLED_BACK: Final = 0.1
 LOSES_SAVEPOINT: Final = 0.1
-#: How often, at each look, a runtime is struck that has not run anything yet.
+#: The probability, at each check, of a kill of a runtime that has not run anything yet.
 STRIKES_EARLY: Final = 0.005
 
-#: A worker that ends with this process, however that ends.
+#: A worker that ends with this process, even if this process is killed.
 WORKER: Final = """
 import sys
 from lambda_tasks.local.launch import die_with
@@ -77,12 +77,12 @@ def say(line: str) -> None:
     print(line, flush=True)  # noqa: T201, it is a command
 
 
-# What is ordered
+# Orders
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A task that was enqueued: its number, its kind, and the id of its invocation."""
+    """An enqueued task: its number, its kind, and the id of its invocation."""
 
     number: int
     kind: str
@@ -90,12 +90,12 @@ class Order:
 
 
 class _Regretted(Exception):
-    """Rolls back a transaction, or a savepoint."""
+    """Roll back a transaction or a savepoint."""
 
 
 @dataclass
 class Customer:
-    """Enqueues orders, and knows which of them were committed."""
+    """A customer who enqueues orders, and remembers which of them were committed."""
 
     chance: random.Random
     numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -103,7 +103,7 @@ class Customer:
     rolled_back: list[Order] = field(default_factory=list)
 
     def enqueue(self, at_most: int) -> None:
-        """Enqueue up to so many orders, in one transaction that may be rolled back."""
+        """Enqueue up to `at_most` orders, in one transaction that may be rolled back."""
         from django.db import transaction
 
         orders: list[Order] = []
@@ -133,12 +133,12 @@ class Customer:
         return Order(number, kind, UUID(handle.message_id))
 
 
-# Who works
+# Workers
 
 
 @dataclass
 class Worker:
-    """`manage.py lambda_tasks worker` with one runtime, started again whenever it has ended."""
+    """Run `manage.py lambda_tasks worker` with one runtime, and restart it whenever it has ended."""
 
     name: str
     folder: Path
@@ -166,7 +166,7 @@ class Worker:
 
     @property
     def runtime_pid(self) -> int | None:
-        """The process id of its `awslambdaric`, if there is one now."""
+        """The process id of the worker's `awslambdaric`, or None."""
         if self.pid is None:
             return None
         with suppress(OSError, ValueError):
@@ -183,7 +183,7 @@ class Worker:
 
 
 def resident_mib(pid: int) -> float | None:
-    """Return the resident memory of a process, None if it is gone."""
+    """Return the resident memory of a process, or None if it has ended."""
     with suppress(OSError):
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -191,13 +191,13 @@ def resident_mib(pid: int) -> float | None:
 
 
 class Diary:
-    """What the workers have written down: events, each of one invocation in one runtime."""
+    """The events that the workers have recorded, each for one invocation in one runtime."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
         self.events: list[tuple[str, UUID]] = []
-        #: How many deliveries each process has claimed, or been refused.
+        #: The number of deliveries that each process has claimed or skipped.
         self.deliveries: Counter[int] = Counter()
 
     def read_on(self) -> None:
@@ -214,7 +214,7 @@ class Diary:
 
 @dataclass
 class Memory:
-    """Samples of the witness's processes, in MiB, in the order in which tasks were settled."""
+    """Samples of the witness's processes in MiB, in the order in which tasks ended."""
 
     samples: dict[tuple[str, int], list[float]] = field(default_factory=lambda: defaultdict(list))
 
@@ -225,7 +225,7 @@ class Memory:
                 self.samples[role, pid].append(mib)
 
     def lives(self, role: str) -> int:
-        """Return how many processes the witness had in the role: one, unless it died by itself."""
+        """Return the number of processes that the witness had in a role: one, unless it died by itself."""
         return sum(which == role for which, _ in self.samples)
 
     def thirds(self, role: str) -> tuple[float, float] | None:
@@ -236,19 +236,19 @@ class Memory:
         return (statistics.mean(longest[:third]), statistics.mean(longest[-third:])) if third else None
 
 
-# What is left at the end
+# Results
 
 
 @dataclass
 class Verdict:
-    """What is wrong, in sentences under the heading of the table that counts them."""
+    """The violations, described under the headings of the table."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
     disagreeing: list[str] = field(default_factory=list)
     growing: list[str] = field(default_factory=list)
-    #: No fault: see `Audit.unsent_follow_ups`.
+    #: Not a violation: see `Audit._check_follow_up`.
     unsent: int = 0
 
     @property
@@ -257,7 +257,7 @@ class Verdict:
 
 
 class Audit:
-    """Compares orders with records and effects."""
+    """Compare orders with records and effects."""
 
     def __init__(self, customer: Customer, diary: list[tuple[str, UUID]]) -> None:
         from lambda_tasks.models import TaskRecord
@@ -280,9 +280,9 @@ class Audit:
             if order.kind == "leading":
                 self._check_follow_up(order, follow_ups.get(order.number))
         for name in self.effects.keys() - self._explained_effects:
-            self.verdict.disagreeing.append(f"{name!r} is an effect that nothing committed stands for")
+            self.verdict.disagreeing.append(f"{name!r} is an effect without a committed order")
         for pk in self.records.keys() - self._explained_records:
-            self.verdict.disagreeing.append(f"{self.records[pk]} is a record that nothing committed stands for")
+            self.verdict.disagreeing.append(f"{self.records[pk]} is a record without a committed order")
         for record in self.records.values():
             if record.status == "RUNNING":
                 self.verdict.stuck.append(f"{record} is still RUNNING")
@@ -293,7 +293,7 @@ class Audit:
 
         what = f"order {order.number} ({order.kind}, {order.message_id})"
         statuses = {
-            "at_second_try": ["RETRYING", "SUCCESS"],
+            "at_second_attempt": ["RETRYING", "SUCCESS"],
             "failing": ["FAILED"],
             "endless": ["FAILED"],
         }.get(order.kind, ["SUCCESS"])
@@ -308,8 +308,8 @@ class Audit:
         if leader is None or leader.status != "SUCCESS":
             return  # the order itself is reported
         if record is None and order.message_id not in self.finished:
-            # Its worker died between the task's COMMIT and the sending of what the task had enqueued.
-            # That is documented: only an outbox could do better.
+            # The worker died between the task's COMMIT and the sending of the tasks that it enqueued.
+            # This is documented: only the outbox prevents it.
             self.verdict.unsent += 1
             self._check_effect(what, effect_of_follow_up(order.number), expected=0)
             return
@@ -320,8 +320,8 @@ class Audit:
         self._check_effect(what, effect_of_follow_up(order.number), expected=1)
 
     def _check_chain(self, what: str, root: UUID, statuses: list[str]) -> None:
-        """The chain of retries has no gap, and each record says what is expected of it."""
-        from lambda_tasks.identity import retry_id
+        """Check that the chain of retries has no gap, and that each record has the expected status."""
+        from lambda_tasks.wire.ids import retry_id
 
         for n_retries, expected in enumerate(statuses):
             pk = UUID(retry_id(str(root), n_retries)) if n_retries else root
@@ -340,7 +340,7 @@ class Audit:
         elif found < expected:
             self.verdict.lost.append(f"{what} took no effect")
         elif found > expected:
-            self.verdict.disagreeing.append(f"{what} took effect and should not have")
+            self.verdict.disagreeing.append(f"{what} took effect but must not")
 
 
 def _kind(record: Any) -> str:
@@ -352,14 +352,14 @@ def _kind(record: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command line asked for."""
+    """The options of the command line."""
 
     tasks: int
     workers: int
     seed: int
     kill_every: float
     least_kills: int
-    #: Seconds without any progress after which what is left is called stuck.
+    #: Seconds without progress after which remaining tasks count as stuck.
     patience: float
 
 
@@ -368,11 +368,11 @@ class Soak:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
-        # One for each, so that what is ordered does not depend on when somebody is killed.
+        # Use two generators, so that the orders do not depend on the times of the kills.
         self.customer = Customer(random.Random(f"orders {plan.seed}"))
         self.chance = random.Random(f"kills {plan.seed}")
         self.workers = [Worker(f"worker-{number + 1}", folder) for number in range(plan.workers)]
-        # Small batches, so that most of the work is left to those who are killed at it.
+        # Small batches, so that workers that are killed do most of the work.
         self.witness = Worker("witness", folder, batch_size=1)
         self.memory = Memory()
         self.diary = Diary(folder / "diary")
@@ -382,7 +382,7 @@ class Soak:
         self._settled_at_strike = 0
 
     def run(self, is_idle: Callable[[], bool]) -> bool:
-        """Enqueue everything while workers die, and wait until all is at rest; False if it never is."""
+        """Enqueue everything while workers die, and wait for the end of all activity. Return False if it never ends."""
         next_line = progress_at = time.monotonic()
         settled = sampled = -1
         with self._working():
@@ -419,7 +419,7 @@ class Soak:
         return len(self.customer.committed) >= self.plan.tasks and self.kills.total() >= self.plan.least_kills
 
     def _enqueue(self, settled: int) -> None:
-        # The last orders wait for the kills, so that a short run has its share of them.
+        # The last orders wait for the kills, so that a short run has enough of them.
         parts = self.plan.least_kills + 1
         allowed = min(self.plan.tasks * (self.kills.total() + 1) // parts, self.plan.tasks)
         while (missing := allowed - len(self.customer.committed)) > 0:
@@ -428,8 +428,8 @@ class Soak:
             self.customer.enqueue(missing)
 
     def _strike_if_due(self, now: float, settled: int) -> None:
-        """Kill a random runtime or worker; not while those that were ordered last are settled."""
-        # Where nobody has worked since the last strike, everybody is still starting.
+        """Kill a random runtime or worker, unless only the last orders are left."""
+        # If no task has ended since the last kill, the workers are still starting.
         if now < self._next_strike or settled <= self._settled_at_strike or self._all_ordered():
             return
         victim = self.chance.choice(self.workers)
@@ -452,7 +452,7 @@ class Soak:
         return self.chance.uniform(0.2, 1.8) * self.plan.kill_every
 
     def _settled(self) -> int:
-        """Return how many orders have come to their end; their follow-ups do not count."""
+        """Return the number of orders that have ended, without their follow-ups."""
         from lambda_tasks.models import TaskRecord
 
         ended = TaskRecord.objects.filter(status__in=("SUCCESS", "FAILED"))
@@ -469,7 +469,7 @@ class Soak:
         return f"{seconds:6.0f} s  {ordered} ordered, {settled} settled, {self.kills.total()} kills"
 
     def audit(self, *, rested: bool, left: str) -> tuple[Verdict, list[tuple[str, str]]]:
-        """Return what is wrong, and the rows of the table."""
+        """Return the violations and the rows of the table."""
         self.diary.read_on()
         audit = Audit(self.customer, self.diary.events)
         verdict = audit.run()
@@ -484,8 +484,8 @@ class Soak:
             ("claimed deliveries", f"{sum(events.values()) - events['finished']}"),
             ("  by the witness", f"{self._of_witness()}"),
             ("  run", f"{events['started']}"),
-            ("  met a finished one", f"{events['skipped:finished']}"),
-            ("  met a running one", f"{events['skipped:running']}"),
+            ("  already finished", f"{events['skipped:finished']}"),
+            ("  running elsewhere", f"{events['skipped:running']}"),
             (
                 "kills",
                 f"{self.kills.total()}: {self.kills['runtimes']} runtimes, {self.kills['workers']} workers",
@@ -493,7 +493,7 @@ class Soak:
             ("starts", f"{sum(w.starts for w in self.workers)} of workers, {self.witness.starts} of the witness"),
             ("takeovers", f"{sum(record.takeovers for record in records)}"),
             ("retries", f"{sum(record.n_retries > 0 for record in records)}"),
-            ("unsent follow-ups", f"{verdict.unsent} (killed between COMMIT and send: needs an outbox)"),
+            ("unsent follow-ups", f"{verdict.unsent} (killed between COMMIT and send: needs the outbox)"),
             ("lost", f"{len(verdict.lost)}"),
             ("doubled", f"{len(verdict.doubled)}"),
             ("stuck", f"{len(verdict.stuck)}"),
@@ -511,7 +511,7 @@ class Soak:
     def _judge_memory(self, role: str, verdict: Verdict) -> str:
         thirds = self.memory.thirds(role)
         if thirds is None or self.plan.tasks < TASKS_FOR_MEMORY:
-            return f"not judged under {TASKS_FOR_MEMORY} tasks"
+            return f"not checked with fewer than {TASKS_FOR_MEMORY} tasks"
         first, last = thirds
         if last - first > FLAT:
             verdict.growing.append(f"the {role} grew from {first:.1f} to {last:.1f} MiB; {FLAT:g} MiB are allowed")
@@ -524,7 +524,7 @@ class Soak:
 
 @contextmanager
 def own_database(server: Server) -> Iterator[dict[str, Any]]:
-    """Make a database on the server and return its entry for DATABASES; drop it in the end."""
+    """Create a database on the server, yield its entry for DATABASES, and drop it at the end."""
     name = f"soak_{os.getpid()}"
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
@@ -536,7 +536,7 @@ def own_database(server: Server) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def sqs_server() -> Iterator[str]:
-    """Start an SQS server in a process of its own, and return its address."""
+    """Start an SQS server in a separate process, and yield its address."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.faults.soak_sqs"],
         cwd=ROOT,
@@ -551,7 +551,7 @@ def sqs_server() -> Iterator[str]:
         with process.stdin, process.stdout:
             address = process.stdout.readline().strip()
             if not address:
-                raise SystemExit("The SQS server did not start; is moto[server] installed?")
+                raise SystemExit("The SQS server did not start. Check that moto[server] is installed.")
             yield address
     finally:
         process.kill()
@@ -570,7 +570,7 @@ def create_queue(address: str) -> str:
 
 def soak(plan: Plan, *, keep: Path | None) -> int:
     """Run the plan, print the table, and return the exit status."""
-    say(f"Seed {plan.seed}: {plan.tasks} tasks, {plan.workers} workers, a kill every {plan.kill_every:g} s or so.")
+    say(f"Seed {plan.seed}: {plan.tasks} tasks, {plan.workers} workers, a kill about every {plan.kill_every:g} s.")
     [postgres] = [kind.find(start=True) for kind in services.KINDS if kind.name == "PostgreSQL"]
     if isinstance(postgres, Missing):
         raise SystemExit(str(postgres))
@@ -588,7 +588,7 @@ def soak(plan: Plan, *, keep: Path | None) -> int:
         [source] = open_sources({"default": url}, batch_size=10, batching_window_seconds=0, wait_seconds=1)
         run = Soak(plan, folder)
         rested = run.run(source.is_idle)
-        left = "the queue is empty" if source.is_idle() else "there are messages in the queue"
+        left = "the queue is empty" if source.is_idle() else "the queue has messages"
         verdict, rows = run.audit(rested=rested, left=left)
     for name, value in rows:
         say(f"{name:22} {value}")
@@ -599,7 +599,7 @@ def soak(plan: Plan, *, keep: Path | None) -> int:
 
 
 def _set_environment(folder: Path, database: dict[str, Any]) -> None:
-    """Decide for this process and those that it starts."""
+    """Set the environment of this process and its child processes."""
     for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
         os.environ.pop(name, None)
     os.environ.update(
@@ -632,16 +632,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", type=int, default=10_000, metavar="N", help="orders to commit (default: 10000)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="workers that are killed (default: 2)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the orders and the victims (default: a new one)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the orders and the victims (default: random)")
     parser.add_argument("--kill-every", type=float, default=2.0, metavar="SECONDS", help="on average (default: 2)")
-    parser.add_argument("--least-kills", type=int, default=2, metavar="N", help="kills of a short run (default: 2)")
+    parser.add_argument("--least-kills", type=int, default=2, metavar="N", help="minimum number of kills (default: 2)")
     parser.add_argument(
-        "--patience", type=float, default=60.0, metavar="SECONDS", help="without progress (default: 60)"
+        "--patience", type=float, default=60.0, metavar="SECONDS", help="maximum time without progress (default: 60)"
     )
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to keep the workers' output")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="folder for the workers' output")
     options = parser.parse_args()
     if options.tasks < 2 * options.least_kills:
-        parser.error(f"--tasks is {options.tasks}; {options.least_kills} kills need {2 * options.least_kills} or more.")
+        parser.error(
+            f"--tasks must be at least {2 * options.least_kills} with {options.least_kills} kills, not {options.tasks}."
+        )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the database is dropped
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     plan = Plan(options.tasks, options.workers, seed, options.kill_every, options.least_kills, options.patience)

@@ -1,6 +1,6 @@
-"""Django settings of the soak (`tests.faults.soak`): for the program itself, and for its workers.
+"""Django settings of the soak test (`tests.faults.soak`), for the program itself and its workers.
 
-The program puts what is decided when it starts into the environment.
+The program passes values that it determines at the start through the environment.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ SECRET_KEY = "only for tests"
 USE_TZ = True
 
 LAMBDA_TASKS_QUEUES = {"default": os.environ["SOAK_QUEUE"]}
-# moto is slow where machines are busy: what it has not taken in time would be lost, as documented.
+# moto is slow on busy machines, and a message that it does not accept in time would be lost, as documented.
 LAMBDA_TASKS_BACKEND = {
     "BACKEND": "lambda_tasks.backends.sqs.SQSBackend",
     "OPTIONS": {"read_timeout": 20, "max_attempts": 5},
 }
 LAMBDA_TASKS_PLUGINS = ["tests.faults.soak_tasks.Soaked"]
-# Whoever is killed again and again is unlucky here, and no poison pill.
+# A task whose workers are killed repeatedly is unlucky here, not a poison pill.
 LAMBDA_TASKS_MAX_TAKEOVERS = 1_000

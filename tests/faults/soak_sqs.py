@@ -1,4 +1,4 @@
-"""An SQS server in a process of its own: moto's, which ends with the process that started it.
+"""Run moto's SQS server in a separate process, which ends with the process that started it.
 
 It prints its address, and runs until its standard input ends.
 """
@@ -14,9 +14,9 @@ from moto.sqs.models import Queue
 
 
 def make_deletes_atomic() -> None:
-    """Keep moto from losing messages: one that arrives while another is being deleted.
+    """Prevent moto from losing messages that arrive while another message is being deleted.
 
-    It makes a new list of those that stay, and does not notice what is added to the old one meanwhile.
+    moto builds a new list of the remaining messages, and loses messages that are added to the old list meanwhile.
     """
     delete = Queue.delete_message
 

@@ -1,4 +1,4 @@
-"""What the soak's workers run, and the plugin that shortens their leases and writes down what they do."""
+"""The tasks of the soak test, and a plugin that shortens their leases and records their events."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import os
 import time
 from typing import Any, Final
 
-from lambda_tasks import executor, handler, timeouts
+from lambda_tasks import handler, timeouts
 from lambda_tasks.decorators import lambda_task
+from lambda_tasks.execution import pipeline
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.logging import current_message_id
 from lambda_tasks.models import TaskRecord
 from tests.app.models import Effect
 
-#: Seconds, instead of nine: a worker that died is succeeded within the visibility timeout of the soak.
+#: Seconds, instead of nine, so that another worker takes over within the visibility timeout of the soak test.
 SHORT: Final = {"KILL_GRACE": 0.5, "WATCHDOG_DELAY": 0.5, "LEASE_MARGIN": 0.5, "_JITTER": 0.5}
 
 
 class Soaked:
-    """The plugin: each event is one line of a file, in one write, so that no kill can tear it."""
+    """A plugin that writes each event as one line of a file, in one write, so that a kill cannot split it."""
 
     def __init__(self) -> None:
         self._diary = os.open(os.environ["SOAK_DIARY"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -26,9 +27,9 @@ class Soaked:
     @hookimpl
     def lambda_task_boot(self) -> None:
         for name, seconds in SHORT.items():
-            having = [module for module in (timeouts, executor, handler) if hasattr(module, name)]
+            having = [module for module in (timeouts, pipeline, handler) if hasattr(module, name)]
             if not having:
-                raise LookupError(f"{name} is nowhere; the soak would wait for its leases for minutes.")
+                raise LookupError(f"{name} was not found, so the soak test would wait minutes for its leases.")
             for module in having:
                 setattr(module, name, seconds)
 
@@ -53,10 +54,10 @@ class Soaked:
 
 
 class OutOfStock(Exception):
-    """What some orders fail with, for good or the first time."""
+    """An error of some orders, on every run or only on the first."""
 
 
-# The names of effects: what the orders are expected to have left, when all is at rest.
+# The names of effects that are expected after all activity has ended.
 
 
 def effect_of(order: int) -> str:
@@ -67,8 +68,8 @@ def effect_of_follow_up(order: int) -> str:
     return f"follow-up of {order}"
 
 
-# The leases of 3.5 s end before the visibility timeout, so that the next delivery takes over at once;
-# the longer ones of `slow` end after it, so that it meets a live one first.
+# The leases of 3.5 s end before the visibility timeout, so that the next delivery takes over immediately. The longer
+# leases of `slow` end after it, so that the next delivery first finds a live lease.
 
 
 @lambda_task(soft_timeout=1, hard_timeout=2)
@@ -77,7 +78,7 @@ def plain(*, order: int) -> None:
 
 
 @lambda_task(soft_timeout=1, hard_timeout=2, retry_on=(OutOfStock,))
-def at_second_try(*, order: int) -> None:
+def at_second_attempt(*, order: int) -> None:
     Effect.objects.create(name=effect_of(order))
     if TaskRecord.objects.get(pk=current_message_id()).n_retries == 0:
         raise OutOfStock

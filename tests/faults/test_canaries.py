@@ -1,7 +1,7 @@
-"""Where each field of an event may appear again: a canary in every one of them, and one table.
+"""Put a canary into each field of an event, and check where it appears again.
 
-A name is no secret: of tasks, parameters, fields. A value is: it stands in the record's arguments, and nowhere
-else unless the task puts it there.
+Names of tasks, parameters and fields are not secret. A value is: it appears only in the arguments of the record,
+unless the task puts it elsewhere.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ from lambda_tasks.exceptions import InvalidEvent
 from lambda_tasks.handler import handler
 from lambda_tasks.models import TaskRecord
 from lambda_tasks.strategies import get_backend
+from lambda_tasks.wire.ids import retry_id
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-#: The fields whose values have a form of their own.
-FORMS: Final = {
-    "message_id": "01931a6e-0000-7000-8000-00000000caaa",
-    "root_id": "01931a6e-0000-7000-8000-00000000cbbb",
-}
+ROOT: Final = "01931a6e-0000-7000-8000-00000000cbbb"
+#: The fields whose values need a special form: the ids of a retry.
+FORMS: Final = {"message_id": retry_id(ROOT, 1), "root_id": ROOT}
 
 
 def canary(field: str) -> str:
@@ -42,7 +41,8 @@ FIELDS: Final = [
     *("event-key", "event-value", "record-key", "record-value"),
     *("messageId", "receiptHandle", "md5OfBody", "eventSource", "eventSourceARN", "awsRegion"),
     *("SenderId", "SentTimestamp", "ApproximateReceiveCount", "system-key", "system-value"),
-    *("message_id", "root_id", "queue", "first_sent", "attribute-key", "attribute-value", "attribute-type"),
+    *("message_id", "root_id", "queue", "first_sent", "scheduled_for"),
+    *("attribute-key", "attribute-value", "attribute-type"),
     *("argument", "nested-key", "nested-value", "unknown-argument", "unknown-argument-value"),
     *("unknown-field", "unknown-field-value", "task-name", "raw-body"),
 ]
@@ -54,6 +54,8 @@ def text_attribute(field: str) -> dict[str, Any]:
 
 def event_with(body: Mapping[str, Any] | str) -> dict[str, Any]:
     """Return an event with a canary in every field around `body`."""
+    if isinstance(body, dict):
+        body = {"n_retries": 1, **body}
     record = {
         **{field: canary(field) for field in ("messageId", "receiptHandle", "md5OfBody", "eventSource")},
         **{field: canary(field) for field in ("eventSourceARN", "awsRegion")},
@@ -65,7 +67,7 @@ def event_with(body: Mapping[str, Any] | str) -> dict[str, Any]:
         },
         "messageAttributes": {
             **{f"lambda_tasks.{field}": text_attribute(field) for field in FORMS},
-            **{f"lambda_tasks.{field}": text_attribute(field) for field in ("queue", "first_sent")},
+            **{f"lambda_tasks.{field}": text_attribute(field) for field in ("queue", "first_sent", "scheduled_for")},
             canary("attribute-key"): text_attribute("attribute-value"),
         },
     }
@@ -129,7 +131,7 @@ def body_of(task: Any, arguments: Mapping[str, Any], **more: Any) -> dict[str, A
 
 VALUES: Final = {"argument", "nested-key", "nested-value"}
 IDS: Final = {"message_id", "root_id"}
-#: How each delivery ends, and what is found where. What a place is not named for is found nowhere.
+#: The outcome of each delivery, and the canaries that each place contains. A place that is not listed has none.
 CASES: Final[dict[str, tuple[Any, dict[str, set[str]]]]] = {
     "it succeeds": (
         event_with(body_of(keep, ARGUMENTS)),
@@ -223,15 +225,13 @@ CASES: Final[dict[str, tuple[Any, dict[str, set[str]]]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_field_appears_where_the_table_says_and_nowhere_else(
-    case: str, log: list[logging.LogRecord], client: Client
-) -> None:
+def test_fields_appear_only_as_the_table_says(case: str, log: list[logging.LogRecord], client: Client) -> None:
     event, expected = CASES[case]
     expected = {place: found for place, found in expected.items() if found}
     assert found_after(event, log, client) == expected
 
 
-def test_a_delivery_that_meets_a_running_one_tells_no_more(log: list[logging.LogRecord], client: Client) -> None:
+def test_busy_delivery_shows_no_other_fields(log: list[logging.LogRecord], client: Client) -> None:
     TaskRecord.objects.create(
         id=canary("message_id"),
         task_name=keep.name,
@@ -242,20 +242,20 @@ def test_a_delivery_that_meets_a_running_one_tells_no_more(log: list[logging.Log
     assert found == {
         "log": {"messageId"},
         "answer": {"messageId"},
-        "record": IDS,  # as this test has written it
+        "record": IDS,  # written by this test
         "admin": {"message_id"},
     }
 
 
 def test_every_field_has_a_canary() -> None:
-    """In one of the cases at least: one that nobody sends is looked for in vain."""
+    """A canary that no case sends would never be found."""
     sent = json.dumps([event for event, _ in CASES.values()])
     assert [field for field in FIELDS if canary(field) not in sent] == []
 
 
 @pytest.fixture
 def log() -> Iterator[list[logging.LogRecord]]:
-    """Everything that anybody logs, at every level."""
+    """Collect all log records at every level."""
     records: list[logging.LogRecord] = []
 
     class Collecting(logging.Handler):
@@ -272,7 +272,7 @@ def log() -> Iterator[list[logging.LogRecord]]:
 
 
 def found_after(event: Any, log: list[logging.LogRecord], client: Client) -> dict[str, set[str]]:
-    """Deliver `event`, and return which canaries are found in which place."""
+    """Deliver `event`, and return the canaries in each place."""
     backend: Any = get_backend()
     backend.jobs.clear()
     places = {"answer": "", "error": ""}
@@ -294,13 +294,13 @@ def found_after(event: Any, log: list[logging.LogRecord], client: Client) -> dic
 
 
 def details(line: logging.LogRecord) -> list[str]:
-    """Return what a log record has beside its text: for those who write JSON, or send errors elsewhere."""
+    """Return the details of a log record beyond its message, which JSON formatters and error trackers use."""
     error = line.exc_info[1] if line.exc_info else None
     return [repr(vars(line)), *(all_of(error) if error else [])]
 
 
 def all_of(error: BaseException) -> Iterator[str]:
-    """Return everything that an exception says, and those that hang on it, shown or not."""
+    """Yield the full contents of an exception and of all exceptions that it is chained to."""
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:

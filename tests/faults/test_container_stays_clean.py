@@ -1,6 +1,6 @@
-"""What a run leaves behind: nothing armed, and, unless it succeeded, no session of the database.
+"""Check that a run leaves no armed timer behind, and, unless it succeeded, no database session.
 
-A container stays warm: the next message meets the process, and often the connection, of the last one.
+A container stays warm: the next message uses the same process, and often the same connection.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import pytest
 from django.db import connections
 from django.test import override_settings
 
-from lambda_tasks import identity
 from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.decorators import lambda_task
-from lambda_tasks.executor import RECORDING_RESERVE
+from lambda_tasks.execution.pipeline import RECORDING_RESERVE
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
-from lambda_tasks.messages import SQSLambdaTaskMessage
+from lambda_tasks.limits.alarms import KILL_GRACE, SoftTimeLimitExceeded
 from lambda_tasks.models import TaskRecord
 from lambda_tasks.strategies import get_backend, get_store
-from lambda_tasks.timeouts import KILL_GRACE, SoftTimeLimitExceeded
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import Invocation
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -34,7 +34,7 @@ rung = threading.Event()
 
 
 class LambdaContext:
-    """What awslambdaric passes to a handler: so much is left that limits of minutes become `seconds`."""
+    """awslambdaric's context, with so little time left that limits of minutes become `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds + KILL_GRACE + RECORDING_RESERVE
@@ -44,8 +44,8 @@ class LambdaContext:
 
 
 def job_of(task: Any, **kwargs: Any) -> Job:
-    message = SQSLambdaTaskMessage(task_name=task.name, kwargs=kwargs)
-    message_id = identity.new_message_id()
+    message = Invocation(task_name=task.name, kwargs=kwargs)
+    message_id = ids.new_message_id()
     return Job(message=message, message_id=message_id, root_id=message_id)
 
 
@@ -87,7 +87,7 @@ def wait_for_the_alarm() -> None:
 
 
 class Watchdog:
-    """Whether the real one is armed, which faulthandler does not tell."""
+    """A record of whether the real watchdog is armed, which faulthandler does not report."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.history: list[bool] = []
@@ -105,13 +105,13 @@ class Watchdog:
         monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", note_and_call_off)
 
 
-class TestNothingStaysArmed:
+class TestTimers:
     @pytest.mark.parametrize(
         ("task", "status"),
         [(succeed, "SUCCESS"), (fail, "FAILED"), (linger, "FAILED"), (linger_through_the_soft_limit, "FAILED")],
         ids=["success", "failure", "soft timeout", "hard timeout"],
     )
-    def test_after_a_run(self, task: Any, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_timers_are_off_after_a_run(self, task: Any, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
         watchdog, before, job = Watchdog(monkeypatch), signal.getsignal(signal.SIGALRM), job_of(task)
         assert handle(job, context=LambdaContext(0.5)) == []
         assert record_of(job).status == status
@@ -119,8 +119,8 @@ class TestNothingStaysArmed:
         assert signal.getsignal(signal.SIGALRM) is before
         assert watchdog.history == [True, False]
 
-    def test_after_a_message_that_goes_back_to_the_queue(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Its record is taken away while it runs."""
+    def test_timers_are_off_after_a_returned_message(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The record is deleted while its task runs."""
 
         @lambda_task
         def lose_the_record() -> None:
@@ -142,7 +142,7 @@ class TestOuterAlarm:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
-    def test_an_alarm_of_the_embedding_program_goes_off_in_between(self) -> None:
+    def test_outer_alarm_goes_off_during_a_task(self) -> None:
         signal.signal(signal.SIGALRM, lambda *_: rung.set())
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         job = job_of(wait_for_the_alarm)
@@ -150,7 +150,7 @@ class TestOuterAlarm:
         assert record_of(job).status == "SUCCESS"
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
-    def test_one_that_is_due_later_gets_back_what_is_left_of_it_after_each_message(self) -> None:
+    def test_later_outer_alarm_is_restored(self) -> None:
         outer = signal.signal(signal.SIGALRM, own := lambda *_: rung.set())
         assert outer is not own
         signal.setitimer(signal.ITIMER_REAL, 600)
@@ -163,8 +163,8 @@ class TestOuterAlarm:
 
 
 class TestLimitsOfAnInvocation:
-    def test_limits_are_shortened_to_the_time_that_is_left(self) -> None:
-        job = job_of(linger)  # 270 and 300 seconds by its own account
+    def test_limits_are_shortened_to_the_time_left(self) -> None:
+        job = job_of(linger)  # the task's own limits are 270 and 300 seconds
         assert handle(job, context=LambdaContext(0.5)) == []
         assert "The soft timeout of 0.4" in (record_of(job).traceback or "")
 
@@ -172,9 +172,8 @@ class TestLimitsOfAnInvocation:
         ("task", "limit"),
         [(linger, "SoftTimeLimitExceeded"), (linger_through_the_soft_limit, "HardTimeLimitExceeded")],
     )
-    def test_a_task_that_is_retried_on_every_exception_is_not_retried_on_its_limits(
-        self, task: Any, limit: str
-    ) -> None:
+    def test_exceeded_limit_is_not_retried(self, task: Any, limit: str) -> None:
+        """The task is retried on every exception."""
         backend = get_backend()
         assert isinstance(backend, MemoryBackend)
         backend.jobs.clear()
@@ -186,7 +185,7 @@ class TestLimitsOfAnInvocation:
         assert backend.jobs == []
 
 
-# What is no matter of a transaction: (take it, ask whether it is there).
+# State that does not belong to a transaction: statements that create it and that check for it.
 LEFTOVERS = {
     "postgresql": {
         "advisory lock": (
@@ -235,7 +234,7 @@ def note_session() -> None:
 
 @pytest.fixture
 def warm(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Records on `database`, whose connections are kept for ten minutes."""
+    """Store records in `database`, whose connections are kept for ten minutes."""
     monkeypatch.setitem(connections[database].settings_dict, "CONN_MAX_AGE", 600)
     connections[database].close()
     seen.clear()
@@ -247,15 +246,15 @@ def warm(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.databases(transaction=True)
 class TestSessions:
-    def test_what_a_failed_run_did_to_its_session_is_not_met_by_the_next_one(self, warm: str) -> None:
+    def test_failed_run_leaves_no_session_state(self, warm: str) -> None:
         for what in LEFTOVERS[connections[warm].vendor]:
             bad, good = job_of(leave_something_behind, what=what, and_fail=True), job_of(look_around, what=what)
             assert handle(bad, good) == []
             assert "ValueError: as it happens" in (record_of(bad).traceback or "")
             assert record_of(good).result is False, what
 
-    def test_runs_that_succeed_share_a_connection_and_what_they_set(self, warm: str) -> None:
-        """What a task sets and does not take back is its promise to the others: see the page on time limits."""
+    def test_successful_runs_share_session_state(self, warm: str) -> None:
+        """The page on time limits makes a task responsible for the settings that it leaves in its session."""
         handle(job_of(note_session), job_of(note_session))
         assert seen[0] is seen[1]
         what = next(iter(LEFTOVERS[connections[warm].vendor]))
@@ -263,7 +262,7 @@ class TestSessions:
         handle(job_of(leave_something_behind, what=what, and_fail=False), good)
         assert record_of(good).result is True
 
-    def test_without_persistent_connections_every_batch_has_a_session_of_its_own(
+    def test_batches_use_separate_sessions_without_persistent_connections(
         self, warm: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(connections[warm].settings_dict, "CONN_MAX_AGE", 0)

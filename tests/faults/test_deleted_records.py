@@ -1,4 +1,4 @@
-"""Records that are deleted, by hand or by the cleanup: while their tasks run, and before their messages are gone."""
+"""Test records that are deleted, manually or by the cleanup, during their tasks or before their messages are gone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from lambda_tasks import identity, tasks
+from lambda_tasks import tasks
 from lambda_tasks.backends.memory import event_record
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.handler import handler
-from lambda_tasks.models import DatabaseNow
 from lambda_tasks.tasks import cleanup_task_records
+from lambda_tasks.wire import ids
 from tests.faults.workers import (
     EVERYWHERE,
     deliver,
@@ -31,12 +32,13 @@ pytestmark = pytest.mark.usefixtures("empty_queue")
 
 @EVERYWHERE
 @pytest.mark.usefixtures("store")
-class TestRecordsThatAreDeleted:
+class TestDeletedRecords:
     @pytest.mark.parametrize(
-        "delete", [lambda: records().all().delete(), partial(cleanup_task_records, retention_days=0)]
+        "delete", [lambda: records().all().delete(), partial(cleanup_task_records, retention_days=1)]
     )
-    def test_a_run_whose_record_is_deleted_takes_its_work_back_and_runs_again(self, delete: Callable[[], Any]) -> None:
-        deletions = [lambda: records().update(start_time=DatabaseNow() - timedelta(seconds=1)), delete]
+    def test_run_with_a_deleted_record_runs_again(self, delete: Callable[[], Any]) -> None:
+        """Its work is rolled back."""
+        deletions = [lambda: records().update(start_time=DatabaseNow() - timedelta(days=2)), delete]
 
         @lambda_task
         def deleted(*, name: str) -> None:
@@ -44,7 +46,7 @@ class TestRecordsThatAreDeleted:
                 in_another_worker(deletions.pop(0))
             leave_effect(name=name)
 
-        job = job_of(deleted, identity.new_message_id(), name="a")
+        job = job_of(deleted, ids.new_message_id(), name="a")
         event = {"Records": [event_record(job)]}
         assert handler(event, None) == {"batchItemFailures": [{"itemIdentifier": job.message_id}]}
         assert effects() == []
@@ -54,9 +56,9 @@ class TestRecordsThatAreDeleted:
         assert effects() == ["a"]
         assert records().get().status == "SUCCESS"
 
-    def test_a_late_copy_of_a_message_whose_record_was_purged_is_a_new_invocation(self) -> None:
-        """Which is why records are kept longer than messages live."""
-        job = job_of(leave_effect, identity.new_message_id(), name="a")
+    def test_late_copy_of_a_purged_record_runs_again(self) -> None:
+        """For this reason, records are kept for longer than messages live."""
+        job = job_of(leave_effect, ids.new_message_id(), name="a")
         deliver(job, job)
         assert effects() == ["a"]
         records().update(start_time=DatabaseNow() - timedelta(days=8))
@@ -65,7 +67,7 @@ class TestRecordsThatAreDeleted:
         assert effects() == ["a", "a"]
 
 
-def test_records_are_kept_longer_than_sqs_keeps_messages_if_nobody_says_otherwise() -> None:
+def test_records_outlive_sqs_messages_by_default() -> None:
     four_days = 345_600  # the default of MessageRetentionPeriod
     retention_days = cleanup_task_records.function.__kwdefaults__["retention_days"]
     assert retention_days * 86_400 > four_days
@@ -73,11 +75,13 @@ def test_records_are_kept_longer_than_sqs_keeps_messages_if_nobody_says_otherwis
 
 @EVERYWHERE
 @pytest.mark.usefixtures("store")
-def test_a_cleanup_deletes_records_of_one_moment_that_fill_more_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cleanup_deletes_many_records_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They fill more than one batch."""
     for _ in range(7):
         lost_record(status="SUCCESS")
-    records().update(start_time=DatabaseNow())  # as a claim writes it: SQLite's text has fewer digits than Django's
+    records().update(start_time=DatabaseNow())  # as a claim writes it: SQLite's string has fewer digits than Django's
     while records().filter(start_time__lt=DatabaseNow() - timedelta(0)).count() < 7:
-        pass  # the next millisecond
+        pass  # wait for the next millisecond
     monkeypatch.setattr(tasks, "BATCH_SIZE", 3)
+    monkeypatch.setattr(tasks, "_retention_days", lambda days, name: days)  # accept 0, since the records are new
     assert cleanup_task_records(retention_days=0) == 7

@@ -1,4 +1,4 @@
-"""A task that raises what is no Exception fails itself, and not its worker; Ctrl-C alone is passed on."""
+"""Test tasks that raise a BaseException: the task fails, the worker continues, and only Ctrl-C is raised again."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from lambda_tasks import identity
 from lambda_tasks.backends.memory import event_record
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
-from lambda_tasks.messages import SQSLambdaTaskMessage
 from lambda_tasks.models import TaskRecord
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import Invocation
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -41,10 +41,8 @@ def succeed() -> None: ...
 
 
 def job_of(task: Any, **kwargs: Any) -> Job:
-    message_id = identity.new_message_id()
-    return Job(
-        message=SQSLambdaTaskMessage(task_name=task.name, kwargs=kwargs), message_id=message_id, root_id=message_id
-    )
+    message_id = ids.new_message_id()
+    return Job(message=Invocation(task_name=task.name, kwargs=kwargs), message_id=message_id, root_id=message_id)
 
 
 def event(*jobs: Job) -> dict[str, Any]:
@@ -63,19 +61,20 @@ def _plugins(request: pytest.FixtureRequest, settings: Any) -> None:
 @pytest.mark.usefixtures("_plugins")
 class TestExits:
     @pytest.mark.parametrize("name", ["SystemExit", "GeneratorExit", "CancelledError", "StopIteration"])
-    def test_the_task_has_failed_and_its_neighbours_run(self, name: str) -> None:
+    def test_task_fails_and_its_neighbours_run(self, name: str) -> None:
         jobs = [job_of(succeed), job_of(leave_by, name=name), job_of(succeed)]
         assert handler(event(*jobs), None) == {"batchItemFailures": []}
         assert [status_of(job) for job in jobs] == ["SUCCESS", "FAILED", "SUCCESS"]
         assert name in (TaskRecord.objects.get(pk=jobs[1].message_id).traceback or "")
 
     @pytest.mark.parametrize("name", ["GeneratorExit", "CancelledError"])
-    def test_a_coroutine_that_leaves_so_has_failed(self, name: str) -> None:
+    def test_coroutine_fails(self, name: str) -> None:
         jobs = [job_of(leave_a_coroutine_by, name=name), job_of(succeed)]
         assert handler(event(*jobs), None) == {"batchItemFailures": []}
         assert [status_of(job) for job in jobs] == ["FAILED", "SUCCESS"]
 
-    def test_ctrl_c_is_recorded_and_passed_on_and_the_rest_runs_when_it_is_delivered_again(self) -> None:
+    def test_ctrl_c_fails_the_task_and_is_reraised(self) -> None:
+        """The rest of the batch runs on the next delivery."""
         jobs = [job_of(leave_by, name="KeyboardInterrupt"), job_of(succeed)]
         with pytest.raises(KeyboardInterrupt):
             handler(event(*jobs), None)

@@ -1,10 +1,11 @@
-"""Workers that end without a word: what they leave is run elsewhere or fails, and no record stays RUNNING."""
+"""Recovery of lost tasks: each is run elsewhere or fails, and no record stays RUNNING."""
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,27 @@ from django.db import connections, transaction
 from django.db.migrations.executor import MigrationExecutor
 from django.test import override_settings
 
-from lambda_tasks import identity, lost, points, tasks
+from lambda_tasks import failpoints, tasks
 from lambda_tasks.backends.memory import MemoryBackend, event_record
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import Redeliver, TaskLostError
-from lambda_tasks.executor import execute
+from lambda_tasks.execution.pipeline import execute
 from lambda_tasks.handler import handler
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import Job
-from lambda_tasks.lost import Reaped, reap
-from lambda_tasks.masking import MASK
 from lambda_tasks.messages import SQSLambdaTaskMessage
-from lambda_tasks.models import DatabaseNow, TaskRecord
+from lambda_tasks.models import OutboxMessage, TaskRecord
+from lambda_tasks.operations import reaping as lost
+from lambda_tasks.operations.reaping import Reaped, reap
 from lambda_tasks.outcomes import Failed
+from lambda_tasks.recording.masking import MASK
 from lambda_tasks.settings import LOST_AFTER
-from lambda_tasks.strategies import get_store
+from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
+from lambda_tasks.timeouts import SoftTimeLimitExceeded
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import Invocation
 from tests.app.models import Effect
 from tests.faults.workers import (
     EVERYWHERE,
@@ -41,7 +47,7 @@ from tests.faults.workers import (
     backend,
     deliver,
     effects,
-    end_lease,
+    expire_lease,
     in_another_worker,
     job_of,
     leave_effect,
@@ -57,31 +63,36 @@ from tests.faults.workers import (
 pytestmark = pytest.mark.usefixtures("empty_queue")
 
 
+def _nested(levels: int) -> Any:
+    return [_nested(levels - 1)] if levels else 1
+
+
 @EVERYWHERE
 @pytest.mark.usefixtures("store")
-class TestSentAgain:
-    def test_an_invocation_that_nobody_runs_is_sent_again_under_its_own_id_and_run(self) -> None:
-        root = identity.new_message_id()
-        message_id = lost_record(n_retries=2, root_id=root, queue="other", kwargs={"name": "läuft"})
+class TestResending:
+    def test_lost_invocation_is_resent_under_its_id(self) -> None:
+        root = ids.new_message_id()
+        message_id = ids.retry_id(root, 2)
+        lost_record(id=message_id, n_retries=2, root_id=root, queue="other", kwargs={"name": "läuft"})
 
         assert reap() == Reaped(sent_again=1)
 
         [job] = backend().take()
         assert (job.message_id, job.root_id, job.queue, job.delay) == (message_id, root, "other", 0)
-        assert job.message == SQSLambdaTaskMessage(task_name=leave_effect.name, kwargs={"name": "läuft"}, n_retries=2)
+        assert job.message == Invocation(task_name=leave_effect.name, kwargs={"name": "läuft"}, n_retries=2)
         deliver(job)
         record = record_of(message_id)
         assert (record.status, record.takeovers, record.n_retries, record.root_id) == ("SUCCESS", 1, 2, UUID(root))
         assert effects() == ["läuft"]
 
-    def test_so_is_one_whose_claim_was_given_back_and_whose_message_is_gone(self) -> None:
-        """As when the end of a failed task could not be written, until the message went to the dead letter queue."""
+    def test_released_invocation_without_a_message_is_resent(self) -> None:
+        """For example, a failure could not be recorded until the message went to the dead-letter queue."""
         message_id = lost_record(claim=None)
         assert reap() == Reaped(sent_again=1)
         deliver(*backend().take())
         assert record_of(message_id).status == "SUCCESS"
 
-    def test_its_first_message_may_turn_up_all_the_same_and_it_runs_once(self) -> None:
+    def test_late_first_message_does_not_run_twice(self) -> None:
         message_id = lost_record()
         reap()
         deliver(job_of(leave_effect, message_id, name="a"), *backend().take())
@@ -95,22 +106,22 @@ class TestSentAgain:
             *({"status": status} for status in ("SUCCESS", "FAILED", "RETRYING")),
         ],
     )
-    def test_nothing_else_is_touched(self, fields: dict[str, Any]) -> None:
+    def test_other_records_are_left_alone(self, fields: dict[str, Any]) -> None:
         lost_record(**fields)
         before = list(records().values())
         assert reap() == Reaped()
         assert list(records().values()) == before
         assert backend().jobs == []
 
-    def test_what_was_sent_again_is_left_in_peace_until_it_is_lost_once_more(self) -> None:
+    def test_resent_invocation_is_left_until_lost_again(self) -> None:
         message_id = lost_record()
         assert reap().sent_again == 1
         assert reap() == Reaped()
-        end_lease(message_id)
+        expire_lease(message_id)
         assert reap().sent_again == 1
         assert record_of(message_id).takeovers == 2
 
-    def test_a_batch_is_no_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reaping_is_not_limited_to_one_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lost, "BATCH_SIZE", 3)
         ids = {lost_record() for _ in range(7)}
         assert reap() == Reaped(sent_again=7)
@@ -118,7 +129,7 @@ class TestSentAgain:
 
 
 @ON_DEFAULT
-class TestWhereTo:
+class TestQueueAndAge:
     @pytest.mark.parametrize(
         ("recorded", "queue"),
         [
@@ -127,32 +138,32 @@ class TestWhereTo:
             pytest.param("", "other", id="a record of an earlier version: to the task's"),
         ],
     )
-    def test_it_goes_back_to_its_queue(self, recorded: str, queue: str) -> None:
+    def test_invocation_returns_to_its_queue(self, recorded: str, queue: str) -> None:
         lost_record(leave_effect, queue=recorded)
         reap()
         assert backend().take()[0].queue == queue
 
     @pytest.mark.parametrize("root", [None, str(uuid4())], ids=["ours", "a schedule's"])
-    def test_its_age_goes_on_from_when_it_was_first_sent(self, root: str | None) -> None:
+    def test_age_counts_from_when_it_was_first_sent(self, root: str | None) -> None:
         message_id = lost_record(perishable, root_id=root or new_id(ago=LONG))
         reap()
         deliver(*backend().take())
         assert "TaskExpiredError: expired" in (record_of(message_id).traceback or "")
         assert effects() == []
 
-    def test_a_claim_notes_the_queue(self) -> None:
+    def test_claim_records_the_queue(self) -> None:
         handle = leave_effect.using(queue="default").execute_on_commit(name="a")
         deliver(*backend().take())
         assert record_of(handle.message_id).queue == "default"
 
-    def test_a_takeover_notes_the_queue_of_the_delivery_that_made_it(self) -> None:
+    def test_takeover_records_the_queue_of_its_delivery(self) -> None:
         message_id = lost_record(queue="")
         deliver(job_of(leave_effect, message_id, name="a"))
         assert record_of(message_id).queue == "default"
 
 
 class Listener:
-    """A plugin that notes how runs ended, and whether that was in a transaction."""
+    """A plugin that records how runs ended, and whether that was in a transaction."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, Any, bool]] = []
@@ -165,7 +176,7 @@ class Listener:
 class TestGivenUp:
     @EVERYWHERE
     @pytest.mark.usefixtures("store")
-    def test_work_that_must_never_repeat_fails(self) -> None:
+    def test_unrepeatable_task_fails(self) -> None:
         message_id = lost_record(never_twice)
 
         assert reap() == Reaped(failed=1)
@@ -173,12 +184,12 @@ class TestGivenUp:
         record = record_of(message_id)
         assert record.status == "FAILED"
         assert record.traceback == (
-            "lambda_tasks.exceptions.TaskLostError: lost: its worker ended without a word, "
-            "and on_crash='fail' forbids another try.\n"
+            "lambda_tasks.exceptions.TaskLostError: lost: its worker died, "
+            "and on_crash='fail' forbids another attempt.\n"
         )
         assert record.start_time < record.end_time
         assert backend().jobs == []
-        # Its message, should it turn up, is acknowledged and not run.
+        # If its message arrives after all, it is acknowledged and not run.
         deliver(job_of(never_twice, message_id, name="a"))
         assert effects() == []
 
@@ -186,14 +197,18 @@ class TestGivenUp:
     @pytest.mark.parametrize(
         ("task", "fields", "reason"),
         [
-            ("tests.faults.workers.nobody", {}, r"the task is unknown by now\. .*has no task"),
-            ("gone.tasks.nobody", {}, r"the task is unknown by now\. .*may not be imported"),
-            (leave_effect, {"kwargs": {"name": MASK}}, "the record does not hold name to send it again"),
-            (secretive, {}, "the record does not hold name to send it again"),
-            (leave_effect, {"takeovers": 3}, r"it was given up 4 times \(LAMBDA_TASKS_MAX_TAKEOVERS is 3\)"),
+            ("tests.faults.workers.nobody", {}, r"its task is now unknown\. .*does not contain a task"),
+            ("gone.tasks.nobody", {}, r"its task is now unknown\. .*must not import"),
+            (
+                leave_effect,
+                {"kwargs": {"name": MASK}},
+                "its record lacks the sensitive arguments to send it again: name",
+            ),
+            (secretive, {}, "its record lacks the sensitive arguments to send it again: name"),
+            (leave_effect, {"takeovers": 3}, r"it was taken over or lost 4 times \(LAMBDA_TASKS_MAX_TAKEOVERS is 3\)"),
         ],
     )
-    def test_so_does_what_cannot_be_sent_again(self, task: Any, fields: dict[str, Any], reason: str) -> None:
+    def test_unsendable_invocation_fails(self, task: Any, fields: dict[str, Any], reason: str) -> None:
         lost_record(task, **fields)
         assert reap() == Reaped(failed=1)
         record = records().get()
@@ -203,18 +218,18 @@ class TestGivenUp:
 
     @EVERYWHERE
     @pytest.mark.usefixtures("store")
-    def test_nothing_stays_running_whose_messages_get_lost_again_and_again(self) -> None:
+    def test_invocation_lost_too_often_fails(self) -> None:
         message_id = lost_record()
         for _ in range(3):
             assert reap() == Reaped(sent_again=1)
             backend().jobs.clear()
-            end_lease(message_id)
+            expire_lease(message_id)
         assert reap() == Reaped(failed=1)
-        assert "lost: it was given up 4 times" in (record_of(message_id).traceback or "")
+        assert "lost: it was taken over or lost 4 times" in (record_of(message_id).traceback or "")
         assert reap() == Reaped()
 
     @ON_DEFAULT
-    def test_plugins_hear_of_it_when_it_is_committed(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_plugins_are_notified_after_the_commit(self, caplog: pytest.LogCaptureFixture) -> None:
         message_id = lost_record(never_twice)
         listener = Listener()
         with override_settings(LAMBDA_TASKS_PLUGINS=[listener]):
@@ -229,12 +244,12 @@ class TestGivenUp:
         assert isinstance(outcome, Failed)
         assert isinstance(outcome.error, TaskLostError)
         [line] = {record.getMessage() for record in caplog.records if record.levelname == "ERROR"}
-        assert line.startswith(f"[{message_id}] {never_twice.name} is lost and failed: its worker ended")
+        assert line.startswith(f"[{message_id}] {never_twice.name} is lost and is recorded as FAILED: its worker died")
 
 
 @EVERYWHERE
 @pytest.mark.usefixtures("store")
-class TestAtTheSameMoment:
+class TestRaces:
     def seen(self) -> Any:
         with transaction.atomic(using=get_store().database):
             [seen] = get_store().lost(older_than=LOST_AFTER, limit=10)
@@ -247,10 +262,7 @@ class TestAtTheSameMoment:
             store.give_up(seen, Failed(TaskLostError("lost")), older_than=LOST_AFTER),
         )
 
-    def test_a_worker_that_takes_it_over_wins(self) -> None:
-        message_id = lost_record()
-        seen = self.seen()
-
+    def test_takeover_by_a_worker_wins(self) -> None:
         def look_and_lose() -> None:
             assert self.both_verbs(seen) == (False, False)
 
@@ -258,36 +270,38 @@ class TestAtTheSameMoment:
         def meet() -> None:
             in_another_worker(look_and_lose)
 
-        execute(SQSLambdaTaskMessage(task_name=meet.name), message_id=message_id)
+        message_id = lost_record(meet, kwargs={})
+        seen = self.seen()
+        execute(Invocation(task_name=meet.name), message_id=message_id)
         assert (record_of(message_id).status, record_of(message_id).takeovers) == ("SUCCESS", 1)
 
-    def test_of_a_worker_that_has_taken_it_over_and_died_the_lease_counts_anew(self) -> None:
+    def test_takeover_that_died_has_a_new_lease(self) -> None:
         message_id = lost_record()
         seen = self.seen()
-        records().filter(pk=message_id).update(claim=identity.new_message_id())
+        records().filter(pk=message_id).update(claim=ids.new_message_id())
         assert self.both_verbs(seen) == (False, False)
 
-    def test_an_ended_one_is_not_ended_again(self) -> None:
+    def test_ended_invocation_is_not_ended_again(self) -> None:
         lost_record()
         seen = self.seen()
         records().update(status="SUCCESS")
         assert self.both_verbs(seen) == (False, False)
         assert records().get().status == "SUCCESS"
 
-    @pytest.mark.parametrize("claim", [identity.new_message_id(), None])
-    def test_of_two_reapers_that_have_seen_the_same_one_wins(self, claim: str | None) -> None:
+    @pytest.mark.parametrize("claim", [ids.new_message_id(), None], ids=["claimed", "given back"])
+    def test_one_of_two_reapers_wins(self, claim: str | None) -> None:
         lost_record(claim=claim)
         first, second = self.seen(), self.seen()
         assert get_store().offer(first, older_than=0)
         assert not get_store().offer(second, older_than=0)
         assert records().get().takeovers == 1
 
-    def test_a_worker_that_was_only_frozen_commits_nothing(self) -> None:
-        """It wakes up when its task was sent again, and done by another worker."""
-        message_id = identity.new_message_id()
+    def test_thawed_worker_commits_nothing(self) -> None:
+        """Another worker has run its task, which was sent again."""
+        message_id = ids.new_message_id()
 
         def reap_and_run() -> None:
-            end_lease(message_id)
+            expire_lease(message_id)
             assert reap() == Reaped(sent_again=1)
             deliver(*backend().take())
 
@@ -301,15 +315,15 @@ class TestAtTheSameMoment:
             leave_effect(name=name)
 
         with pytest.raises(Redeliver, match="taken over"):
-            execute(SQSLambdaTaskMessage(task_name=freeze.name, kwargs={"name": "a"}), message_id=message_id)
+            execute(Invocation(task_name=freeze.name, kwargs={"name": "a"}), message_id=message_id)
         assert effects() == ["a"]
         assert record_of(message_id).status == "SUCCESS"
 
-    def test_a_worker_that_was_only_frozen_cannot_end_what_is_failed_as_lost(self) -> None:
-        message_id = identity.new_message_id()
+    def test_thawed_worker_cannot_end_a_lost_invocation(self) -> None:
+        message_id = ids.new_message_id()
 
         def reap_it() -> None:
-            end_lease(message_id)
+            expire_lease(message_id)
             assert reap() == Reaped(failed=1)
 
         @lambda_task(on_crash="fail")
@@ -318,13 +332,13 @@ class TestAtTheSameMoment:
             leave_effect(name="the frozen one's")
 
         with pytest.raises(Redeliver, match="taken over"):
-            execute(SQSLambdaTaskMessage(task_name=freeze.name), message_id=message_id)
+            execute(Invocation(task_name=freeze.name), message_id=message_id)
         assert effects() == []
         assert record_of(message_id).status == "FAILED"
 
 
 @WITH_ROW_LOCKS
-class TestSideBySide:
+class TestConcurrency:
     def test_two_reapers_settle_each_invocation_once(self, store: str) -> None:
         ids = sorted(lost_record() for _ in range(40))
         together = threading.Barrier(2, timeout=20)
@@ -343,8 +357,8 @@ class TestSideBySide:
         assert sorted(job.message_id for job in backend().jobs) == ids
         assert set(records().values_list("takeovers", flat=True)) == {1}
 
-    def test_a_reaper_and_workers_that_take_over_share_what_is_lost(self, store: str) -> None:
-        """Whoever comes first has it; nothing is run twice, and nothing is left."""
+    def test_reaper_and_workers_share_lost_invocations(self, store: str) -> None:
+        """Each invocation goes to the first; none is run twice or left."""
         ids = [lost_record(kwargs={"name": str(number)}) for number in range(20)]
         together = threading.Barrier(2, timeout=20)
         handed_back: list[Job] = []
@@ -369,7 +383,7 @@ class TestSideBySide:
         assert sorted(effects(), key=int) == [str(number) for number in range(20)]
         assert set(records().values_list("status", flat=True)) == {"SUCCESS"}
 
-    def test_a_worker_that_froze_before_its_commit_does_not_hold_the_reaper_up(self, store: str) -> None:
+    def test_worker_frozen_before_commit_does_not_block_reaper(self, store: str) -> None:
         frozen, dead = lost_record(), lost_record()
         holds, done = threading.Event(), threading.Event()
 
@@ -384,7 +398,7 @@ class TestSideBySide:
         thread.start()
         try:
             assert holds.wait(20)
-            wait_for_locks_at_most_two_seconds(store)
+            limit_lock_waits(store)
             assert reap() == Reaped(sent_again=1)
         finally:
             done.set()
@@ -395,7 +409,7 @@ class TestSideBySide:
         assert [job.message_id for job in backend().take()] == [frozen]
 
 
-def wait_for_locks_at_most_two_seconds(alias: str) -> None:
+def limit_lock_waits(alias: str) -> None:
     with connections[alias].cursor() as cursor:
         if connections[alias].vendor == "postgresql":
             cursor.execute("SET lock_timeout = '2s'")
@@ -404,17 +418,15 @@ def wait_for_locks_at_most_two_seconds(alias: str) -> None:
 
 
 class RefusingBackend(MemoryBackend):
-    """A queue that is away."""
+    """An unavailable queue."""
 
-    def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
+    def send(self, jobs: Sequence[Job]) -> Any:
         raise ConnectionError("SQS is away")
 
 
 @ON_DEFAULT
-class TestTrouble:
-    def test_a_reaper_that_dies_between_its_commit_and_the_queue_loses_nothing(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+class TestErrors:
+    def test_reaper_that_dies_after_its_commit_loses_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         message_id = lost_record()
 
         def strike(point: str) -> None:
@@ -422,17 +434,17 @@ class TestTrouble:
                 raise SystemExit
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(points, "reached", strike)
+            patch.setattr(failpoints, "reached", strike)
             reap()
         assert backend().jobs == []
         assert record_of(message_id).status == "RUNNING"
 
-        end_lease(message_id)
+        expire_lease(message_id)
         assert reap() == Reaped(sent_again=1)
         deliver(*backend().take())
         assert record_of(message_id).status == "SUCCESS"
 
-    def test_a_reaper_that_dies_before_its_commit_has_done_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reaper_that_dies_before_its_commit_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         lost_record()
         before = list(records().values())
 
@@ -441,37 +453,37 @@ class TestTrouble:
                 raise SystemExit
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(points, "reached", strike)
+            patch.setattr(failpoints, "reached", strike)
             reap()
         assert list(records().values()) == before
         assert backend().jobs == []
         assert reap() == Reaped(sent_again=1)
 
-    def test_what_the_queue_does_not_take_is_found_again(self) -> None:
+    def test_unsent_invocation_is_found_again(self) -> None:
         message_id = lost_record()
         away = override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.RefusingBackend")
         with away, pytest.raises(ConnectionError, match="SQS is away"):
             reap()
         assert record_of(message_id).status == "RUNNING"
-        end_lease(message_id)
+        expire_lease(message_id)
         assert reap() == Reaped(sent_again=1)
 
-    def test_the_task_says_in_the_log_that_the_queue_did_not_take_it(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_task_logs_the_error_of_the_queue(self, caplog: pytest.LogCaptureFixture) -> None:
         message_id = lost_record()
         with override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.RefusingBackend"):
             SQSLambdaTaskMessage(task_name=reap_lost_tasks.name).execute_immediately()
         assert "SQS is away" in caplog.text
-        end_lease(message_id)
+        expire_lease(message_id)
         assert reap() == Reaped(sent_again=1)
 
-    def test_one_that_a_plugin_refuses_keeps_no_other_and_fails_in_the_end(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_invocation_refused_by_a_plugin_fails_eventually(self, caplog: pytest.LogCaptureFixture) -> None:
+        """It does not keep others from being sent."""
+
         class Refuse:
             @hookimpl
             def lambda_task_sending(self, job: Any) -> None:
                 if job.message_id == refused:
-                    Effect.objects.create(name="x" * 1000)  # a query that the database refuses
+                    Effect.objects.create(name="x" * 1000)  # a query that the database rejects
                     raise ValueError("not this one")
 
         refused, other = lost_record(), lost_record()
@@ -481,12 +493,12 @@ class TestTrouble:
             assert f"[{refused}] {leave_effect.name} is lost and cannot be sent again now" in caplog.text
             deliver_later = [record_of(refused).status]
             for _ in range(3):
-                end_lease(refused)
+                expire_lease(refused)
                 reap()
         assert deliver_later == ["RUNNING"]
         assert record_of(refused).status == "FAILED"
 
-    def test_a_module_that_cannot_be_imported_keeps_no_other(
+    def test_broken_module_does_not_block_other_invocations(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
     ) -> None:
         (tmp_path / "broken_module.py").write_text("1 / 0\n")
@@ -496,18 +508,99 @@ class TestTrouble:
         lost_record()
         assert reap() == Reaped(sent_again=1, unsent=1)
 
-    def test_a_negative_age_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="older_than is -1; give 0 or more seconds"):
+    def test_negative_age_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="older_than must be 0 or more seconds, not -1"):
             reap(older_than=-1)
 
-    def test_a_store_that_knows_no_lost_invocations_has_none(self) -> None:
+    def test_null_store_has_no_lost_invocations(self) -> None:
         lost_record()
         with override_settings(LAMBDA_TASKS_STORE="lambda_tasks.stores.null.NullStore"):
             assert reap() == Reaped()
 
 
+@EVERYWHERE
+@pytest.mark.usefixtures("store")
+class TestOddRecords:
+    """Records from other versions of the library, fixtures and manual edits."""
+
+    @pytest.mark.parametrize("kwargs", [[1], "text", 7, True, [], {"a": _nested(30)}], ids=repr)
+    def test_record_with_unusable_arguments_fails_alone(self, kwargs: Any) -> None:
+        first, odd, last = lost_record(), lost_record(kwargs=kwargs), lost_record()
+        told: list[Any] = []
+
+        class Listener:
+            @hookimpl
+            def lambda_task_finished(self, run: Any, outcome: Any) -> None:
+                told.append((run.message_id, type(outcome.error)))
+
+        with override_settings(LAMBDA_TASKS_PLUGINS=[Listener()]):
+            assert reap() == Reaped(sent_again=2, failed=1)
+        assert [job.message_id for job in backend().take()] == [first, last]
+        assert record_of(odd).status == "FAILED"
+        assert "no message can be created from its record" in (record_of(odd).traceback or "")
+        assert told == [(odd, TaskLostError)]
+
+    @pytest.mark.parametrize("name", ["", "no dots", "a.b\nc", "x" * 255])
+    def test_record_with_an_unusable_name_fails_alone(self, name: str) -> None:
+        odd, other = lost_record(name), lost_record()
+        reaped = reap()
+        assert (reaped.sent_again, reaped.failed + reaped.unsent) == (1, 1)
+        assert [job.message_id for job in backend().take()] == [other]
+        assert record_of(odd).status == "FAILED"
+
+    def test_error_in_one_record_does_not_block_others(self, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+        first, odd, last = lost_record(), lost_record(), lost_record()
+        reason = lost._reason_to_give_up
+
+        def stumble(seen: Any, task: Any, trouble: Any) -> str | None:
+            if seen.message_id == odd:
+                Effect.objects.using(get_store().database).create(pk="no number")
+            return reason(seen, task, trouble)
+
+        monkeypatch.setattr(lost, "_reason_to_give_up", stumble)
+        assert reap() == Reaped(sent_again=2, unsent=1)
+        assert [job.message_id for job in backend().take()] == [first, last]
+        assert (record_of(odd).status, record_of(odd).takeovers) == ("RUNNING", 0)
+        assert f"[{odd}] {leave_effect.name} is lost and cannot be recovered now" in caplog.text
+
+    def test_time_limit_ends_reaping(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        lost_record()
+
+        def strike(*_: object) -> None:
+            raise SoftTimeLimitExceeded
+
+        monkeypatch.setattr(lost, "_reason_to_give_up", strike)
+        with pytest.raises(SoftTimeLimitExceeded):
+            reap()
+
+    @pytest.mark.parametrize("claim", [None, ids.new_message_id()], ids=["unclaimed", "claimed"])
+    def test_record_without_a_lease_is_taken_over(self, claim: str | None) -> None:
+        message_id = lost_record(lease_until=None, claim=claim)
+        deliver(job_of(leave_effect, message_id, name="a"))
+        assert record_of(message_id).status == "SUCCESS"
+        assert effects() == ["a"]
+
+    @pytest.mark.parametrize("claim", [None, ids.new_message_id()], ids=["unclaimed", "claimed"])
+    @pytest.mark.parametrize("fields", [{}, {"start_time": None}], ids=["begun", "with no times"])
+    def test_record_without_a_lease_ages_from_its_start(self, fields: Any, claim: str | None) -> None:
+        message_id = lost_record(lease_until=None, claim=claim, **fields)
+        assert reap() == Reaped(sent_again=1)
+        deliver(*backend().take())
+        assert record_of(message_id).status == "SUCCESS"
+
+    def test_recent_record_without_a_lease_is_not_lost(self) -> None:
+        """During a deployment, a worker of a version without leases may be running it."""
+        lost_record(lease_until=None, start_time=DatabaseNow())
+        assert reap() == Reaped()
+
+    def test_unusable_record_without_a_lease_is_given_up(self) -> None:
+        message_id = lost_record(never_twice, lease_until=None)
+        assert reap() == Reaped(failed=1)
+        assert record_of(message_id).status == "FAILED"
+
+
 class Clock:
-    """A clock that goes on by so many seconds at each look."""
+    """A clock that advances by `step` seconds on each reading."""
 
     def __init__(self, step: float) -> None:
         self.now = 0.0
@@ -521,14 +614,14 @@ class Clock:
 @ON_DEFAULT
 class TestTask:
     def run(self, task: Any, **kwargs: Any) -> TaskRecord:
-        message_id = identity.new_message_id()
+        message_id = ids.new_message_id()
         SQSLambdaTaskMessage(task_name=task.name, kwargs=kwargs).execute_immediately(message_id)
         return record_of(message_id)
 
-    def test_it_sends_after_its_commit_and_returns_the_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_invocations_are_sent_after_the_commit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sent: list[int] = []
         reached = {"finish:before_commit": lambda: sent.append(len(backend().jobs))}
-        monkeypatch.setattr(points, "reached", lambda point: reached.get(point, lambda: None)())
+        monkeypatch.setattr(failpoints, "reached", lambda point: reached.get(point, lambda: None)())
         lost_record()
         lost_record(never_twice)
         record = self.run(reap_lost_tasks)
@@ -536,49 +629,51 @@ class TestTask:
         assert sent == [0]
         assert len(backend().jobs) == 1
 
-    def test_it_takes_the_age_that_it_is_given(self) -> None:
+    def test_older_than_sets_the_age(self) -> None:
         lost_record(ago=timedelta(seconds=90))
         assert self.run(reap_lost_tasks, older_than=120).result["sent_again"] == 0
         assert self.run(reap_lost_tasks, older_than=60).result["sent_again"] == 1
 
-    def test_its_documented_name_is_stable(self) -> None:
-        """Schedules outside of the project name it."""
+    def test_documented_name_is_stable(self) -> None:
+        """Schedules outside the project refer to it."""
         assert reap_lost_tasks.serialize(older_than=7200)["message"] == {
             "task_name": "lambda_tasks.tasks.reap_lost_tasks",
             "kwargs": {"older_than": 7200},
         }
 
-    def test_it_ends_long_before_its_time_limit_and_leaves_the_rest(
+    def test_reaping_stops_long_before_the_time_limit(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         for _ in range(5):
             lost_record()
-        # Half of the soft timeout is 135 s: two are settled, and the third look at the clock is the last.
+        # Half of the soft timeout is 135 s: two tasks are settled, and the third reading of the clock is the last.
         monkeypatch.setattr(lost, "monotonic", Clock(50))
         assert self.run(reap_lost_tasks).result["sent_again"] == 2
-        assert "2 lost tasks settled; there are more, the next run goes on." in caplog.text
+        assert "2 lost tasks recovered. There are more; the next run continues." in caplog.text
         monkeypatch.setattr(lost, "monotonic", Clock(0))
         assert self.run(reap_lost_tasks).result["sent_again"] == 3
 
-    def test_it_settles_no_more_than_can_be_sent_after_its_commit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reaping_is_limited_to_sendable_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The messages must be sent in the time that is left after the commit."""
         monkeypatch.setattr(tasks, "MAX_REAPED", 2)
         for _ in range(3):
             lost_record()
         assert self.run(reap_lost_tasks).result["sent_again"] == 2
         assert self.run(reap_lost_tasks).result["sent_again"] == 1
 
-    def test_a_large_cleanup_ends_long_before_its_time_limit_and_keeps_what_it_did(
+    def test_large_cleanup_stops_before_the_time_limit(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
+        """What it has deleted by then stays deleted."""
         for _ in range(25):
             lost_record(status="SUCCESS", start_time=DatabaseNow() - timedelta(days=8))
         monkeypatch.setattr(tasks, "BATCH_SIZE", 10)
         monkeypatch.setattr(tasks, "monotonic", Clock(100))
         assert self.run(cleanup_task_records).result == 20
-        assert "20 records deleted; the time is over, the next run goes on." in caplog.text
+        assert "20 records deleted. The time is used up; the next run continues." in caplog.text
         assert self.run(cleanup_task_records).result == 5
 
-    def test_a_cleanup_that_is_called_has_all_the_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_cleanup_called_directly_has_no_time_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(25):
             lost_record(status="SUCCESS", start_time=DatabaseNow() - timedelta(days=8))
         monkeypatch.setattr(tasks, "BATCH_SIZE", 10)
@@ -588,25 +683,25 @@ class TestTask:
 
 @ON_DEFAULT
 class TestCommand:
-    def test_it_settles_what_is_lost_and_says_so(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_lost_invocations_are_settled_and_counted(self, capsys: pytest.CaptureFixture[str]) -> None:
         lost_record()
         lost_record(never_twice)
         call_command("lambda_tasks", "reap")
         assert capsys.readouterr().out == "1 sent again, 1 failed.\n"
         assert len(backend().jobs) == 1
 
-    def test_it_takes_the_age_that_it_is_given(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_older_than_sets_the_age(self, capsys: pytest.CaptureFixture[str]) -> None:
         lost_record(ago=timedelta(seconds=90))
         call_command("lambda_tasks", "reap", "--older-than=120")
         call_command("lambda_tasks", "reap", "--older-than=60")
         assert capsys.readouterr().out == "0 sent again, 0 failed.\n1 sent again, 0 failed.\n"
 
     @pytest.mark.parametrize("age", ["-1", "soon"])
-    def test_an_age_that_makes_no_sense_is_refused(self, age: str) -> None:
+    def test_invalid_age_is_refused(self, age: str) -> None:
         with pytest.raises(CommandError, match="older"):
             call_command("lambda_tasks", "reap", f"--older-than={age}")
 
-    def test_what_cannot_be_sent_makes_it_fail(self) -> None:
+    def test_unsent_invocations_make_the_command_fail(self) -> None:
         class Refuse:
             @hookimpl
             def lambda_task_sending(self, job: Any) -> None:
@@ -615,16 +710,82 @@ class TestCommand:
         lost_record()
         with (
             override_settings(LAMBDA_TASKS_PLUGINS=[Refuse()]),
-            pytest.raises(CommandError, match="1 could not be sent and stay RUNNING for now"),
+            pytest.raises(CommandError, match=r"1 could not be sent\. The records stay RUNNING"),
         ):
             call_command("lambda_tasks", "reap")
 
 
 @EVERYWHERE
-def test_a_worker_of_the_version_before_can_claim_while_a_deploy_is_under_way(store: str) -> None:
-    """The table is migrated first: the INSERT of the old code names no queue."""
+def test_previous_version_can_claim_during_a_deployment(store: str) -> None:
+    """The table is migrated first, and the INSERT of the old code contains no queue."""
     before = MigrationExecutor(connections[store]).loader.project_state([("lambda_tasks", "0001_initial")])
     old_record = before.apps.get_model("lambda_tasks", "TaskRecord")
-    message_id = identity.new_message_id()
+    message_id = ids.new_message_id()
     old_record.objects.using(store).create(id=message_id, task_name=leave_effect.name)
     assert record_of(message_id).queue == ""
+
+
+class Refusing(MemoryBackend):
+    """A queue that is unavailable while `away` is set."""
+
+    away = True
+
+    def send(self, jobs: Sequence[Job]) -> Any:
+        if self.away:
+            raise ConnectionError("nobody answers")
+        return super().send(jobs)
+
+
+@EVERYWHERE
+@pytest.mark.usefixtures("store")
+class TestQueueOutages:
+    """A message that no queue accepted does not count, so that hourly runs during an outage do not use up takeovers."""
+
+    @staticmethod
+    def reap_hourly(*, outbox: bool) -> None:
+        for _ in range(6):
+            with suppress(ConnectionError):
+                reap()
+            TaskRecord.objects.using(get_store().database).filter(status="RUNNING").update(
+                lease_until=DatabaseNow() - LONG
+            )
+
+    @pytest.mark.parametrize("outbox", [False, True], ids=["directly", "outbox"])
+    def test_reaping_uses_up_no_takeovers(self, outbox: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        message_id = lost_record()
+        with override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.Refusing", LAMBDA_TASKS_OUTBOX=outbox):
+            self.reap_hourly(outbox=outbox)
+            record = record_of(message_id)
+            assert (record.status, record.takeovers) == ("RUNNING", int(outbox))
+
+            monkeypatch.setattr(Refusing, "away", False)
+            if outbox:
+                send_waiting_messages()
+            else:
+                assert reap() == Reaped(sent_again=1)
+            transport: Any = get_backend()
+            deliver(*getattr(transport, "transport", transport).take())
+        assert record_of(message_id).status == "SUCCESS"
+
+    def test_message_in_the_outbox_is_left_alone(self) -> None:
+        """It was reaped often before, so only its row in the outbox keeps it from being given up."""
+        message_id = lost_record(takeovers=2)
+        with override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.Refusing", LAMBDA_TASKS_OUTBOX=True):
+            self.reap_hourly(outbox=True)
+        record = record_of(message_id)
+        assert (record.status, record.takeovers) == ("RUNNING", 3)
+
+    def test_sent_message_counts_as_a_takeover(self) -> None:
+        message_id = lost_record()
+        for takeovers in (1, 2, 3):
+            assert reap() == Reaped(sent_again=1)
+            assert record_of(message_id).takeovers == takeovers
+            expire_lease(message_id)
+        assert reap() == Reaped(failed=1)
+
+
+def send_waiting_messages() -> None:
+    backend: Any = get_backend()
+    messages = OutboxMessage.objects.using(get_store().database)
+    messages.update(due_at=DatabaseNow() - LONG)
+    assert backend.relay().sent == 1

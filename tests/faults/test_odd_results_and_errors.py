@@ -1,4 +1,4 @@
-"""What a task returns and what it raises, however odd: it is recorded, acknowledged, and nobody else's trouble."""
+"""Check that unusual results and errors are recorded and acknowledged, and do not affect other tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.handler import handler
 from lambda_tasks.models import TaskRecord
-from lambda_tasks.storable import MAX_JSON, MAX_TEXT
+from lambda_tasks.recording.storable import MAX_JSON, MAX_TEXT
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.testing.contracts.samples import AWKWARD_ERRORS, UNSTORABLE
 from tests.app.models import Effect
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 class Explosive:
-    """Has a JSON form, and raises when it is asked for it."""
+    """An object with a JSON form that raises an exception."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -41,7 +41,7 @@ class Hollow:
         return super().__getattribute__(name)
 
 
-#: Made when they are needed: some are large.
+#: Functions, because some results are large.
 RESULTS: Final[Mapping[str, Callable[[], Any]]] = {
     **{name: lambda value=value: value for name, value in UNSTORABLE.items()},
     "a text of 50 MB": lambda: "ä" * 25_000_000,
@@ -69,7 +69,7 @@ class RaisesInRepr(Exception):
     __str__ = __repr__
 
 
-class ReturnsNoText(Exception):
+class ReturnsNoString(Exception):
     def __str__(self) -> str:
         return 5  # type: ignore[return-value]  # noqa: PLE0307
 
@@ -113,7 +113,7 @@ ERRORS: Final[Mapping[str, Callable[[], BaseException]]] = {
     "a text that only argues": lambda: ValueError(*range(100_000)),
     "exits when it is printed": RaisesInStr,
     "raises when it is shown": RaisesInRepr,
-    "returns no text": ReturnsNoText,
+    "returns no text": ReturnsNoString,
     "hides its cause": HidesItsCause,
     "a chain of causes": lambda: chain_of(2000),
     "a circle of causes": circle,
@@ -146,7 +146,7 @@ def note() -> None:
 
 
 class AsOnLambda(logging.Handler):
-    """Writes as awslambdaric's handler does: what cannot be encoded raises, out of the call that logs."""
+    """A handler like awslambdaric's, which raises an error for characters that cannot be encoded."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.format(record).encode("utf-8")
@@ -155,7 +155,7 @@ class AsOnLambda(logging.Handler):
 @pytest.fixture(autouse=True)
 def _log() -> Iterator[None]:
     lambdas, logger = AsOnLambda(), logging.getLogger("lambda_tasks")
-    # Only Lambda's: pytest's would keep the lines of 50 MB.
+    # Use only this handler, because pytest's handler would store lines of 50 MB.
     logger.propagate = False
     logger.addHandler(lambdas)
     yield
@@ -164,7 +164,7 @@ def _log() -> Iterator[None]:
 
 
 def deliver(task: Any, name: str) -> TaskRecord:
-    """Run `task` between two others, and return its record."""
+    """Run `task` between two other tasks, and return its record."""
     backend = get_backend()
     assert isinstance(backend, MemoryBackend)
     note.execute_on_commit()
@@ -177,7 +177,7 @@ def deliver(task: Any, name: str) -> TaskRecord:
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_result_that_cannot_be_stored_fails_its_task_and_rolls_it_back(name: str) -> None:
+def test_unstorable_result_fails_and_rolls_back_its_task(name: str) -> None:
     record = deliver(give, name)
     assert (record.status, record.result) == ("FAILED", None)
     assert "ResultNotSerializable: The result" in (record.traceback or "")
@@ -185,9 +185,9 @@ def test_a_result_that_cannot_be_stored_fails_its_task_and_rolls_it_back(name: s
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_an_error_of_any_kind_fails_its_task_with_a_text_that_is_stored(name: str) -> None:
+def test_any_error_fails_its_task_with_a_traceback(name: str) -> None:
     record = deliver(throw, name)
     assert (record.status, record.result) == ("FAILED", None)
     assert type(ERRORS[name]()).__name__ in (record.traceback or "")
-    # Half of a character is written as six.
+    # A lone surrogate is escaped with six characters.
     assert len(record.traceback or "") < 7 * MAX_TEXT

@@ -1,4 +1,4 @@
-"""Processes die, SQS is away and sessions end anywhere between a COMMIT and the queue: every task runs once."""
+"""Check that every task runs once if processes die, SQS is unavailable or sessions end between COMMIT and the queue."""
 
 from __future__ import annotations
 
@@ -19,32 +19,36 @@ import pytest
 from django.db import OperationalError, connections, transaction
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
-from lambda_tasks import maintenance, points
+from lambda_tasks import failpoints, maintenance
+from lambda_tasks.backends.base import Refused, SendResult, Unsent
+from lambda_tasks.backends.batches import FIRST_PAUSE, HOLD, LONGEST_PAUSE
 from lambda_tasks.backends.outbox import OutboxBackend
-from lambda_tasks.backends.relay import BATCH_SIZE, FIRST_PAUSE, HOLD, LONGEST_PAUSE, Relayed
+from lambda_tasks.backends.relay import BATCH_SIZE, Relayed
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
+from lambda_tasks.failpoints import POINTS
 from lambda_tasks.handler import handler
 from lambda_tasks.handles import TaskHandle
-from lambda_tasks.identity import new_message_id
-from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE, Job
+from lambda_tasks.jobs import Job
 from lambda_tasks.logging import current_message_id
-from lambda_tasks.lost import reap
-from lambda_tasks.models import DatabaseNow, OutboxMessage, TaskStatus
-from lambda_tasks.points import POINTS
+from lambda_tasks.models import OutboxMessage, TaskStatus
+from lambda_tasks.operations.reaping import reap
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.testing.contracts import InThread, together
+from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE
+from lambda_tasks.wire.ids import new_message_id
 from tests.app.models import Effect
 from tests.conftest import NAME_OF_VENDOR, Sqs
 from tests.faults.proxy import Strike as NetworkStrike
 from tests.faults.proxy import database_behind_proxy
-from tests.faults.workers import EVERYWHERE, LONG, WITH_ROW_LOCKS, effects, end_lease, lost_record, records
+from tests.faults.workers import EVERYWHERE, LONG, WITH_ROW_LOCKS, effects, expire_lease, lost_record, records
 from tests.simulation.faults import FROZEN
 from tests.simulation.invocations import Process, Strike
 from tests.simulation.transport import FileBackend
 
 pytestmark = [pytest.mark.usefixtures("store", "outbox"), pytest.mark.once]
 
-#: What a caller's process comes to, up to COMMIT and after it.
+#: The failpoints that a caller's process reaches, before and after COMMIT.
 BEFORE_COMMIT: Final = ("enqueue:before_commit", "outbox:before_insert", "outbox:after_insert")
 OF_RELAY: Final = tuple(point for point in POINTS if point.startswith("relay:"))
 AFTER_COMMIT: Final = ("enqueue:after_commit", "send:before", *OF_RELAY, "send:after")
@@ -60,8 +64,8 @@ OF_RETRY: Final = (
 )
 
 
-class Again(Exception):
-    """A retry is wanted."""
+class RetryRequested(Exception):
+    """Request a retry."""
 
 
 @lambda_task
@@ -69,48 +73,41 @@ def pack(*, name: str) -> None:
     Effect.objects.using(get_store().database).create(name=name)
 
 
-@lambda_task(retry_on=(Again,))
-def pack_at_second_try(*, name: str) -> None:
+@lambda_task(retry_on=(RetryRequested,))
+def pack_at_second_attempt(*, name: str) -> None:
     Effect.objects.using(get_store().database).create(name=name)
     if records().get(pk=current_message_id()).n_retries == 0:
-        raise Again
+        raise RetryRequested
 
 
 class PickyBackend(FileBackend):
-    """Takes some, fails with others, and refuses one for good."""
+    """A backend that accepts some messages, fails for others, and permanently rejects one."""
 
     is_in_trouble = True
 
-    def send_each(
-        self,
-        jobs: Sequence[Job],
-        *,
-        taken: Callable[[Job], None],
-        failed: Callable[[Job, Exception], None],
-        refused: Callable[[Job, Exception], None],
-    ) -> None:
+    def send(self, jobs: Sequence[Job]) -> Iterator[SendResult]:
         for job in jobs:
             name = job.message.kwargs["name"]
             if name == "poison":
-                refused(job, ValueError("SQS will never take it"))
+                yield Refused(job, ValueError("SQS will never take it"))
             elif name.startswith("slow") and self.is_in_trouble:
-                failed(job, ConnectionError("SQS is busy"))
+                yield Unsent(job, ConnectionError("SQS is busy"))
             else:
-                self.send([job], taken=taken)
+                yield from super().send([job])
 
 
 @pytest.fixture
 def outbox(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An outbox before a queue that outlives every process: a file. Nobody relays unless a test says so."""
+    """Use an outbox with a file as its queue, which survives every process. Only the tests relay."""
     settings.LAMBDA_TASKS_OUTBOX = True
     settings.LAMBDA_TASKS_BACKEND = "tests.simulation.transport.FileBackend"
     monkeypatch.setattr(FileBackend, "file", tmp_path / "queue.jsonl", raising=False)
     monkeypatch.setattr(FileBackend, "next_failure", None)
-    monkeypatch.setattr(FileBackend, "away", False)
+    monkeypatch.setattr(FileBackend, "unavailable", False)
     monkeypatch.setattr(maintenance, "relay_now_and_then", lambda deadline: None)
 
 
-# The caller
+# Callers
 
 
 def place(*names: str, task: Any = pack) -> list[TaskHandle]:
@@ -122,14 +119,14 @@ def place(*names: str, task: Any = pack) -> list[TaskHandle]:
         return [task.using(database=database).execute_on_commit(name=name) for name in names]
 
 
-def place_and_change_its_mind() -> None:
+def place_and_roll_back_some() -> None:
     """Commit three orders, and roll a fourth one back with its savepoint."""
     database = get_store().database
     with transaction.atomic(using=database):
         place("a", "b")
-        with suppress(Again), transaction.atomic(using=database):
+        with suppress(RetryRequested), transaction.atomic(using=database):
             place("never")
-            raise Again
+            raise RetryRequested
         place("c")
 
 
@@ -138,7 +135,7 @@ def orders() -> list[str]:
 
 
 def done() -> list[str]:
-    """Return what tasks have done, in no order."""
+    """Return the effects of the tasks, sorted."""
     return sorted(name for name in effects() if not name.startswith("order"))
 
 
@@ -150,7 +147,7 @@ def rows() -> Any:
 
 
 def waiting() -> list[str]:
-    """Return the names in the outbox, in the order in which they were kept."""
+    """Return the names in the outbox, in the order in which they were stored."""
     return [json.loads(row.body)["kwargs"]["name"] for row in rows().order_by("created_at", "id")]
 
 
@@ -158,26 +155,26 @@ def relay() -> Relayed:
     return cast(OutboxBackend, get_backend()).relay()
 
 
-def let_all_be_due() -> None:
-    """Let so much time go by that pauses and leases are over."""
+def make_all_due() -> None:
+    """Let all pauses and leases expire."""
     rows().exclude(due_at=None).update(due_at=DatabaseNow())
 
 
 def locks_rows() -> bool:
-    """Tell whether the messages of a process that dies are free at once."""
+    """Return whether the messages of a process that dies are released immediately."""
     return connections[get_store().database].features.has_select_for_update_skip_locked
 
 
-def relay_what_a_dead_process_held() -> Relayed:
-    """Relay at once; where the dead had a lease, see that it is kept, and relay when it is over."""
+def relay_messages_of_dead_process() -> Relayed:
+    """Relay immediately, or, if the dead process had a lease, check that it is respected and relay after it expires."""
     if locks_rows() or not rows().filter(holder__isnull=False).exists():
         return relay()
     assert relay().total == 0
-    let_all_be_due()
+    make_all_due()
     return relay()
 
 
-# The queue, and the workers
+# The queue and the workers
 
 
 def sent() -> list[dict[str, Any]]:
@@ -189,7 +186,7 @@ def sent_ids() -> list[str]:
 
 
 def event_of(*messages: dict[str, Any], receives: int = 1) -> dict[str, Any]:
-    """Return the event with which SQS delivers `messages`, each under an id of SQS's own."""
+    """Return the event with which SQS delivers `messages`, each under a new SQS id."""
     return {
         "Records": [
             {
@@ -208,7 +205,7 @@ def event_of(*messages: dict[str, Any], receives: int = 1) -> dict[str, Any]:
 
 
 def run_all() -> None:
-    """Deliver everything that was ever sent, copies included, one message after the other."""
+    """Deliver all sent messages, including copies, one after the other."""
     delivered = 0
     while len(messages := sent()) > delivered:
         for message in messages[delivered:]:
@@ -220,7 +217,7 @@ def run_all() -> None:
 
 
 def in_process(work: Callable[[], object], *strikes: Strike) -> Process:
-    """Do `work` in a fork that is struck; return when it has ended, or is frozen."""
+    """Do `work` in a fork with faults, and return when it has ended or is frozen."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other tests may have left a thread
         process = Process(lambda: bool(work()), strikes)
@@ -245,7 +242,7 @@ def frozen_at(point: str, work: Callable[[], object]) -> Iterator[Process]:
 
 @contextmanager
 def at_point(point: str, action: Callable[[], object]) -> Iterator[None]:
-    """Do `action` when this thread comes to the point for the first time."""
+    """Execute `action` when this thread reaches the failpoint for the first time."""
     here, left = threading.current_thread(), [action]
 
     def reached(name: str) -> None:
@@ -253,13 +250,13 @@ def at_point(point: str, action: Callable[[], object]) -> Iterator[None]:
             left.pop()()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(points, "reached", reached)
+        patch.setattr(failpoints, "reached", reached)
         yield
-    assert not left, f"nothing came to {point}"
+    assert not left, f"{point} was not reached"
 
 
 def end_own_session() -> None:
-    """Have the database end the session of this thread, and wait until it is gone."""
+    """End this thread's session on the database server, and wait until it has ended."""
     connection = connections[get_store().database]
     other = connection.copy()
     try:
@@ -281,22 +278,23 @@ def end_own_session() -> None:
 @EVERYWHERE
 class TestCallers:
     @pytest.mark.parametrize("point", BEFORE_COMMIT)
-    def test_of_one_that_is_killed_before_its_commit_nothing_is_sent(self, point: str) -> None:
-        killed_at(point, place_and_change_its_mind)
+    def test_caller_killed_before_commit_sends_nothing(self, point: str) -> None:
+        killed_at(point, place_and_roll_back_some)
         assert (orders(), waiting(), relay().total, sent()) == ([], [], 0, [])
 
     @pytest.mark.parametrize("point", AFTER_COMMIT)
-    def test_of_one_that_is_killed_after_its_commit_everything_is_run_once(self, point: str) -> None:
-        killed_at(point, place_and_change_its_mind)
+    def test_caller_killed_after_commit_loses_nothing(self, point: str) -> None:
+        killed_at(point, place_and_roll_back_some)
         assert orders() == ["order a", "order b", "order c"]
-        relay_what_a_dead_process_held()
+        relay_messages_of_dead_process()
         assert waiting() == []
         assert len(set(sent_ids())) == 3
         run_all()
         assert done() == ["a", "b", "c"]
 
-    def test_they_hear_nothing_of_an_sqs_that_is_away_and_neither_do_other_callbacks(self) -> None:
-        FileBackend.away = True
+    def test_sqs_outage_raises_no_error_for_callers(self) -> None:
+        """Other callbacks still run."""
+        FileBackend.unavailable = True
         called: list[str] = []
         database = get_store().database
         with transaction.atomic(using=database):
@@ -305,31 +303,31 @@ class TestCallers:
             transaction.on_commit(lambda: called.append("after"), using=database)
         assert (called, waiting(), sent()) == (["before", "after"], ["a"], [])
 
-    def test_a_callback_of_somebody_elses_that_raises_keeps_no_message_from_the_queue(self) -> None:
+    def test_raising_foreign_callback_does_not_block_messages(self) -> None:
         database = get_store().database
-        with pytest.raises(Again), transaction.atomic(using=database):
+        with pytest.raises(RetryRequested), transaction.atomic(using=database):
             transaction.on_commit(_raise_again, using=database)
             place("a")
-        assert (waiting(), sent()) == (["a"], [])
-        relay()
+        assert (waiting(), len(sent())) == ([], 1)
         run_all()
         assert done() == ["a"]
 
 
 def _raise_again() -> None:
-    raise Again
+    raise RetryRequested
 
 
 @WITH_ROW_LOCKS
-class TestSessionsOfCallers:
+class TestCallersSessions:
     @pytest.mark.parametrize("point", BEFORE_COMMIT)
-    def test_one_that_ends_before_its_commit_rolls_everything_back(self, point: str) -> None:
+    def test_session_lost_before_commit_rolls_everything_back(self, point: str) -> None:
         with pytest.raises(OperationalError), at_point(point, end_own_session):
             place("a")
         assert (orders(), waiting(), relay().total, sent()) == ([], [], 0, [])
 
     @pytest.mark.parametrize("point", AFTER_COMMIT)
-    def test_one_that_ends_after_its_commit_is_not_heard_of_and_everything_is_run_once(self, point: str) -> None:
+    def test_session_lost_after_commit_loses_nothing(self, point: str) -> None:
+        """The caller sees no error, and each task runs once."""
         called: list[str] = []
         database = get_store().database
         with at_point(point, end_own_session), transaction.atomic(using=database):
@@ -342,7 +340,7 @@ class TestSessionsOfCallers:
         run_all()
         assert done() == ["a"]
 
-    def test_one_that_ends_between_sending_and_deleting_leaves_the_row_to_be_sent_again(self) -> None:
+    def test_session_lost_before_deletion_resends_the_message(self) -> None:
         with at_point("relay:sent", end_own_session):
             [handle] = place("a")
         assert (waiting(), sent_ids()) == (["a"], [handle.message_id])
@@ -352,11 +350,11 @@ class TestSessionsOfCallers:
         assert done() == ["a"]
 
     @pytest.mark.parametrize("point", OF_RELAY)
-    def test_that_of_a_relay_may_end_too(self, point: str) -> None:
-        FileBackend.away = True
+    def test_relay_may_lose_its_session(self, point: str) -> None:
+        FileBackend.unavailable = True
         place("a", "b")
-        FileBackend.away = False
-        let_all_be_due()
+        FileBackend.unavailable = False
+        make_all_due()
         with pytest.raises(OperationalError), at_point(point, end_own_session):
             relay()
         assert waiting() == ["a", "b"]
@@ -364,7 +362,7 @@ class TestSessionsOfCallers:
         run_all()
         assert done() == ["a", "b"]
 
-    def test_a_commit_whose_answer_is_lost_sends_its_message_once(self, request: pytest.FixtureRequest) -> None:
+    def test_commit_with_a_lost_answer_sends_once(self, request: pytest.FixtureRequest) -> None:
         with behind_proxy(request) as proxy:
             lose_answer = at_point("outbox:after_insert", lambda: proxy.strike(NetworkStrike.LOSE_ANSWER_TO_COMMIT))
             with pytest.raises(OperationalError), lose_answer:
@@ -374,7 +372,7 @@ class TestSessionsOfCallers:
             run_all()
             assert done() == ["a"]
 
-    def test_a_commit_that_never_arrives_sends_nothing(self, request: pytest.FixtureRequest) -> None:
+    def test_lost_commit_sends_nothing(self, request: pytest.FixtureRequest) -> None:
         with behind_proxy(request) as proxy:
             cut = at_point("outbox:after_insert", lambda: proxy.strike(NetworkStrike.CUT_BEFORE_COMMIT))
             with pytest.raises(OperationalError), cut:
@@ -394,31 +392,31 @@ def behind_proxy(request: pytest.FixtureRequest) -> Iterator[Any]:
 class TestRelays:
     @pytest.fixture(autouse=True)
     def _unsent(self, outbox: None, store: str) -> None:
-        FileBackend.away = True
+        FileBackend.unavailable = True
         self.handles = place("a", "b", "c")
-        FileBackend.away = False
-        let_all_be_due()
+        FileBackend.unavailable = False
+        make_all_due()
 
     @pytest.mark.parametrize("point", OF_RELAY)
-    def test_what_one_held_that_is_killed_is_sent_by_the_next_one(self, point: str) -> None:
+    def test_messages_of_a_killed_relay_are_sent_later(self, point: str) -> None:
         killed_at(point, relay)
-        deleted = point == "relay:settled" and not locks_rows()  # nothing is open there that could roll back
-        assert relay_what_a_dead_process_held().sent == (0 if deleted else 3)
+        deleted = point == "relay:settled" and not locks_rows()  # no transaction is open that could roll back
+        assert relay_messages_of_dead_process().sent == (0 if deleted else 3)
         times = 1 if point == "relay:held" or deleted else 2
         assert sorted(sent_ids()) == sorted([handle.message_id for handle in self.handles] * times)
         run_all()
         assert (done(), waiting()) == (["a", "b", "c"], [])
 
-    def test_so_it_is_where_a_schedule_asks_for_maintenance(self) -> None:
+    def test_scheduled_maintenance_sends_messages_of_a_killed_relay(self) -> None:
         killed_at("relay:sent", lambda: handler({"lambda_tasks": "maintenance"}, None))
         if not locks_rows():
-            let_all_be_due()
+            make_all_due()
         answer = handler({"lambda_tasks": "maintenance"}, None)
         assert answer["outbox"] == {"sent": 3, "failed": 0, "dead": 0}
         run_all()
         assert (done(), waiting()) == (["a", "b", "c"], [])
 
-    def test_what_one_holds_that_stands_still_is_left_to_it(self) -> None:
+    def test_messages_of_a_frozen_relay_are_left_alone(self) -> None:
         with frozen_at("relay:sent", relay) as frozen:
             assert relay().total == 0
             frozen.thaw()
@@ -427,11 +425,11 @@ class TestRelays:
         run_all()
         assert (done(), waiting()) == (["a", "b", "c"], [])
 
-    def test_what_another_one_has_tried_meanwhile_is_not_tried_at_once_again(self) -> None:
+    def test_message_tried_by_another_relay_is_skipped(self) -> None:
         others: list[Relayed] = []
 
         def relay_first(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-            """Have another one fail between the look at what is due and the lock."""
+            """Let another relay fail between the query for due messages and the lock."""
             if not others and ("FOR UPDATE" in sql or sql.startswith("UPDATE")):
                 FileBackend.next_failure = "before"
                 others.append(Relayed())
@@ -443,76 +441,77 @@ class TestRelays:
         assert others[1].failed == 3
         assert sent() == []
 
-    def test_many_side_by_side_send_each_message_once(self) -> None:
-        FileBackend.away = True
+    def test_concurrent_relays_send_each_message_once(self) -> None:
+        FileBackend.unavailable = True
         names = [f"{number:03}" for number in range(350)]
         place(*names)
-        FileBackend.away = False
-        let_all_be_due()
+        FileBackend.unavailable = False
+        make_all_due()
         relayed = together(4, lambda _: relay())
         assert sum(each.sent for each in relayed) == 353
         assert len(sent_ids()) == len(set(sent_ids())) == 353
         assert waiting() == []
 
-    def test_an_answer_of_sqs_that_is_lost_sends_a_message_twice_under_one_id(self) -> None:
+    def test_lost_sqs_answer_resends_under_the_same_id(self) -> None:
         FileBackend.next_failure = "after"
-        assert str(relay()) == "0 sent, 3 to be tried again, 0 dead."
-        let_all_be_due()
+        assert str(relay()) == "0 sent, 3 to be retried, 0 dead."
+        make_all_due()
         assert relay().sent == 3
         assert sorted(sent_ids()) == sorted([handle.message_id for handle in self.handles] * 2)
         run_all()
         assert (done(), waiting()) == (["a", "b", "c"], [])
 
-    def test_sqs_may_be_away_for_days(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_sqs_may_be_unavailable_for_days(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(random, "uniform", lambda low, high: high)
         rows().update(attempts=0)
-        FileBackend.away = True
+        FileBackend.unavailable = True
         pauses: list[timedelta] = []
         for attempt in range(1, 13):
-            let_all_be_due()
+            make_all_due()
             assert relay().failed == 3
             now_and_due = rows().annotate(now=DatabaseNow()).order_by("id").values_list("attempts", "now", "due_at")
             [(attempts, now, due_at), *_] = now_and_due
             assert attempts == attempt
             pauses.append(due_at - now)
-            assert relay().total == 0  # it is not asked again before that
+            assert relay().total == 0  # the queue is not used again before that
         for pause, seconds in zip(pauses, [5, 10, 20, 40, 80, 160, *[300] * 6], strict=True):
             assert timedelta(seconds=seconds * 0.5) < pause <= timedelta(seconds=seconds)
         assert (FIRST_PAUSE, LONGEST_PAUSE) == (5, 300)
         assert [handle.status for handle in self.handles] == ["WAITING"] * 3
 
-        FileBackend.away = False
-        let_all_be_due()
+        FileBackend.unavailable = False
+        make_all_due()
         assert relay().sent == 3
         run_all()
         assert (done(), waiting()) == (["a", "b", "c"], [])
 
-    def test_two_that_reap_send_what_is_lost_once(self) -> None:
+    def test_two_reapers_resend_each_invocation_once(self) -> None:
         lost = lost_record(pack, ago=LONG)
         database = get_store().database
         with transaction.atomic(using=database):
             assert reap(older_than=0).sent_again == 1
-            assert reap(older_than=0).sent_again == 1  # its lease ended this moment
+            assert reap(older_than=0).sent_again == 1  # its lease ended just now
         assert sent_ids().count(lost) == 1
 
 
 @pytest.mark.databases("sqlite", transaction=True)
-def test_a_lease_that_is_over_lets_another_relay_send_and_takes_nothing_from_it() -> None:
-    FileBackend.away = True
+def test_expired_hold_lets_another_relay_send() -> None:
+    """The first relay does not undo what the other one has done."""
+    FileBackend.unavailable = True
     place("a")
-    FileBackend.away = False
-    let_all_be_due()
+    FileBackend.unavailable = False
+    make_all_due()
     [left] = rows().annotate(now=DatabaseNow()).values_list("now", flat=True)
     with frozen_at("relay:held", relay) as frozen:
         [(due_at, holder)] = rows().values_list("due_at", "holder")
         assert holder is not None
         assert timedelta(seconds=HOLD) <= due_at - left < timedelta(seconds=2 * HOLD)
-        let_all_be_due()
+        make_all_due()
         FileBackend.next_failure = "before"
         assert relay().failed == 1
-        frozen.thaw()  # it sends all the same: the message is not waited for any more
+        frozen.thaw()  # it sends anyway, because other relays do not wait for the message
         assert frozen.state == "answered"
-    let_all_be_due()
+    make_all_due()
     relay()
     run_all()
     assert (done(), waiting()) == (["a"], [])
@@ -525,7 +524,8 @@ class TestPartialFailures:
         settings.LAMBDA_TASKS_BACKEND = f"{__name__}.PickyBackend"
         monkeypatch.setattr(PickyBackend, "is_in_trouble", True)
 
-    def test_what_failed_is_tried_again_and_what_is_refused_is_dead_with_its_reason(self) -> None:
+    def test_failed_messages_wait_and_refused_ones_die(self) -> None:
+        """A dead message keeps the reason."""
         handles = place("a", "slow one", "poison", "b", "slow two")
         assert waiting() == ["slow one", "poison", "slow two"]
         left = {row.pk: row for row in rows().order_by("pk")}
@@ -540,28 +540,28 @@ class TestPartialFailures:
 
         PickyBackend.is_in_trouble = False
         assert relay().total == 0
-        let_all_be_due()
-        assert str(relay()) == "2 sent, 0 to be tried again, 0 dead."
+        make_all_due()
+        assert str(relay()) == "2 sent, 0 to be retried, 0 dead."
         assert waiting() == ["poison"]
         run_all()
         assert done() == ["a", "b", "slow one", "slow two"]
 
-    def test_a_queue_that_takes_nothing_is_left_alone_until_the_next_time(self, monkeypatch: Any) -> None:
-        FileBackend.away = True
+    def test_failing_queue_is_skipped_until_the_next_relay(self, monkeypatch: Any) -> None:
+        FileBackend.unavailable = True
         place(*(f"slow {number:03}" for number in range(150)))
-        FileBackend.away = False
+        FileBackend.unavailable = False
         tried = Counter(rows().values_list("attempts", flat=True))
-        assert tried == {1: 100, 0: 50}  # the caller was kept waiting by one batch
-        let_all_be_due()
+        assert tried == {1: 100, 0: 50}  # the caller waited for only one batch
+        make_all_due()
         assert relay().failed == 100
         PickyBackend.is_in_trouble = False
-        let_all_be_due()
+        make_all_due()
         assert relay().sent == 150
         assert len(set(sent_ids())) == len(sent_ids()) == 150
 
 
 @EVERYWHERE
-def test_an_sqs_that_is_silent_keeps_no_row_from_being_sent_later(settings: Any, sqs: Sqs) -> None:
+def test_silent_sqs_does_not_lose_messages(settings: Any, sqs: Sqs) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         options = {
             "endpoint_url": f"http://127.0.0.1:{silent.getsockname()[1]}",
@@ -571,20 +571,20 @@ def test_an_sqs_that_is_silent_keeps_no_row_from_being_sent_later(settings: Any,
         }
         settings.LAMBDA_TASKS_BACKEND = {"BACKEND": "lambda_tasks.backends.sqs.SQSBackend", "OPTIONS": options}
         handles = place("a", "b")
-        let_all_be_due()
+        make_all_due()
         assert relay().failed == 2
     assert waiting() == ["a", "b"]
     for error in rows().values_list("error", flat=True):
         assert "ReadTimeoutError" in error
     settings.LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.sqs.SQSBackend"
-    let_all_be_due()
+    make_all_due()
     assert relay().sent == 2
     received = [message["MessageAttributes"][MESSAGE_ID_ATTRIBUTE]["StringValue"] for message in sqs.receive()]
     assert sorted(received) == sorted(handle.message_id for handle in handles)
 
 
 def tell_the_optimiser() -> None:
-    """Let MariaDB know how few messages there are: it would rather read them all than look some up."""
+    """Update MariaDB's statistics, because MariaDB prefers to scan a small table instead of using an index."""
     connection = connections[get_store().database]
     if connection.vendor == "mysql":
         with connection.cursor() as cursor:
@@ -592,8 +592,8 @@ def tell_the_optimiser() -> None:
 
 
 @WITH_ROW_LOCKS
-class TestARelayThatStandsStill:
-    """It holds its own messages and nothing else: not for a second is anybody waited for."""
+class TestFrozenRelay:
+    """A frozen relay holds only its own messages, and no other process waits for it, not even for a second."""
 
     @pytest.fixture(autouse=True, params=["read committed", "repeatable read"])
     def _impatient(
@@ -613,10 +613,10 @@ class TestARelayThatStandsStill:
 
     @pytest.fixture(params=["relay:held", "relay:settled"])
     def frozen(self, request: pytest.FixtureRequest, _impatient: None) -> Iterator[Process]:
-        FileBackend.away = True
+        FileBackend.unavailable = True
         place("a", "b", "c")
-        FileBackend.away = False
-        let_all_be_due()
+        FileBackend.unavailable = False
+        make_all_due()
         tell_the_optimiser()
         with frozen_at(request.param, relay) as frozen:
             yield frozen
@@ -625,25 +625,25 @@ class TestARelayThatStandsStill:
         assert waiting() == []
         assert len(set(sent_ids())) == len(sent_ids())
 
-    def test_holds_up_nobody_who_commits_and_sends(self, frozen: Process) -> None:
+    def test_relay_does_not_block_callers(self, frozen: Process) -> None:
         before = len(sent())
         for few in (["d"], ["e", "f"], [f"{number:02}" for number in range(30)]):
             place(*few)
         assert len(sent()) == before + 33
 
-    def test_leaves_to_others_what_it_does_not_hold(self) -> None:
-        FileBackend.away = True
+    def test_relay_leaves_other_messages_to_other_relays(self) -> None:
+        FileBackend.unavailable = True
         place(*(f"{number:03}" for number in range(BATCH_SIZE + 30)))
-        FileBackend.away = False
-        let_all_be_due()
+        FileBackend.unavailable = False
+        make_all_due()
         tell_the_optimiser()
         with frozen_at("relay:held", relay) as frozen:
             assert relay().sent == 30
             frozen.thaw()
         assert (waiting(), len(set(sent_ids()))) == ([], BATCH_SIZE + 30)
 
-    def test_holds_up_nobody_where_it_has_found_nothing_any_more(self, store: str) -> None:
-        """A lock on a message that is not there would be one on its place, and on those of messages to come."""
+    def test_relay_locks_no_missing_message(self, store: str) -> None:
+        """Such a lock would cover a gap in the index, and so block new messages."""
         gone = new_message_id()
         with frozen_at(
             "relay:held", lambda: cast(OutboxBackend, get_backend()).send_now([gone], using=store)
@@ -653,11 +653,11 @@ class TestARelayThatStandsStill:
             assert frozen.state == "answered"
         assert (waiting(), len(sent())) == ([], 1)
 
-    def test_holds_up_nobody_whom_sqs_fails(self, frozen: Process) -> None:
-        FileBackend.away = True
+    def test_relay_does_not_block_callers_during_an_outage(self, frozen: Process) -> None:
+        FileBackend.unavailable = True
         own = rows().filter(pk__in=[handle.message_id for handle in place("d", "e")])
         assert list(own.values_list("attempts", flat=True)) == [1, 1]
-        FileBackend.away = False
+        FileBackend.unavailable = False
         own.update(due_at=DatabaseNow())
         assert relay().sent == 2
 
@@ -666,18 +666,18 @@ class TestARelayThatStandsStill:
 class TestRetries:
     @pytest.fixture(autouse=True)
     def _message(self, outbox: None, store: str) -> None:
-        place("a", task=pack_at_second_try)
+        place("a", task=pack_at_second_attempt)
         [self.message] = sent()
 
     def _first_delivery(self) -> object:
         return handler(event_of(self.message), None)
 
     def _deliver_again(self) -> None:
-        end_lease()
+        expire_lease()
         assert handler(event_of(self.message, receives=2), None) == {"batchItemFailures": []}
 
     def _has_one_retry(self) -> None:
-        relay_what_a_dead_process_held()
+        relay_messages_of_dead_process()
         run_all()
         chain = records().order_by("n_retries").values_list("status", flat=True)
         assert list(chain) == [TaskStatus.RETRYING, TaskStatus.SUCCESS]
@@ -685,7 +685,7 @@ class TestRetries:
         assert (done(), waiting()) == (["a"], [])
 
     @pytest.mark.parametrize("point", OF_RETRY)
-    def test_a_worker_that_is_killed_anywhere_leaves_one(self, point: str) -> None:
+    def test_killed_worker_leaves_one_retry(self, point: str) -> None:
         killed_at(point, self._first_delivery)
         self._deliver_again()
         self._has_one_retry()
@@ -693,26 +693,26 @@ class TestRetries:
     @pytest.mark.parametrize(
         "point", ["settle:before_write", "outbox:before_insert", "outbox:after_insert", "enqueue:after_commit"]
     )
-    def test_a_worker_that_goes_on_when_another_one_has_taken_over_leaves_one(self, point: str) -> None:
+    def test_overtaken_worker_leaves_one_retry(self, point: str) -> None:
         with frozen_at(point, self._first_delivery) as frozen:
-            end_free_leases()
+            expire_free_leases()
             handler(event_of(self.message, receives=2), None)
             frozen.thaw()
-        let_all_be_due()
+        make_all_due()
         self._deliver_again()
         self._has_one_retry()
 
     @pytest.mark.parametrize("failure", ["before", "after"])
-    def test_a_queue_that_fails_gives_no_claim_back(self, failure: str) -> None:
+    def test_failing_queue_does_not_release_the_claim(self, failure: str) -> None:
         FileBackend.next_failure = failure
         assert self._first_delivery() == {"batchItemFailures": []}
         assert waiting() == ["a"]
-        let_all_be_due()
+        make_all_due()
         self._has_one_retry()
 
 
-def end_free_leases() -> None:
-    """Let leases be over, but for those of records that an open transaction is writing."""
+def expire_free_leases() -> None:
+    """Let leases expire, except those of records that an open transaction is writing."""
     with transaction.atomic(using=get_store().database):
         free = records().select_for_update(skip_locked=True).filter(status="RUNNING")
         keys = list(free.values_list("pk", flat=True))
@@ -720,35 +720,36 @@ def end_free_leases() -> None:
 
 
 @pytest.mark.databases("sqlite", transaction=True)
-def test_on_sqlite_too_a_worker_that_is_killed_leaves_one_retry() -> None:
-    place("a", task=pack_at_second_try)
+def test_killed_worker_leaves_one_retry_on_sqlite() -> None:
+    place("a", task=pack_at_second_attempt)
     [message] = sent()
     killed_at("relay:sent", lambda: handler(event_of(message), None))
-    assert relay_what_a_dead_process_held().sent == 1
+    assert relay_messages_of_dead_process().sent == 1
     run_all()
     assert (done(), waiting(), len(set(sent_ids()))) == (["a"], [], 2)
 
 
 @WITH_ROW_LOCKS
-class TestRetriesWhoseCommitIsStruck:
+class TestRetriesWithLostCommit:
     @pytest.fixture(autouse=True)
     def _message(self, outbox: None, store: str) -> None:
-        place("a", task=pack_at_second_try)
+        place("a", task=pack_at_second_attempt)
         [self.message] = sent()
 
     @pytest.mark.parametrize(
         "strike",
         [NetworkStrike.LOSE_ANSWER_TO_COMMIT, NetworkStrike.CUT_BEFORE_COMMIT, NetworkStrike.CUT_AFTER_COMMIT],
     )
-    def test_there_is_one(self, request: pytest.FixtureRequest, strike: NetworkStrike) -> None:
+    def test_commit_with_a_lost_answer_leaves_one_retry(
+        self, request: pytest.FixtureRequest, strike: NetworkStrike
+    ) -> None:
         with behind_proxy(request) as proxy:
             with at_point("outbox:after_insert", lambda: proxy.strike(strike)):
                 assert handler(event_of(self.message), None) == {"batchItemFailures": []}
             self._has_one_retry(copies=1)
 
-    def test_there_is_one_where_a_relay_has_sent_it_before_it_is_kept_again(
-        self, request: pytest.FixtureRequest
-    ) -> None:
+    def test_retry_sent_by_a_relay_is_not_duplicated(self, request: pytest.FixtureRequest) -> None:
+        """The relay sends it before the worker keeps it for the second time."""
         times: list[int] = []
 
         def strike() -> None:
@@ -763,7 +764,7 @@ class TestRetriesWhoseCommitIsStruck:
                 assert InThread(relay).start().answer().sent == 1
 
         with behind_proxy(request) as proxy, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(points, "reached", sent_meanwhile)
+            patch.setattr(failpoints, "reached", sent_meanwhile)
             assert handler(event_of(self.message), None) == {"batchItemFailures": []}
             assert times == [1, 2]
             self._has_one_retry(copies=2)

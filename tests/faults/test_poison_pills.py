@@ -1,4 +1,4 @@
-"""Tasks that end their process each time, through the real handler in processes of its own."""
+"""Run tasks that kill their process on every run, through the real handler in separate processes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any, Final
 
 import pytest
 
-from lambda_tasks import identity
 from lambda_tasks.backends.memory import event_record
 from lambda_tasks.jobs import Job
-from lambda_tasks.lost import reap
+from lambda_tasks.operations.reaping import reap
+from lambda_tasks.wire import ids
 from tests.faults.workers import (
     ON_DEFAULT,
     backend,
     deliver,
     die,
     effects,
-    end_lease,
+    expire_lease,
     job_of,
     record_of,
 )
@@ -32,12 +32,13 @@ from tests.faults.workers import (
 pytestmark = pytest.mark.usefixtures("empty_queue")
 
 
-#: Runs each event that it is sent in a child of its own, as Lambda runs one in each container.
+#: Runs each received event in a separate child process, as Lambda runs each in a container.
 CONTAINERS: Final = """
 import json, os, resource, sys
 import django
 django.setup()
-from lambda_tasks import executor, messages
+from lambda_tasks.execution import pipeline
+from lambda_tasks import messages
 from lambda_tasks.handler import handler
 import tests.faults.workers
 
@@ -60,13 +61,13 @@ for line in sys.stdin:
 
 
 class Containers:
-    """Processes in which the handler runs, each for one event."""
+    """Processes that run the handler, one for each event."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def invoke(self, *jobs: Job) -> tuple[int, Any]:
-        """Return how the process ended (negative: by which signal), and what the handler answered, if it did."""
+        """Return the exit code of the process (negative for a signal), and the handler's answer, if any."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         ender = threading.Timer(60, self._process.kill)
@@ -99,15 +100,13 @@ def containers() -> Iterator[Containers]:
 @ON_DEFAULT
 @pytest.mark.parametrize(("how", "end"), [("SIGKILL", -signal.SIGKILL), ("segfault", -signal.SIGSEGV), ("os._exit", 3)])
 class TestPoisonPill:
-    def test_it_fails_as_crashed_after_its_last_delivery_and_is_acknowledged(
-        self, containers: Containers, how: str, end: int
-    ) -> None:
-        pill = job_of(die, identity.new_message_id(), how=how)
+    def test_pill_fails_as_crashed_after_its_last_delivery(self, containers: Containers, how: str, end: int) -> None:
+        pill = job_of(die, ids.new_message_id(), how=how)
         for crash in range(4):
             assert containers.invoke(pill) == (end, None)
             record = record_of(pill.message_id)
             assert (record.status, record.takeovers) == ("RUNNING", crash)
-            end_lease(pill.message_id, ago=timedelta(seconds=1))
+            expire_lease(pill.message_id, ago=timedelta(seconds=1))
 
         assert containers.invoke(pill) == (0, {"batchItemFailures": []})
         record = record_of(pill.message_id)
@@ -115,28 +114,27 @@ class TestPoisonPill:
         assert "crashed: 4 workers died while they ran it" in (record.traceback or "")
         assert effects() == []
 
-    def test_it_fails_as_lost_where_its_messages_never_come_back(
-        self, containers: Containers, how: str, end: int
-    ) -> None:
-        pill = job_of(die, identity.new_message_id(), how=how)
+    def test_pill_without_redeliveries_fails_as_lost(self, containers: Containers, how: str, end: int) -> None:
+        pill = job_of(die, ids.new_message_id(), how=how)
         for _ in range(4):
             assert containers.invoke(pill) == (end, None)
-            end_lease(pill.message_id)
+            expire_lease(pill.message_id)
             if reap().sent_again:
                 [pill] = backend().take()
         record = record_of(pill.message_id)
         assert record.status == "FAILED"
-        assert "lost: it was given up 4 times" in (record.traceback or "")
+        assert "lost: it was taken over or lost 4 times" in (record.traceback or "")
         assert backend().jobs == []
         assert effects() == []
 
 
 @ON_DEFAULT
-def test_after_a_crash_the_next_delivery_does_the_work_once(containers: Containers) -> None:
-    fragile = job_of(die, identity.new_message_id(), how="SIGKILL")
+def test_delivery_after_a_crash_runs_once(containers: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+    fragile = job_of(die, ids.new_message_id(), how="SIGKILL")
     assert containers.invoke(fragile)[0] == -signal.SIGKILL
-    end_lease()
-    # The same invocation, on a machine with enough memory, so to say.
-    deliver(job_of(die, fragile.message_id, how="not at all"))
+    expire_lease()
+    # The same invocation, as if on a machine with enough memory.
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    deliver(fragile)
     assert effects() == ["died"]
     assert record_of(fragile.message_id).status == "SUCCESS"

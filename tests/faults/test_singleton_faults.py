@@ -1,10 +1,11 @@
-"""The lock's server goes away, forgets or falls silent: no outcome changes, no work is lost, and nothing overlaps."""
+"""Check that a lock server that is unavailable, silent or loses locks changes no outcome and causes no overlap."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,38 +23,43 @@ from django.db import connections, transaction
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
-from lambda_tasks import default_plugin, identity, points, singletons
+from lambda_tasks import failpoints
 from lambda_tasks.backends.memory import MemoryBackend, event_record
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import LockError
+from lambda_tasks.execution import locking
 from lambda_tasks.handler import handler
 from lambda_tasks.locks.advisory import advisory_key, try_advisory_lock
-from lambda_tasks.models import DatabaseNow, TaskRecord
+from lambda_tasks.models import TaskRecord
 from lambda_tasks.strategies import get_backend, get_lock, get_store
 from lambda_tasks.testing.contracts import InThread
+from lambda_tasks.wire import ids
 from tests import services
 from tests.app.models import Effect
 from tests.faults.proxy import PATIENCE, Proxy, Strike, proxy_to
 
-#: Seconds that a silent server is waited for, here.
+pytestmark = pytest.mark.thorough
+
+#: The socket timeout for a silent server in these tests, in seconds.
 IMPATIENCE = 0.2
 
-#: What a task does beside its work, by the name that it is called with; once.
+#: An additional action of a task, by the name that it is called with, executed once.
 meanwhile: dict[str, Callable[[], object]] = {}
 
 
-class Asked(Exception):
-    """What a task raises that wants to be retried."""
+class RetryRequested(Exception):
+    """An error for which a task is retried."""
 
 
-@lambda_task(singleton=True, ignore_errors=(LockError,), retry_on=(Asked,))
+@lambda_task(singleton=True, ignore_errors=(LockError,), retry_on=(RetryRequested,))
 def alone(*, name: str, end: str = "well") -> None:
     effects().create(name=name)
     meanwhile.pop(name, lambda: None)()
     if end == "failing":
         raise ValueError(name)
     if end == "retrying":
-        raise Asked(name)
+        raise RetryRequested(name)
 
 
 @lambda_task(singleton=True)
@@ -83,15 +89,22 @@ def backend() -> MemoryBackend:
     return chosen
 
 
+@pytest.fixture(autouse=True)
+def _empty_backend() -> None:
+    """Drop jobs that an earlier test has left, such as a retry."""
+    if isinstance(get_backend(), MemoryBackend):
+        backend().take()
+
+
 def message_of(task: Any, /, **kwargs: Any) -> dict[str, Any]:
-    """Return the message of an invocation as it comes in an event."""
+    """Return the message of an invocation as it appears in an event."""
     task.execute_on_commit(**kwargs)
     [job] = backend().take()
     return event_record(job)
 
 
 def deliver(*messages: dict[str, Any]) -> list[str]:
-    """Give the messages to the handler; return the ids of those that stay on the queue."""
+    """Deliver the messages to the handler, and return the ids of those that stay on the queue."""
     response = handler({"Records": list(messages)}, None)
     return [failure["itemIdentifier"] for failure in response["batchItemFailures"]]
 
@@ -101,7 +114,7 @@ def retry_message() -> dict[str, Any]:
     return event_record(retry)
 
 
-def let_leases_end() -> None:
+def expire_leases() -> None:
     records().filter(status="RUNNING").update(lease_until=DatabaseNow() - timedelta(seconds=1))
 
 
@@ -116,11 +129,11 @@ def _nothing_left() -> Iterator[None]:
     backend().jobs.clear()
 
 
-# The three ways to Redis, through a proxy or to a server of the test's own
+# The three clients of Redis, through a proxy or with a private server
 
 
 def lock_settings(kind: str, url: str, **options: Any) -> dict[str, Any]:
-    """Return the settings of a lock of that kind on the Redis at `url`."""
+    """Return the settings of a lock of this kind on the Redis at `url`."""
     if kind == "RedisLock":
         options |= {"url": url, "socket_timeout": IMPATIENCE}
         return {"LAMBDA_TASKS_LOCK": {"BACKEND": "lambda_tasks.locks.redis.RedisLock", "OPTIONS": options}}
@@ -164,7 +177,7 @@ def proxy(redis_server: services.Server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def own_redis() -> Iterator[redis.Redis]:
-    """A client of a Redis that no other test uses: it may be emptied and shut down."""
+    """Yield a client of a private Redis, which the test may empty and shut down."""
     for binaries in services.KINDS[1].binaries():
         url = binaries.start()
         break
@@ -172,7 +185,7 @@ def own_redis() -> Iterator[redis.Redis]:
         pytest.skip("there is no Redis to start")
     with redis.Redis.from_url(url) as client:
         yield client
-        with suppress(redis.ConnectionError):  # the test may have done so
+        with suppress(redis.ConnectionError):  # the test may have shut it down
             client.shutdown(nosave=True)
 
 
@@ -181,16 +194,16 @@ def url_of(client: redis.Redis) -> str:
 
 
 def url_behind(proxy: Proxy) -> str:
-    return f"redis://{proxy.host}:{proxy.port}/0"
+    return f"redis://{proxy.host}:{proxy.port}/{services.redis_database_number()}"
 
 
-# Away when it is asked
+# Unavailable when the lock is acquired
 
 
 @pytest.mark.django_db(transaction=True)
-class TestAwayAtAcquire:
-    @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.go_away, Proxy.fall_silent])
-    def test_the_task_is_retried_and_neither_failed_nor_ignored(
+class TestUnavailableLock:
+    @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.become_unavailable, Proxy.stop_answering])
+    def test_task_is_retried_and_not_failed_or_ignored(
         self, proxy: Proxy, kind: str, fault: Callable[[Proxy], None]
     ) -> None:
         with override_settings(**lock_settings(kind, url_behind(proxy))):
@@ -204,10 +217,8 @@ class TestAwayAtAcquire:
             assert deliver(retry_message()) == []
             assert (names(), statuses()) == (["a"], ["RETRYING", "SUCCESS"])
 
-    def test_the_longer_it_is_away_the_longer_are_the_pauses(
-        self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(default_plugin.random, "uniform", lambda low, high: high)
+    def test_pauses_grow_during_an_outage(self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(random, "uniform", lambda low, high: high)
         delays = []
         with override_settings(**lock_settings("RedisLock", url_behind(proxy))):
             message = message_of(alone, name="a")
@@ -219,27 +230,27 @@ class TestAwayAtAcquire:
                 message = event_record(retry)
         assert delays == [5, 10, 20, 40, 80, 160, 320, 640, 900, 900]
 
-    def test_an_answer_that_is_lost_is_not_taken_for_another_holder(self, proxy: Proxy, kind: str) -> None:
+    def test_lost_answer_is_not_mistaken_for_contention(self, proxy: Proxy, kind: str) -> None:
         with override_settings(**lock_settings(kind, url_behind(proxy))):
             deliver(message_of(alone, name="first"))
             proxy.strike(Strike.LOSE_ANSWER)
             deliver(message_of(alone, name="a"))
             assert "LockError" not in str(list(records().values_list("traceback", flat=True)))
-            for job in backend().take():  # redis-py before 6 does not ask again by itself
+            for job in backend().take():  # redis-py before version 6 does not repeat the request
                 deliver(event_record(job))
         assert names() == ["a", "first"]
 
-    def test_a_connection_that_the_server_has_ended_is_replaced(self, own_redis: redis.Redis, kind: str) -> None:
+    def test_closed_connection_is_replaced(self, own_redis: redis.Redis, kind: str) -> None:
         with override_settings(**lock_settings(kind, url_of(own_redis))):
             deliver(message_of(alone, name="a"))
             killed = own_redis.client_kill_filter(_type="normal", skipme=True)
-            # Django's RedisCache keeps none from one message to the next.
+            # Django's RedisCache does not keep connections between messages.
             assert killed > 0 or kind == "RedisCache"
             assert deliver(message_of(alone, name="b")) == []
         assert (names(), statuses()) == (["a", "b"], ["SUCCESS", "SUCCESS"])
 
-    @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.fall_silent])
-    def test_one_that_may_run_without_its_lock_runs_with_a_warning(
+    @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.stop_answering])
+    def test_fail_open_task_runs_with_a_warning(
         self, proxy: Proxy, kind: str, fault: Callable[[Proxy], None], caplog: pytest.LogCaptureFixture
     ) -> None:
         with override_settings(**lock_settings(kind, url_behind(proxy), fail_open=True)):
@@ -250,7 +261,7 @@ class TestAwayAtAcquire:
         assert (names(), statuses()) == (["a"], ["SUCCESS"])
         assert "runs without it" in caplog.text
 
-    def test_one_that_may_run_without_its_lock_is_kept_out_by_a_holder_all_the_same(self, proxy: Proxy) -> None:
+    def test_fail_open_task_waits_for_another_holder(self, proxy: Proxy) -> None:
         with override_settings(**lock_settings("RedisLock", url_behind(proxy), fail_open=True)):
             assert get_lock().acquire(key_of(alone_in_the_end), token="another", timeout=60)
             try:
@@ -266,8 +277,8 @@ ENDS = {"well": "SUCCESS", "failing": "FAILED", "retrying": "RETRYING"}
 
 
 @pytest.mark.django_db(transaction=True)
-class TestLostWhileRunning:
-    """Each way to end is what it would have been."""
+class TestLockLostWhileRunning:
+    """The outcome of each run is unchanged."""
 
     def run(self, fault: Callable[[], object], *, ends: Iterable[str] = ENDS) -> None:
         for end in ends:
@@ -279,30 +290,28 @@ class TestLostWhileRunning:
             assert names() == (["a"] if end == "well" else [])
             assert len(backend().take()) == (1 if end == "retrying" else 0)
 
-    @pytest.mark.parametrize("fault", [Proxy.cut, Proxy.go_away, Proxy.fall_silent])
+    @pytest.mark.parametrize("fault", [Proxy.cut, Proxy.become_unavailable, Proxy.stop_answering])
     @pytest.mark.parametrize("end", ENDS)
-    def test_a_redis_out_of_reach_changes_nothing(
+    def test_unreachable_redis_changes_nothing(
         self, proxy: Proxy, kind: str, end: str, fault: Callable[[Proxy], None]
     ) -> None:
         with override_settings(**lock_settings(kind, url_behind(proxy))):
             self.run(lambda: fault(proxy), ends=[end])
         proxy.pass_through()
         with redis.Redis.from_url(url_behind(proxy)) as client:
-            # What could not be released would keep the next test's task out: nobody else's on this server.
+            # Delete the locks that could not be released, but not those of other programs on this server.
             for key in client.scan_iter(f"*lambda_tasks.singleton_lock.{__name__}.*"):
                 client.delete(key)
 
-    def test_a_redis_that_ends_changes_nothing(self, own_redis: redis.Redis, kind: str) -> None:
+    def test_redis_shutdown_changes_nothing(self, own_redis: redis.Redis, kind: str) -> None:
         with override_settings(**lock_settings(kind, url_of(own_redis))):
             self.run(partial(own_redis.shutdown, nosave=True), ends=["well"])
 
-    def test_a_redis_that_forgets_everything_changes_nothing(self, own_redis: redis.Redis, kind: str) -> None:
+    def test_flushed_redis_changes_nothing(self, own_redis: redis.Redis, kind: str) -> None:
         with override_settings(**lock_settings(kind, url_of(own_redis))):
             self.run(own_redis.flushall)
 
-    def test_a_lock_that_went_to_another_holder_changes_nothing_and_stays_with_it(
-        self, own_redis: redis.Redis, kind: str
-    ) -> None:
+    def test_lock_that_changed_hands_stays_with_its_holder(self, own_redis: redis.Redis, kind: str) -> None:
         def fail_over() -> None:
             own_redis.flushall()
             assert get_lock().acquire(key_of(alone), token="another", timeout=60)
@@ -313,7 +322,7 @@ class TestLostWhileRunning:
                 self.run(fail_over, ends=[end])
                 assert not get_lock().acquire(key_of(alone), token="a third", timeout=60)
 
-    def test_a_lock_that_expires_before_the_end_is_written_changes_nothing(
+    def test_lock_that_expires_before_the_end_changes_nothing(
         self, own_redis: redis.Redis, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def reached(point: str) -> None:
@@ -321,25 +330,25 @@ class TestLostWhileRunning:
                 for key in own_redis.scan_iter("*"):
                     own_redis.pexpire(key, 0)
 
-        monkeypatch.setattr(points, "reached", reached)
+        monkeypatch.setattr(failpoints, "reached", reached)
         with override_settings(**lock_settings(kind, url_of(own_redis))):
             self.run(lambda: None)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_that_was_given_up_leaves_the_lock_to_who_took_over(
+def test_overtaken_worker_leaves_the_lock_to_its_takeover(
     own_redis: redis.Redis, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def be_taken_over() -> None:
-        """Let time pass, and another worker take the invocation and its lock."""
-        monkeypatch.setattr(singletons, "monotonic", lambda: float("inf"))
+    def simulate_takeover() -> None:
+        """Let time pass, and let another worker take over the invocation and its lock."""
+        monkeypatch.setattr(locking, "monotonic", lambda: float("inf"))
         own_redis.flushall()
         record = records().get()
-        records().update(claim=identity.new_message_id())
+        records().update(claim=ids.new_message_id())
         assert get_lock().acquire(key_of(alone), token=str(record.root_id), timeout=60)
 
     with override_settings(**lock_settings(kind, url_of(own_redis))):
-        meanwhile["a"] = be_taken_over
+        meanwhile["a"] = simulate_takeover
         message = message_of(alone, name="a")
         assert deliver(message) == [message["messageId"]]
         assert not get_lock().acquire(key_of(alone), token="another", timeout=60)
@@ -350,7 +359,7 @@ def test_a_worker_that_was_given_up_leaves_the_lock_to_who_took_over(
 
 @pytest.mark.databases("postgres", transaction=True)
 class TestLockInTransaction:
-    """The first one is in its transaction, and Redis has forgotten that."""
+    """The first run is in its transaction, and Redis has lost its lock."""
 
     @pytest.fixture(autouse=True)
     def _on_postgres(self, database: str, settings: Any) -> Iterator[None]:
@@ -365,16 +374,14 @@ class TestLockInTransaction:
         assert self.end.wait(PATIENCE)
 
     def start(self, message: dict[str, Any], name: str = "a") -> InThread[list[str]]:
-        """Deliver `message` in another worker; return when its task is in its transaction."""
+        """Deliver `message` in another worker, and return when its task is in its transaction."""
         meanwhile[name] = self.stay
         first = InThread(lambda: deliver(message)).start()
         assert self.inside.acquire(timeout=PATIENCE)
         return first
 
     @pytest.mark.parametrize("in_transaction", [True, False])
-    def test_a_second_one_does_not_overlap_with_it(
-        self, own_redis: redis.Redis, kind: str, in_transaction: bool
-    ) -> None:
+    def test_second_task_does_not_overlap(self, own_redis: redis.Redis, kind: str, in_transaction: bool) -> None:
         overlaps = []
         options = {} if in_transaction else {"in_transaction": False}
         with override_settings(**lock_settings(kind, url_of(own_redis), **options)):
@@ -392,7 +399,7 @@ class TestLockInTransaction:
                 assert overlaps == [True]
         assert names() == ["a", "b"]
 
-    def test_a_second_one_that_ignores_contention_is_dropped(self, own_redis: redis.Redis) -> None:
+    def test_second_task_that_ignores_contention_is_dropped(self, own_redis: redis.Redis) -> None:
         with override_settings(**lock_settings("RedisLock", url_of(own_redis))):
             first = self.start(message_of(alone, name="a"))
             own_redis.flushall()
@@ -401,12 +408,11 @@ class TestLockInTransaction:
             first.answer()
         assert (names(), statuses()) == (["a"], ["SUCCESS", "SUCCESS"])
 
-    def test_without_a_redis_a_second_one_that_may_run_without_its_lock_does_not_overlap_either(
-        self, proxy: Proxy
-    ) -> None:
+    def test_second_fail_open_task_does_not_overlap(self, proxy: Proxy) -> None:
+        """Redis is unavailable to both."""
         with override_settings(**lock_settings("RedisLock", url_behind(proxy), fail_open=True)):
             messages = [message_of(alone_in_the_end, name=name) for name in "ab"]
-            proxy.go_away()
+            proxy.become_unavailable()
             first = self.start(messages[0])
             assert deliver(messages[1]) == []
             assert statuses() == ["RETRYING", "RUNNING"]
@@ -416,20 +422,19 @@ class TestLockInTransaction:
         assert names() == ["a", "b"]
 
     @pytest.mark.parametrize("given_back", [False, True], ids=["taken over", "given back"])
-    def test_an_invocation_that_meets_its_own_old_transaction_is_retried_and_not_ignored(
-        self, own_redis: redis.Redis, given_back: bool
-    ) -> None:
+    def test_takeover_blocked_by_its_old_transaction_is_retried(self, own_redis: redis.Redis, given_back: bool) -> None:
+        """It is not contention that the task may ignore."""
         with override_settings(**lock_settings("RedisLock", url_of(own_redis))):
             message = message_of(alone, name="a")
             first = self.start(message)
-            let_leases_end()
-            if given_back:  # by a worker that saw its connection end, while the server did not
+            expire_leases()
+            if given_back:  # by a worker whose connection ended, but not its session on the server
                 records().update(claim=None)
                 own_redis.flushall()
             assert deliver(message) == []
             assert statuses() == ["RETRYING"]
 
-            # Nor is its retry, which is another invocation, with nothing to take over.
+            # The retry is not ignored either. It is another invocation, without a record to take over.
             assert deliver(retry_message()) == []
             assert statuses() == ["RETRYING", "RETRYING"]
 
@@ -439,7 +444,7 @@ class TestLockInTransaction:
             assert deliver(retry_message(), message) == []
         assert (names(), statuses()) == (["a"], ["RETRYING", "RETRYING", "SUCCESS"])
 
-    def test_the_end_of_its_session_gives_it_back(self, own_redis: redis.Redis, database: str) -> None:
+    def test_end_of_the_session_releases_the_lock(self, own_redis: redis.Redis, database: str) -> None:
         def end_session() -> None:
             with connections[database].cursor() as cursor:
                 cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
@@ -451,7 +456,7 @@ class TestLockInTransaction:
             assert deliver(message) == []
         assert (names(), statuses()) == (["a"], ["SUCCESS"])
 
-    def test_two_tasks_do_not_keep_each_other_out(self, own_redis: redis.Redis) -> None:
+    def test_two_tasks_do_not_exclude_each_other(self, own_redis: redis.Redis) -> None:
         with override_settings(**lock_settings("RedisLock", url_of(own_redis))):
             first = self.start(message_of(alone, name="a"))
             assert deliver(message_of(alone_in_the_end, name="b")) == []
@@ -463,7 +468,7 @@ class TestLockInTransaction:
 
 @pytest.mark.databases("sqlite", "postgres", "mariadb", transaction=True)
 class TestAdvisoryLock:
-    def test_a_transaction_keeps_others_out_until_it_ends_however_it_ends(self, database: str) -> None:
+    def test_transaction_holds_the_lock_until_it_ends(self, database: str) -> None:
         if database != "postgres":
             pytest.skip("no other database has such locks")
 
@@ -482,7 +487,7 @@ class TestAdvisoryLock:
                 transaction.set_rollback(ending == "rollback", using=database)
             assert InThread(taken).start().answer() is True
 
-    def test_a_database_without_such_locks_is_not_asked(self, database: str) -> None:
+    def test_databases_without_advisory_locks_are_not_asked(self, database: str) -> None:
         if database == "postgres":
             pytest.skip("it has them")
         with transaction.atomic(using=database), CaptureQueriesContext(connections[database]) as queries:
@@ -490,17 +495,17 @@ class TestAdvisoryLock:
             assert try_advisory_lock("a key", database=database)
         assert len(queries) == 0
 
-    def test_workers_of_all_versions_mean_the_same_lock(self, database: str) -> None:
+    def test_lock_key_is_stable_across_versions(self, database: str) -> None:
         assert advisory_key("lambda_tasks.singleton_lock.shop.tasks.recount_stock") == 7684811595352237510
 
 
-# Killed with the lock held
+# Killed while it holds the lock
 
 KILLED_IN_ITS_TASK = """
 import json, os, signal, sys
 import django
 django.setup()
-from lambda_tasks import points
+from lambda_tasks import failpoints
 from lambda_tasks.handler import handler
 from lambda_tasks.locks.advisory import advisory_key, try_advisory_lock
 import tests.faults.test_singleton_faults
@@ -509,13 +514,13 @@ def reached(point):
     if point == "task:enter":
         os.kill(os.getpid(), signal.SIGKILL)
 
-points.reached = reached
+failpoints.reached = reached
 handler({"Records": [json.load(sys.stdin)]}, None)
 """
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_lock_of_a_worker_that_was_killed_keeps_others_out_and_lets_its_own_invocation_in(
+def test_killed_workers_lock_admits_only_its_own_invocation(
     redis_server: services.Server,
 ) -> None:
     message, another = message_of(alone_in_the_end, name="a"), message_of(alone_in_the_end, name="b")
@@ -534,7 +539,7 @@ def test_the_lock_of_a_worker_that_was_killed_keeps_others_out_and_lets_its_own_
 
     assert deliver(another) == []
     assert statuses() == ["RETRYING", "RUNNING"]
-    let_leases_end()
+    expire_leases()
     assert deliver(message) == []
     assert names() == ["a"]
     assert deliver(retry_message()) == []

@@ -1,4 +1,4 @@
-"""The soak works, in miniature; `make soak` runs it at full length."""
+"""Run a short soak test; `make soak` runs it at full length."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pytest
 
 from tests.services import Server
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.thorough, pytest.mark.once]
 
 ROOT = Path(__file__).parents[2]
 
 
 def soak(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.faults.soak", "--keep", str(folder), *options]
-    # Its settings are its own; the server of the tests stands in DATABASE_URL.
+    # The soak test has its own settings, and uses the test server in DATABASE_URL.
     inherited = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
     return subprocess.run(command, cwd=ROOT, env=inherited, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it finds the processes to kill in /proc")
-def test_nothing_is_lost_or_doubled_in_a_short_soak(postgres: Server, tmp_path: Path) -> None:
+def test_short_soak_loses_and_doubles_nothing(postgres: Server, tmp_path: Path) -> None:
     done = soak(tmp_path, "--tasks", "60", "--workers", "1", "--seed", "2", "--kill-every", "0.5", "--patience", "120")
     table = dict(re.findall(r"^(\S[\w -]*?)  +(\d+)\b", done.stdout, re.MULTILINE))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,7 +1,7 @@
-"""Whatever a task does, it ends within its limits and their grace, FAILED with a reason, and no neighbour is lost.
+"""Check that every task ends within its limits and their grace, and is FAILED with a reason, with no neighbour lost.
 
-Each case is a batch of three messages, the bad task in the middle, in a worker process of its own. The
-workers run side by side, before the first test. What a worker's end has left behind is delivered again.
+Each case is a batch of three messages with the bad task in the middle, in a separate worker process. The workers run
+in parallel, before the first test. Messages that the end of a worker interrupted are delivered again.
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ from django.conf import settings
 from django.db import connections
 from django.test import override_settings
 
-from lambda_tasks import identity
 from lambda_tasks.backends.memory import event_record
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
-from lambda_tasks.messages import SQSLambdaTaskMessage
-from lambda_tasks.models import DatabaseNow, TaskRecord
+from lambda_tasks.models import TaskRecord
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import Invocation
 from tests.app.models import Effect
 
-pytestmark = pytest.mark.django_db(
-    databases=["default", "postgres"] if "postgres" in settings.DATABASES else ["default"]
-)
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.django_db(databases=["default", "postgres"] if "postgres" in settings.DATABASES else ["default"]),
+]
 
-#: Seconds in which everything must have happened, on a busy machine too.
+#: The maximum time in seconds for all workers, on a busy machine too.
 DEADLINE: Final = 90
 
-#: Loads Django once and forks a worker for each case: what a worker does and says, it finds in a file.
+#: Loads Django once and forks a worker for each case, which writes its answer and its output to files.
 WORKERS: Final = textwrap.dedent(
     """
     import json, os, sys, threading
@@ -48,11 +50,12 @@ WORKERS: Final = textwrap.dedent(
     from django.conf import settings
 
     for database in settings.DATABASES.values():
-        database["CONN_MAX_AGE"] = 600  # as in a warm container: what one task leaves, the next one meets
+        database["CONN_MAX_AGE"] = 600  # as in a warm container, where the next task gets the same session
     django.setup()
 
     from django.test import override_settings
-    from lambda_tasks import executor, timeouts
+    from lambda_tasks.execution import pipeline
+    from lambda_tasks.limits import alarms
     from lambda_tasks.handler import handler
     from tests.faults import limited_tasks
 
@@ -60,8 +63,8 @@ WORKERS: Final = textwrap.dedent(
         store = {"BACKEND": "lambda_tasks.stores.orm.ORMStore", "OPTIONS": {"database": case["database"]}}
         override_settings(LAMBDA_TASKS_STORE=store, LAMBDA_TASKS_PLUGINS=case["plugins"]).enable()
         if case["short_grace"]:
-            executor.KILL_GRACE = timeouts.KILL_GRACE = 0.2
-            executor.WATCHDOG_DELAY = timeouts.WATCHDOG_DELAY = 0.8  # the last words take as much
+            pipeline.KILL_GRACE = alarms.KILL_GRACE = 0.2
+            pipeline.WATCHDOG_DELAY = alarms.WATCHDOG_DELAY = 0.8  # recording the end takes as long
         answer = handler({"Records": case["records"]}, None)
         with open(case["file"] + ".answer", "w") as file:
             json.dump(answer, file)
@@ -95,16 +98,16 @@ WORKERS: Final = textwrap.dedent(
 
 @dataclass
 class Case:
-    """A batch whose middle message is the bad one, and what became of it."""
+    """A batch whose middle message is the bad task, and its results."""
 
     task: str
     kwargs: dict[str, Any] = field(default_factory=dict)
     database: str = "default"
     plugins: list[str] = field(default_factory=list)
-    #: For what ends its process; the others need the real one, since alarms are late on a busy machine.
+    #: For tasks that end their process. Others need the real grace, because alarms are late on a busy machine.
     short_grace: bool = False
     thread: bool = False
-    #: The task that comes next in the batch.
+    #: The next task in the batch.
     neighbour: tuple[str, dict[str, Any]] = ("note", {"name": "after"})
 
     def __post_init__(self) -> None:
@@ -112,7 +115,7 @@ class Case:
         self.jobs = [_job(name, kwargs) for name, kwargs in names]
 
     def order(self, file: Path) -> dict[str, Any]:
-        """Return what the worker is to do; it writes to `file` and names that begin so."""
+        """Return the worker's instructions. The worker writes to `file`, and to files with its name as a prefix."""
         self.file = file
         return {
             "database": self.database,
@@ -124,7 +127,7 @@ class Case:
         }
 
     def finish(self) -> None:
-        """Read how the worker ended; deliver again what its end has interrupted, once the lease is over."""
+        """Read how the worker ended. Deliver the interrupted messages again, after the lease has expired."""
         self.code = int(self.file.with_suffix(".code").read_text())
         self.log = self.file.with_suffix(".log").read_text()
         self.first_records = self._records()
@@ -133,7 +136,7 @@ class Case:
             self.answer = json.loads(self.file.with_suffix(".answer").read_text())
         else:
             records = TaskRecord.objects.using(self.database)
-            # Waits for a session of the dead worker that still commits.
+            # This waits for a session of the dead worker that is still committing.
             records.filter(status="RUNNING", pk__in=[job.message_id for job in self.jobs]).update(
                 lease_until=DatabaseNow() - timedelta(seconds=1)
             )
@@ -162,7 +165,7 @@ class Case:
         return self.records[1][1].strip().rpartition("\n")[2]
 
     def ended_with(self, reason: str, *, worker_survives: bool) -> bool:
-        """Check that the bad task is FAILED for `reason` and that its neighbours have succeeded."""
+        """Check that the bad task is FAILED for `reason`, and that its neighbours have succeeded."""
         assert self.statuses == ["SUCCESS", "FAILED", "SUCCESS"], (self.records, self.log)
         assert reason in self.reason, self.records[1]
         assert self.answer == {"batchItemFailures": []}
@@ -171,8 +174,8 @@ class Case:
 
 
 def _job(name: str, kwargs: dict[str, Any]) -> Job:
-    message = SQSLambdaTaskMessage(task_name=f"tests.faults.limited_tasks.{name}", kwargs=kwargs)
-    message_id = identity.new_message_id()
+    message = Invocation(task_name=f"tests.faults.limited_tasks.{name}", kwargs=kwargs)
+    message_id = ids.new_message_id()
     return Job(message=message, message_id=message_id, root_id=message_id)
 
 
@@ -195,19 +198,19 @@ def cases() -> dict[str, Case]:
     return {
         **everywhere,
         "query": Case("wait_for_the_server", {"tag": "query"}, database="postgres"),
-        "query is shrugged off": Case("wait_for_the_server_and_shrug", database="postgres"),
+        "query is shrugged off": Case("wait_for_the_server_and_ignore", database="postgres"),
         "query elsewhere": Case(
             "wait_for_another_server",
             {"tag": "query elsewhere", "alias": "postgres"},
             neighbour=("ask_another_server", {"alias": "postgres"}),
         ),
         "query elsewhere is shrugged off": Case(
-            "wait_for_another_server_and_shrug",
+            "wait_for_another_server_and_ignore",
             {"alias": "postgres"},
             neighbour=("ask_another_server", {"alias": "postgres"}),
         ),
         "query, plugin": Case("wait_for_the_server", {"tag": "with plugin"}, **ON_POSTGRES),
-        "query is tidied up, plugin": Case("wait_for_the_server_and_tidy_up", {"tag": "tidy"}, **ON_POSTGRES),
+        "query is tidied up, plugin": Case("wait_for_the_server_and_clean_up", {"tag": "tidy"}, **ON_POSTGRES),
         "query in a thread, plugin": Case("wait_for_the_server", {"tag": "threaded"}, thread=True, **ON_POSTGRES),
         "query of the dead, plugin": Case("die_waiting_for_the_server", {"tag": "dead"}, **ON_POSTGRES),
         "slow COMMIT": Case("commit_slowly", {"name": "COMMIT takes 2.3"}, database="postgres"),
@@ -220,7 +223,7 @@ def cases() -> dict[str, Case]:
 def ended(
     django_db_setup: None, django_db_blocker: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Case]]:
-    """All cases, when all of them have ended."""
+    """Yield all cases after all of them have ended."""
     directory = tmp_path_factory.mktemp("workers")
     with django_db_blocker.unblock(), ExitStack() as stack:
         if "postgres" in settings.DATABASES:
@@ -247,7 +250,7 @@ def ended(
 
 @contextmanager
 def _slow_commits() -> Iterator[None]:
-    """A trigger that works at COMMIT, as long as the row's name says."""
+    """Create a trigger that delays COMMIT by the number of seconds in the row's name."""
     with connections["postgres"].cursor() as cursor:
         cursor.execute(
             """
@@ -263,7 +266,7 @@ def _slow_commits() -> Iterator[None]:
     finally:
         with connections["postgres"].cursor() as cursor:
             cursor.execute("DROP FUNCTION commit_slowly() CASCADE")
-            # What was interrupted without the plugin still runs.
+            # Queries that were interrupted without the plugin are still running.
             cursor.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(%'"
             )
@@ -289,8 +292,8 @@ def running(tag: str) -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def soon(condition: Callable[[], bool]) -> bool:
-    """Wait until `condition` holds, which takes moments and no minutes."""
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Wait until `condition` holds, which normally takes moments."""
     until = time.monotonic() + 60
     while not condition():
         if time.monotonic() > until:
@@ -299,109 +302,106 @@ def soon(condition: Callable[[], bool]) -> bool:
     return True
 
 
-class TestCodeThatWillNotStop:
-    def test_what_swallows_every_exception_fails_here(self, ended: dict[str, Case]) -> None:
+class TestUnstoppableCode:
+    def test_task_that_swallows_exceptions_fails_in_its_worker(self, ended: dict[str, Case]) -> None:
         assert ended["swallows every Exception"].ended_with(
-            "HardTimeLimitExceeded: The hard timeout of 2 s is over.", worker_survives=True
+            "HardTimeLimitExceeded: The hard timeout of 2 s has expired.", worker_survives=True
         )
 
-    def test_what_swallows_everything_is_recorded_and_its_process_ended(self, ended: dict[str, Case]) -> None:
+    def test_task_that_swallows_everything_ends_its_process(self, ended: dict[str, Case]) -> None:
+        """It is recorded as failed first."""
         case = ended["swallows everything"]
         assert case.ended_with("its process was ended", worker_survives=False)
-        # At once, by the worker's last words, and not by the next delivery.
+        # The dying worker recorded it immediately, and not the next delivery.
         assert [status for status, _ in case.first_records] == ["SUCCESS", "FAILED", None]
 
-    def test_what_swallows_interrupts_in_finalizers_fails_here(self, ended: dict[str, Case]) -> None:
+    def test_interrupts_lost_in_finalizers_come_again(self, ended: dict[str, Case]) -> None:
         case = ended["sleeps in finalizers"]
         assert case.ended_with("HardTimeLimitExceeded", worker_survives=True)
         assert "in __del__" in case.log, "no interrupt was lost"
 
-    def test_what_holds_the_interpreter_ends_with_its_process_and_is_a_crash(self, ended: dict[str, Case]) -> None:
+    def test_task_that_holds_the_gil_crashes_its_process(self, ended: dict[str, Case]) -> None:
         case = ended["holds the interpreter"]
         assert case.ended_with("TaskCrashedError: crashed", worker_survives=False)
         assert [status for status, _ in case.first_records] == ["SUCCESS", "RUNNING", None]
         assert "Timeout (0:00:0" in case.log
         assert "in hold_the_interpreter" in case.log
 
-    def test_a_catastrophic_regular_expression_fails_here(self, ended: dict[str, Case]) -> None:
+    def test_catastrophic_regular_expression_is_interrupted(self, ended: dict[str, Case]) -> None:
         assert ended["matches"].ended_with("SoftTimeLimitExceeded", worker_survives=True)
 
-    def test_contexts_inside_of_a_task_do_not_put_its_limits_off(self, ended: dict[str, Case]) -> None:
+    def test_contexts_inside_a_task_do_not_extend_limits(self, ended: dict[str, Case]) -> None:
         assert ended["nests contexts"].ended_with("The hard timeout of 2 s", worker_survives=True)
 
-    def test_in_another_thread_nothing_is_limited_and_the_log_says_so(self, ended: dict[str, Case]) -> None:
+    def test_task_in_another_thread_is_unlimited_and_logged(self, ended: dict[str, Case]) -> None:
         case = ended["in a thread"]
         assert case.statuses == ["SUCCESS"] * 3
-        assert "the time limits of this task are not enforced" in case.log
+        assert "The time limits of this task are not enforced" in case.log
 
-    def test_a_task_that_steals_the_alarm_steals_it_from_itself_alone(self, ended: dict[str, Case]) -> None:
+    def test_stolen_alarm_does_not_affect_the_next_task(self, ended: dict[str, Case]) -> None:
         case = ended["alarm is stolen"]
         assert case.statuses == ["SUCCESS", "SUCCESS", "FAILED"]
         assert "SoftTimeLimitExceeded" in case.records[2][1]
 
 
 class TestBlockedQueries:
-    def test_a_blocked_query_fails_here(self, on_postgres: dict[str, Case]) -> None:
+    def test_blocked_query_is_interrupted(self, on_postgres: dict[str, Case]) -> None:
         assert on_postgres["query"].ended_with("SoftTimeLimitExceeded", worker_survives=True)
 
-    def test_a_task_that_shrugs_off_what_cost_its_connection_has_failed(self, on_postgres: dict[str, Case]) -> None:
-        """It is no outage: given back to the queue, it would come back for ever."""
+    def test_task_that_swallows_its_lost_connection_fails(self, on_postgres: dict[str, Case]) -> None:
+        """This is not an outage: if its message were returned to the queue, it would be redelivered forever."""
         case = on_postgres["query is shrugged off"]
-        assert case.ended_with("SoftTimeLimitExceeded: The soft timeout of 1 s is over. The task", worker_survives=True)
-        assert "has cost the connection" in case.reason
+        assert case.ended_with(
+            "SoftTimeLimitExceeded: The soft timeout of 1 s has expired. The task", worker_survives=True
+        )
+        assert "broke the connection" in case.reason
 
-    def test_a_query_that_was_interrupted_on_another_database_does_not_hurt_the_next_task(
-        self, on_postgres: dict[str, Case]
-    ) -> None:
+    def test_interrupted_query_elsewhere_leaves_the_next_task(self, on_postgres: dict[str, Case]) -> None:
         assert on_postgres["query elsewhere"].ended_with("SoftTimeLimitExceeded", worker_survives=True)
 
-    def test_nor_if_the_task_goes_on_without_it(self, on_postgres: dict[str, Case]) -> None:
+    def test_swallowed_interruption_elsewhere_leaves_the_next_task(self, on_postgres: dict[str, Case]) -> None:
         case = on_postgres["query elsewhere is shrugged off"]
         assert case.statuses == ["SUCCESS"] * 3, case.records
 
-    def test_with_the_plugin_it_ends_in_the_server_too(self, on_postgres: dict[str, Case]) -> None:
+    def test_plugin_ends_the_query_in_the_server(self, on_postgres: dict[str, Case]) -> None:
         assert on_postgres["query, plugin"].ended_with("SoftTimeLimitExceeded", worker_survives=True)
-        assert soon(lambda: not running("with plugin"))
+        assert eventually(lambda: not running("with plugin"))
 
-    def test_with_the_plugin_a_task_can_tidy_up_in_the_database(self, on_postgres: dict[str, Case]) -> None:
+    def test_plugin_lets_a_task_clean_up(self, on_postgres: dict[str, Case]) -> None:
         case = on_postgres["query is tidied up, plugin"]
         assert case.statuses == ["SUCCESS"] * 3, case.records
-        assert soon(lambda: not running("tidy"))
+        assert eventually(lambda: not running("tidy"))
 
-    def test_with_the_plugin_the_server_ends_what_no_alarm_reaches(self, on_postgres: dict[str, Case]) -> None:
+    def test_plugin_ends_queries_that_no_alarm_reaches(self, on_postgres: dict[str, Case]) -> None:
         case = on_postgres["query in a thread, plugin"]
         assert case.ended_with(
-            "HardTimeLimitExceeded: The hard timeout of 2 s is over; PostgreSQL has ended", worker_survives=True
+            "HardTimeLimitExceeded: The hard timeout of 2 s has expired, and PostgreSQL has ended", worker_survives=True
         )
         assert "canceling statement due to statement timeout" in case.records[1][1]
 
-    def test_with_the_plugin_the_server_misses_a_worker_that_died(self, on_postgres: dict[str, Case]) -> None:
-        """Its hard timeout is minutes away: only its death can be the reason."""
+    def test_plugin_lets_the_server_detect_dead_workers(self, on_postgres: dict[str, Case]) -> None:
+        """The hard timeout is minutes away, so only the worker's death can end the query."""
         case = on_postgres["query of the dead, plugin"]
         assert case.code == -signal.SIGKILL
         assert case.ended_with("TaskCrashedError: crashed", worker_survives=False)
-        assert soon(lambda: not running("dead"))
+        assert eventually(lambda: not running("dead"))
 
 
 class TestSlowCommit:
-    def test_what_is_committed_after_the_hard_timeout_is_a_success(self, on_postgres: dict[str, Case]) -> None:
+    def test_commit_after_the_hard_timeout_is_a_success(self, on_postgres: dict[str, Case]) -> None:
         case = on_postgres["slow COMMIT"]
         assert (case.statuses, case.redelivered) == (["SUCCESS"] * 3, False)
         assert case.answer == {"batchItemFailures": []}, "an alarm has struck in COMMIT"
 
-    def test_a_commit_that_outlasts_the_watchdog_is_a_success_when_it_is_delivered_again(
-        self, on_postgres: dict[str, Case]
-    ) -> None:
-        """The process is gone, and the server commits all the same."""
+    def test_commit_outlasting_the_watchdog_succeeds_on_redelivery(self, on_postgres: dict[str, Case]) -> None:
+        """The process is gone, but the server still commits."""
         case = on_postgres["slower COMMIT"]
         assert "Timeout (0:00:0" in case.log
         assert case.redelivered
         assert case.statuses == ["SUCCESS"] * 3
         assert case.answer == {"batchItemFailures": []}
 
-    def test_with_the_plugin_the_server_gives_up_the_commit_of_a_worker_that_is_gone(
-        self, on_postgres: dict[str, Case]
-    ) -> None:
+    def test_plugin_aborts_the_commit_of_dead_workers(self, on_postgres: dict[str, Case]) -> None:
         assert on_postgres["slow COMMIT, plugin"].ended_with("TaskCrashedError: crashed", worker_survives=False)
 
     def test_work_and_record_agree(self, on_postgres: dict[str, Case]) -> None:

@@ -1,4 +1,4 @@
-"""Clocks of workers that are an hour fast or slow: the database's time decides everything."""
+"""Test workers' clocks that are an hour fast or slow: only the database's clock matters."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.exceptions import Redeliver
-from lambda_tasks.executor import execute
-from lambda_tasks.lost import Reaped, reap
-from lambda_tasks.models import DatabaseNow
+from lambda_tasks.execution.pipeline import execute
+from lambda_tasks.operations.reaping import Reaped, reap
 from lambda_tasks.tasks import cleanup_task_records
+from lambda_tasks.wire import ids
 from tests.faults.workers import (
     EVERYWHERE,
     backend,
@@ -31,30 +32,31 @@ pytestmark = pytest.mark.usefixtures("empty_queue")
 @EVERYWHERE
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("hours", [-1, 1])
-class TestClocksThatAreWrong:
-    """No worker's clock decides anything: an hour more or less changes nothing."""
+class TestWrongClocks:
+    """A worker's clock that is wrong by an hour changes nothing."""
 
     @pytest.fixture(autouse=True)
     def _wrong_clock(self, hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
         now, seconds, nanoseconds = timezone.now, time.time, time.time_ns
+        monkeypatch.setattr(ids, "_last_moment", ids._last_moment)  # ids never go back, so forget the wrong hour
         monkeypatch.setattr(timezone, "now", lambda: now() + timedelta(hours=hours))
         monkeypatch.setattr(time, "time", lambda: seconds() + hours * 3600)
         monkeypatch.setattr(time, "time_ns", lambda: nanoseconds() + hours * 3600 * 10**9)
 
-    def test_the_reaper_finds_what_is_lost_and_nothing_else(self) -> None:
+    def test_reaper_finds_only_lost_tasks(self) -> None:
         found = lost_record(ago=timedelta(minutes=40))
         lost_record(ago=timedelta(minutes=20))
         lost_record(ago=-timedelta(minutes=10))
         assert reap(older_than=1800) == Reaped(sent_again=1)
         assert [job.message_id for job in backend().take()] == [found]
 
-    def test_what_it_sends_again_can_be_taken_at_once(self) -> None:
+    def test_resent_task_can_be_taken_over_immediately(self) -> None:
         message_id = lost_record()
         reap()
         deliver(*backend().take())
         assert record_of(message_id).status == "SUCCESS"
 
-    def test_a_claim_holds_as_long_as_its_lease(self) -> None:
+    def test_claim_holds_until_its_lease_expires(self) -> None:
         alive, over = lost_record(ago=-timedelta(minutes=10)), lost_record(ago=timedelta(minutes=10))
         with pytest.raises(Redeliver, match="running in another worker") as redeliver:
             execute(job_of(leave_effect, alive, name="a").message, message_id=alive)
@@ -62,7 +64,7 @@ class TestClocksThatAreWrong:
         deliver(job_of(leave_effect, over, name="a"))
         assert effects() == ["a"]
 
-    def test_a_run_has_its_times_from_the_database(self) -> None:
+    def test_run_has_its_times_from_the_database(self) -> None:
         handle = leave_effect.execute_on_commit(name="a")
         deliver(*backend().take())
         lag = records().filter(
@@ -74,7 +76,7 @@ class TestClocksThatAreWrong:
         )
         assert lag.exists()
 
-    def test_a_cleanup_deletes_what_is_old_and_nothing_else(self) -> None:
+    def test_cleanup_deletes_only_old_records(self) -> None:
         for minutes in (-40, -20, 20, 40):
             age = timedelta(days=7, minutes=minutes)
             lost_record(status="SUCCESS", kwargs={"minutes": minutes}, start_time=DatabaseNow() - age)

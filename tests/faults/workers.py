@@ -1,4 +1,4 @@
-"""What a worker that died leaves behind, and who finds it: tasks, records and deliveries for tests."""
+"""Tasks, records and deliveries for tests of workers that die."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ import pytest
 from django.db import connections
 from django.test import override_settings
 
-from lambda_tasks import identity
 from lambda_tasks.backends.memory import MemoryBackend, event_record
+from lambda_tasks.database.clock import LeaseNow
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
-from lambda_tasks.messages import SQSLambdaTaskMessage
-from lambda_tasks.models import DatabaseNow, TaskRecord
+from lambda_tasks.models import TaskRecord
 from lambda_tasks.settings import LOST_AFTER
 from lambda_tasks.strategies import get_backend, get_store
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import Invocation
 from tests.app.models import Effect
 
 ON_DEFAULT: Final = pytest.mark.django_db(transaction=True)
 EVERYWHERE: Final = pytest.mark.databases(transaction=True)
-#: Where rows are locked, and a lock of somebody else's can be passed over.
+#: Databases that lock rows, and that can skip locked rows.
 WITH_ROW_LOCKS: Final = pytest.mark.databases("postgres", "mariadb", transaction=True)
 
 LONG: Final = timedelta(seconds=LOST_AFTER + 60)
@@ -58,7 +59,7 @@ def perishable(*, name: str) -> None:
 
 @lambda_task
 def die(*, how: str) -> None:
-    """End the process in the middle of the work."""
+    """Kill the process in the middle of the task."""
     leave_effect(name="died")
     match how:
         case "SIGKILL":
@@ -70,25 +71,25 @@ def die(*, how: str) -> None:
 
 
 def lost_record(task: Any = leave_effect, *, ago: timedelta = LONG, **fields: Any) -> str:
-    """Leave the record of a worker that died; its lease ended so long ago."""
-    message_id = fields.pop("id", None) or identity.new_message_id()
+    """Create the record of a worker that died, whose lease ended `ago`."""
+    message_id = fields.pop("id", None) or ids.new_message_id()
     values: dict[str, Any] = {
         "task_name": task if isinstance(task, str) else task.name,
         "kwargs": {"name": "a"},
         "queue": "default",
         "root_id": message_id,
-        "claim": identity.new_message_id(),
-        "start_time": DatabaseNow() - ago - timedelta(seconds=300),
-        "lease_until": DatabaseNow() - ago,
+        "claim": ids.new_message_id(),
+        "start_time": LeaseNow() - ago - timedelta(seconds=300),
+        "lease_until": LeaseNow() - ago,
     }
     records().create(id=message_id, **values | fields)
     return message_id
 
 
 def new_id(*, ago: timedelta) -> str:
-    """Return an id as a producer made it so long ago."""
+    """Return an id that a producer created `ago`."""
     moment = int((time.time() - ago.total_seconds()) * 1000)
-    return str(UUID(int=moment << 80 | UUID(identity.new_message_id()).int & (2**80 - 1)))
+    return str(UUID(int=moment << 80 | UUID(ids.new_message_id()).int & (2**80 - 1)))
 
 
 def records() -> Any:
@@ -99,10 +100,10 @@ def record_of(message_id: str) -> TaskRecord:
     return records().get(pk=message_id)
 
 
-def end_lease(message_id: str | None = None, *, ago: timedelta = LONG) -> None:
-    """Let the time go by: a lease is compared in the time of the database, which no test can set."""
+def expire_lease(message_id: str | None = None, *, ago: timedelta = LONG) -> None:
+    """Let leases expire by changing them, because tests cannot set the database's clock."""
     chosen = records().filter(status="RUNNING")
-    (chosen.filter(pk=message_id) if message_id else chosen).update(lease_until=DatabaseNow() - ago)
+    (chosen.filter(pk=message_id) if message_id else chosen).update(lease_until=LeaseNow() - ago)
 
 
 def effects() -> list[str]:
@@ -116,19 +117,19 @@ def backend() -> MemoryBackend:
 
 
 def deliver(*jobs: Job) -> None:
-    """Give what was sent to the real handler, each in an invocation of its own."""
+    """Deliver the messages to the real handler, each in a separate invocation."""
     for job in jobs:
         assert handler({"Records": [event_record(job)]}, None) == {"batchItemFailures": []}
 
 
 def job_of(task: Any, message_id: str, **kwargs: Any) -> Job:
-    """Return the message that an invocation came with."""
-    message = SQSLambdaTaskMessage(task_name=task.name, kwargs=kwargs)
+    """Return the message of an invocation."""
+    message = Invocation(task_name=task.name, kwargs=kwargs)
     return Job(message, message_id, root_id=message_id, queue="default")
 
 
 def in_another_worker(work: Callable[[], Any]) -> Any:
-    """Do `work` in a thread with connections of its own; return what it returns."""
+    """Do `work` in a thread with its own connections, and return its result."""
     answers: list[Any] = []
     errors: list[BaseException] = []
 

@@ -1,15 +1,16 @@
-"""Take out one protection at a time, and see the tests turn red.
+"""Remove one protection at a time, and check that a test fails.
 
-    python -m tests.mutations              # all of them, which takes an hour
-    python -m tests.mutations fence lock   # those whose name contains one of the words
+    python -m tests.mutations              # all mutations, which takes an hour
+    python -m tests.mutations fence lock   # mutations whose name contains one of the words
 
-Each mutation is one replacement in a copy of the package. A mutation that leaves the tests green means
-that a protection has no test; one whose text is not found means that this list is out of date. Both
-are failures.
+Each mutation is one replacement in a copy of the package. If the tests still pass with a mutation, its protection
+is untested. If the text of a mutation is not found, this list is out of date. Both are failures.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,9 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parent.parent.parent
-#: Seconds for the tests of one mutation; a suite that hangs without its protection is red too.
+#: Seconds for the tests of one mutation. A test run that hangs without the protection counts as a failure.
 TIME_LIMIT: Final = 180
-#: What pytest answers when it is its own command, and not a test, that went wrong.
+#: The exit codes of pytest that report an error in its command, and not in a test.
 BROKEN: Final = (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
@@ -35,13 +36,25 @@ class Mutation:
     file: str
     text: str
     instead: str
-    #: What pytest is to run: a file, or a class or test in one.
+    #: The tests that pytest runs: a file, or a class or test in it.
     tests: str = "tests/test_executor.py"
+
+    @property
+    def occurrences(self) -> int:
+        """The number of occurrences of the text in the file; 0 if the file does not exist."""
+        source = ROOT / "lambda_tasks" / self.file
+        return source.read_text().count(self.text) if source.exists() else 0
+
+
+def all_mutations() -> list[Mutation]:
+    """Return the mutations of every family. Each module in this package defines `MUTATIONS`."""
+    families = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return [mutation for family in families for mutation in importlib.import_module(f"{__name__}.{family}").MUTATIONS]
 
 
 @contextmanager
 def copy_with(mutation: Mutation | None) -> Iterator[Path]:
-    """Give a copy of the project, with the mutation if there is one."""
+    """Yield a copy of the project, with the mutation if one is given."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         copy = Path(folder, "project")
         ignored = shutil.ignore_patterns(".*", "__pycache__", "example", "docs")
@@ -51,14 +64,14 @@ def copy_with(mutation: Mutation | None) -> Iterator[Path]:
             source = file.read_text()
             if source.count(mutation.text) != 1:
                 raise SystemExit(
-                    f"{mutation.name}: its text stands {source.count(mutation.text)} times in {mutation.file}."
+                    f"{mutation.name}: its text must occur once in {mutation.file}, not {source.count(mutation.text)} times."
                 )
             file.write_text(source.replace(mutation.text, mutation.instead))
         yield copy
 
 
 def is_noticed(mutation: Mutation) -> bool:
-    """Tell whether the tests turn red in a copy of the project with the mutation."""
+    """Return whether the tests fail in a copy of the project with the mutation."""
     with copy_with(mutation) as copy:
         command = [sys.executable, "-m", "pytest", "-x", "-q", mutation.tests]
         try:

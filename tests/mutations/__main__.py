@@ -1,19 +1,14 @@
-"""The command: see the package."""
+"""Run the mutations as a command; see the package."""
 
 from __future__ import annotations
 
 import sys
 
-from tests.mutations import batches, core, databases, doctor, is_noticed, limits, lost, messages, outbox, sending
+from tests.mutations import all_mutations, is_noticed
 
 
 def main(words: list[str]) -> int:
-    mutations = [
-        mutation
-        for family in (core, limits, databases, batches, lost, messages, doctor, sending, outbox)
-        for mutation in family.MUTATIONS
-    ]
-    chosen = [mutation for mutation in mutations if not words or any(word in mutation.name for word in words)]
+    chosen = [mutation for mutation in all_mutations() if not words or any(word in mutation.name for word in words)]
     unnoticed = 0
     for mutation in chosen:
         noticed = is_noticed(mutation)

@@ -1,4 +1,4 @@
-"""What the doctor finds."""
+"""Mutations of the doctor."""
 
 from __future__ import annotations
 
@@ -10,27 +10,52 @@ DOCTOR: Final = "tests/test_doctor.py"
 
 MUTATIONS: Final = (
     Mutation(
-        "the doctor accepts one receive", "doctor.py", "LEAST_RECEIVES: Final = 5", "LEAST_RECEIVES: Final = 1", DOCTOR
+        "the doctor accepts a maxReceiveCount of 1",
+        "operations/doctor/findings.py",
+        "LEAST_RECEIVES: Final = 5",
+        "LEAST_RECEIVES: Final = 1",
+        DOCTOR,
     ),
     Mutation(
-        "the doctor overlooks partial responses",
-        "doctor.py",
+        "the doctor overlooks missing partial batch responses",
+        "operations/doctor/functions.py",
         'if "ReportBatchItemFailures" not in (mapping.get("FunctionResponseTypes") or ()):',
         "if False:",
         DOCTOR,
     ),
     Mutation(
-        "the doctor forgets the grace",
-        "doctor.py",
+        "the doctor ignores the reserve after the hard timeout",
+        "operations/doctor/functions.py",
         "needed = queue.hard_timeout + RESERVE",
         "needed = queue.hard_timeout",
         DOCTOR,
     ),
     Mutation(
-        "the doctor overlooks what outlives its record",
-        "doctor.py",
-        "if kept > DEFAULT_CLEANUP_DAYS * _DAY:",
+        "the doctor overlooks messages that outlive their records",
+        "operations/doctor/queues.py",
+        "if kept > DEFAULT_CLEANUP_DAYS * DAY:",
         "if False:",
+        DOCTOR,
+    ),
+    Mutation(
+        "the doctor succeeds although it could not ask",
+        "management/commands/lambda_tasks.py",
+        "if unasked and not allow_skipped:",
+        "if False:",
+        DOCTOR,
+    ),
+    Mutation(
+        "the doctor overlooks tasks that nothing has imported",
+        "operations/doctor/__init__.py",
+        "    look_at_tasks(doctor)\n",
+        "",
+        DOCTOR,
+    ),
+    Mutation(
+        "the doctor overlooks dead letters",
+        "operations/doctor/queues.py",
+        'if is_first and (waiting := int(dead.get("ApproximateNumberOfMessages") or 0)):',
+        "if waiting := 0:",
         DOCTOR,
     ),
 )

@@ -1,13 +1,14 @@
-"""A world in which everything goes wrong: real invocations in forked processes, and a queue that forgets nothing.
+"""Simulate faults at every failpoint, with real invocations in forked processes and a simulated queue.
 
-    python -m tests.simulation sweep              # every kind of task at every point with every fault
-    python -m tests.simulation chaos --seeds 24   # random worlds, each from its seed
-    python -m tests.simulation crashes            # worlds whose PostgreSQL crashes, and starts again
+    python -m tests.simulation sweep              # every kind of task at every failpoint with every fault
+    python -m tests.simulation chaos --seeds 24   # random worlds, each generated from its seed
+    python -m tests.simulation crashes            # worlds whose PostgreSQL server crashes and restarts
+    python -m tests.simulation ticks              # worlds with periodic tasks
 
-Each takes `--outbox yes`, or SIMULATION_OUTBOX=yes: then messages go through the outbox, and processes that
-relay it are struck too.
+Each command accepts `--outbox yes`, or SIMULATION_OUTBOX=yes. Messages then go through the outbox, and faults are
+also injected into relays.
 
-The parent process plays SQS: visibility, receive counts, dead letters, duplicates. Each invocation of the
-handler is a forked child with real connections to the database and to Redis, struck at a named point of the
-protocol. When nothing moves any more, the books are checked: see `invariants`.
+The parent process simulates SQS: visibility, receive counts, dead letters, duplicates. Each invocation of the
+handler is a forked child process with real connections to the database and Redis, in which faults are injected at
+failpoints. When all activity has ended, `invariants` checks orders, effects and records.
 """

@@ -1,4 +1,4 @@
-"""The command: `python -m tests.simulation sweep`, `chaos` and `crashes`; see `--help`."""
+"""The command: `python -m tests.simulation sweep`, `chaos`, `crashes` and `ticks`; see `--help`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Final
 
 from tests.services import OwnPostgres
 from tests.simulation.faults import FAULTS, FROZEN
-from tests.simulation.report import Report
+from tests.simulation.report import OF_SCHEDULES, Report
 
-#: How a server is set up that is to crash: it commits as in production, and nothing but commits brings its
-#: log to the disk.
+#: Settings of a server that will crash: COMMIT waits for the disk as in production, and only commits write the log
+#: to the disk.
 SETTINGS_OF_CRASHES: Final = {
     "synchronous_commit": "on",
     "fsync": "on",
@@ -31,10 +31,10 @@ SETTINGS_OF_CRASHES: Final = {
 
 
 def main() -> int:
-    """Run what was asked for; 1 if a promise was broken."""
+    """Run the simulation. Return 1 if an invariant was violated."""
     options = _parser().parse_args()
     if options.what == "crashes" and options.database != "postgres":
-        raise SystemExit("Only PostgreSQL has claims that it may forget; leave --database out.")
+        raise SystemExit("crashes requires PostgreSQL. Omit --database.")
     if options.what != "sweep" and options.first_seed is None:
         options.first_seed = secrets.randbelow(1_000_000)
     started = time.monotonic()
@@ -49,8 +49,9 @@ def main() -> int:
     print(f"  {time.monotonic() - started:.0f} s on {options.database}{outbox}")
     for sentence in report.sentences[:20]:
         print(f"\n{sentence}")
-    if options.what == "sweep" and (missed := report.never_killed(options.points, outbox=options.outbox == "yes")):
-        print(f"\nNothing was killed at: {', '.join(missed)}")
+    meant = {"sweep": options.points, "ticks": [OF_SCHEDULES]}.get(options.what)
+    if meant is not None and (missed := report.never_killed(meant, outbox=options.outbox == "yes")):
+        print(f"\nNo process was killed at: {', '.join(missed)}")
         return 1
     return 1 if report.sentences else 0
 
@@ -60,17 +61,17 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tests.simulation", description=sys.modules["tests.simulation"].__doc__
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", choices=("sweep", "chaos", "crashes"))
-    parser.add_argument("--seeds", type=int, default=24, help="how many random worlds (24)")
-    parser.add_argument("--first-seed", type=int, help="the first world's seed; chosen, and printed, if left out")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side (one a core)")
+    parser.add_argument("what", choices=("sweep", "chaos", "crashes", "ticks"))
+    parser.add_argument("--seeds", type=int, default=24, help="the number of random worlds (24)")
+    parser.add_argument("--first-seed", type=int, help="the first world's seed; random, and printed, by default")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel processes (one for each core)")
     parser.add_argument("--database", choices=("postgres", "mariadb"), default="postgres")
     parser.add_argument("--durable-claims", choices=("yes", "no"), default="yes", help="the store's option (yes)")
     parser.add_argument("--outbox", choices=("yes", "no"), default=os.environ.get("SIMULATION_OUTBOX", "no"))
-    parser.add_argument("--points", nargs="+", default=[], help="sweep these points: the beginnings of their names")
+    parser.add_argument("--points", nargs="+", default=[], help="sweep only failpoints that begin with these prefixes")
     parser.add_argument("--kinds", nargs="+", default=[], help="only tasks of these kinds, as in shop/tasks.py")
     parser.add_argument("--faults", nargs="+", default=[], choices=[*FAULTS, FROZEN], help="only these faults")
-    parser.add_argument("--verbose", action="store_true", help="show what the workers log")
+    parser.add_argument("--verbose", action="store_true", help="show the log of the workers")
     parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_here(options: argparse.Namespace) -> Report:
-    """Run one part in this process, in a database of its own."""
+    """Run one part in this process, in a separate database."""
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.simulation.settings"
     os.environ["SIMULATION_DATABASE"] = options.database
     os.environ["SIMULATION_DURABLE_CLAIMS"] = options.durable_claims
@@ -103,6 +104,10 @@ def _run_here(options: argparse.Namespace) -> Report:
                 chosen = {"kinds": options.kinds, "prefixes": options.points}
                 return sweep(Path(folder), **chosen, part=options.part, parts=options.parts)
             seeds = range(options.first_seed, options.first_seed + options.seeds)[options.part :: options.parts]
+            if options.what == "ticks":
+                from tests.simulation.ticks import ticks  # defines tasks with schedules
+
+                return ticks(Path(folder), seeds, part=options.part, parts=options.parts)
             if server is not None:
                 durable = options.durable_claims == "yes"
                 part = {"part": options.part, "parts": options.parts}
@@ -113,12 +118,12 @@ def _run_here(options: argparse.Namespace) -> Report:
 
 
 def _server_to_crash() -> OwnPostgres:
-    """Start a server for this process alone, and make it the one that the settings find."""
+    """Start a private server for this process, and let the settings use it."""
     from tests import services
 
     server = services.own_postgres(SETTINGS_OF_CRASHES)
     if isinstance(server, services.Missing):
-        raise SystemExit(f"The simulation needs it: {server}")
+        raise SystemExit(f"The simulation requires this server. {server}")
     server.start()
     os.environ["DATABASE_URL"] = server.url
     os.environ["SIMULATION_COMMITS"] = "on"
@@ -126,10 +131,10 @@ def _server_to_crash() -> OwnPostgres:
 
 
 def _run_in_parts(options: argparse.Namespace) -> Report:
-    """Run the parts in processes side by side, and add up what they report."""
+    """Run the parts in parallel processes, and merge their reports."""
     from tests import services
 
-    services.find_all(start=True)  # once, for all of them: the addresses go into the environment
+    services.find_all(start=True)  # once for all parts, which read the addresses from the environment
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.simulation.settings"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.simulation", options.what, "--database", options.database]
@@ -148,7 +153,7 @@ def _run_in_parts(options: argparse.Namespace) -> Report:
         ]
         statuses = [part.wait() for part in parts]
         if any(statuses):
-            raise SystemExit("A part of the run broke off; its error stands above.")
+            raise SystemExit("A part of the run failed. Its error is above.")
 
         report = Report()
         for file in files:

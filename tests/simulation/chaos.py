@@ -1,19 +1,21 @@
-"""Random worlds: orders, duplicates, redrives, and faults at random points, all from one seed."""
+"""Run random worlds: orders, duplicates, redrives, and faults at random failpoints, all from one seed."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from lambda_tasks.models import TaskRecord
 from lambda_tasks.settings import app_settings
+from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE
 from tests.simulation.faults import FAULTS, FROZEN
 from tests.simulation.invariants import EXPECTED, check
 from tests.simulation.invocations import Strike
 from tests.simulation.queue import Message
 from tests.simulation.report import Report
-from tests.simulation.sweep import RELAY_POINTS
+from tests.simulation.sweep import CANCEL_POINTS, RELAY_POINTS, WAIT_POINTS
 from tests.simulation.world import (
     PAST_ANY_LEASE,
     Placement,
@@ -26,20 +28,20 @@ from tests.simulation.world import (
 
 ORDERS: Final = 16
 STEPS: Final = 60
-#: Workers that may be frozen at once: each holds a connection to the database.
+#: Workers that may be frozen at the same time. Each holds a connection to the database.
 MAX_FROZEN: Final = 5
 
-#: Death and sleep come more often than the rest: they are what the protocol is for.
-_FAULTS: Final = [*FAULTS, "killed", FROZEN, FROZEN, FROZEN]
+#: Kills and freezes are more frequent than other faults, because the protocol exists for them.
+MIXED_FAULTS: Final = [*FAULTS, "killed", FROZEN, FROZEN, FROZEN]
 
 
 def chaos(folder: Path, seeds: Iterable[int], kinds: Sequence[str] = (), faults: Sequence[str] = ()) -> Report:
-    """Run one world for each seed, with some kinds of tasks and faults or all, and return what came of them."""
+    """Run one world for each seed, with the given kinds of tasks and faults, or with all, and return the report."""
     report = Report()
     points = {kind: points_of(folder, kind) for kind in kinds or EXPECTED}
-    at_enqueue = points_of_customer(folder)
+    at_enqueue = points_of_customer(folder, "replacing")
     for seed in seeds:
-        world = _World(folder, seed, points, at_enqueue, faults or _FAULTS)
+        world = ChaosWorld(folder, seed, points, at_enqueue, faults or MIXED_FAULTS)
         try:
             world.live()
             world.come_to_rest()
@@ -49,8 +51,8 @@ def chaos(folder: Path, seeds: Iterable[int], kinds: Sequence[str] = (), faults:
     return report
 
 
-class _World(World):
-    """A world in which chance decides; the same seed decides the same."""
+class ChaosWorld(World):
+    """A random world, which is determined by its seed."""
 
     def __init__(
         self, folder: Path, seed: int, points: dict[str, list[str]], at_enqueue: list[str], faults: Sequence[str]
@@ -68,20 +70,27 @@ class _World(World):
             Placement(number, self._random.choice(kinds), self._random.choices(HOWS, HOW_OFTEN)[0])
             for number in range(1, ORDERS + 1)
         ]
-        steps = [self._deliver, self._deliver_again, self._thaw, self._pass_time, self._redrive]
-        weights = [50, 12, 14, 22, 2]
-        if self._outbox:
-            steps += [self._relay, self._lose_sqs]
-            weights += [25, 6]
+        steps, weights = zip(*self.steps(), strict=True)
         for step in self._random.choices(steps, weights, k=STEPS):
             if placements and self._random.random() < 0.5:
                 count = self._random.randint(1, 5)
-                # With the outbox nothing of theirs is lost: they may die more often.
+                # With the outbox, customers may die more often, because their messages are not lost.
                 self.place(placements[:count], self._strikes(self._at_enqueue, 0.5 if self._outbox else 0.3))
                 del placements[:count]
             step()
         if placements:
             self.place(placements)
+
+    def steps(self) -> Iterator[tuple[Callable[[], None], int]]:
+        """Yield what may happen in this world, with its frequency."""
+        yield from ((self._deliver, 50), (self._deliver_again, 12), (self._thaw, 14), (self._pass_time, 22))
+        yield from ((self._redrive, 2), (self._forge, 10), (self._cancel, 6))
+        if self._outbox:
+            yield from ((self._relay, 25), (self._lose_sqs, 6))
+
+    def points_in_worker(self) -> list[str]:
+        """Return failpoints that any worker may reach."""
+        return ["claim:before_takeover", "release:before", *WAIT_POINTS]
 
     def _deliver(self) -> None:
         if visible := self.queue.visible():
@@ -89,7 +98,7 @@ class _World(World):
             self._invoke(visible[: self._random.choice((1, 1, 1, 2, 4))])
 
     def _deliver_again(self) -> None:
-        """Deliver what is in flight, or was deleted: a standard queue delivers at least once."""
+        """Deliver a message that is in flight or deleted, because a standard queue delivers at least once."""
         messages = [*self.queue.messages.values(), *self.queue.deleted.values()]
         if messages:
             message = self._random.choice(messages)
@@ -98,10 +107,26 @@ class _World(World):
             self.repeated.add(order_of(message))
             self._invoke([message])
 
+    def _forge(self) -> None:
+        """Forge a message about an invocation that has a record. Without a record, forgeries cannot be detected."""
+        messages = [
+            message
+            for message in [*self.queue.messages.values(), *self.queue.deleted.values()]
+            if not message.forged
+            # The record of a cancelled task may lack everything that a forgery could contradict.
+            and TaskRecord.objects.filter(pk=message.attributes[MESSAGE_ID_ATTRIBUTE], task_name__gt="").exists()
+        ]
+        if messages:
+            self.forge(self._random.choice(messages), self._random.choice(("retry", "derived", "same")))
+
+    def _cancel(self) -> None:
+        if orders := self.cancellable():
+            self.cancel(self._random.choice(orders), self._strikes([*CANCEL_POINTS], 0.5))
+
     def _invoke(self, messages: list[Message]) -> None:
-        points = ["claim:before_takeover", "release:before"]
+        points = self.points_in_worker()
         for message in messages:
-            points += self._points_of[kind_of(message)]
+            points += self._points_of.get(kind_of(message), ())
         strikes = self._strikes(points, 0.9)
         self.deliver(messages, strikes, answer_arrives=self._random.random() < 0.9)
 
@@ -109,7 +134,7 @@ class _World(World):
         self.relay(self._strikes([*RELAY_POINTS], 0.7))
 
     def _lose_sqs(self) -> None:
-        self.lose_sqs(away=self._random.random() < 0.5)
+        self.lose_sqs(unavailable=self._random.random() < 0.5)
 
     def _thaw(self) -> None:
         if self.frozen:

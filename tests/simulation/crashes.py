@@ -1,8 +1,8 @@
-"""Worlds whose PostgreSQL server is shut down at once and starts again, while workers stand at every point.
+"""Run worlds whose PostgreSQL server crashes and restarts while workers are at every failpoint.
 
-A server that crashes forgets what was committed without waiting for the disk, and nothing else. So these
-worlds have a server of their own, which brings to the disk only what somebody waits for: with
-`durable_claims=False` every claim is forgotten that nothing durable has followed.
+A server that crashes loses only commits that did not wait for the disk. These worlds use a private server, which
+writes data to the disk only if a session waits for it. With `durable_claims=False`, it therefore loses every claim
+that no durable write has followed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from uuid import UUID
 
 from django.db import connections
 
+from lambda_tasks.failpoints import POINTS
 from lambda_tasks.models import TaskRecord, TaskStatus
-from lambda_tasks.points import POINTS
 from lambda_tasks.settings import app_settings
 from tests.services import OwnPostgres
 from tests.simulation.faults import CRASHED, FROZEN
 from tests.simulation.invariants import EXPECTED, check
 from tests.simulation.invocations import Strike
 from tests.simulation.queue import Message
-from tests.simulation.report import OF_OUTBOX, Report
+from tests.simulation.report import OF_OUTBOX, OF_SCHEDULES, Report
 from tests.simulation.world import PAST_ANY_LEASE, Invocation, Placement, World, order_of
 
-#: Where a worker stands that has committed its claim and nothing else, and the kind of task that leads there.
+#: Failpoints of workers that have committed only their claim, and the kind of task that reaches them.
 CLAIMED: Final = (
     ("claim:after", "plain"),
     ("task:before_begin", "plain"),
@@ -39,17 +39,21 @@ CLAIMED: Final = (
     ("settle:before_write", "moody"),
     ("settle:before_write", "failing"),
 )
-#: The same of one whose claim is waited for whatever the store's option says.
+#: The same, for claims that wait for the disk regardless of the store's option.
 CLAIMED_FOR_GOOD: Final = (("claim:after", "unrepeatable"), ("task:enter", "unrepeatable"))
-#: Where the end is written and committed.
+#: Failpoints after the outcome is committed.
 ENDED: Final = (("finish:after_commit", "plain"), ("settle:after_write", "moody"), ("settle:after_write", "failing"))
 
-#: What becomes of a worker whose server crashes: it ends too; it goes on at once, while there is no server; or
-#: when the server is back; or last of all, when others have done its work.
-FATES: Final = ("killed", "goes on without a server", "goes on with the new server", "goes on last")
+#: What happens to a worker when its server crashes: it ends too, it continues without a server, it continues after
+#: the restart, or it continues after other workers have done its work.
+FATES: Final = ("killed", "continues without a server", "continues after the restart", "continues last")
 
-#: Where a worker of a random world may freeze. With the outbox, retries leave as the orders of customers do.
-_ELSEWHERE: Final = ("batch:",) if app_settings.outbox else ("batch:", "enqueue:", "send:", *OF_OUTBOX)
+#: Failpoints at which a worker of a random world may freeze. With the outbox, retries are sent like orders.
+_ELSEWHERE: Final = (
+    ("batch:", "cancel:", OF_SCHEDULES)
+    if app_settings.outbox
+    else ("batch:", "cancel:", "enqueue:", "send:", OF_SCHEDULES, *OF_OUTBOX)
+)
 WHERE_WORKERS_FREEZE: Final = [point for point in POINTS if not point.startswith(_ELSEWHERE)]
 
 ORDERS: Final = 16
@@ -60,9 +64,9 @@ WORKERS: Final = 4
 def crashes(
     folder: Path, server: OwnPostgres, seeds: Iterable[int], *, durable_claims: bool, part: int = 0, parts: int = 1
 ) -> Report:
-    """Run the world of every point, or one part of it, and a random one for each seed; return what came of them.
+    """Run the world of every failpoint, or one part of it, and a random world for each seed. Return the report.
 
-    Each of three parts comes to all points, and each point meets another fate in each of them.
+    Each of three parts covers all failpoints, with a different fate for each failpoint.
     """
     report = Report()
     _run(_EveryPoint(folder, server, durable_claims=durable_claims, part=part, parts=parts), report)
@@ -81,7 +85,7 @@ def _run(world: _EveryPoint | _Random, report: Report, *, seed: int | None = Non
 
 
 class _World(World):
-    """A world with a server that may crash."""
+    """A world whose database server may crash."""
 
     def __init__(self, folder: Path, server: OwnPostgres, *, durable_claims: bool) -> None:
         super().__init__(folder)
@@ -96,7 +100,7 @@ class _World(World):
         super().close()
 
     def crash(self) -> None:
-        """Crash the server, which strikes every worker that there is."""
+        """Crash the server, which affects every worker."""
         self._seen = TaskRecord.objects.in_bulk()
         connections.close_all()
         self._server.crash()
@@ -105,13 +109,13 @@ class _World(World):
             process = invocation.process
             if process.state not in ("running", "frozen"):
                 continue
-            strike = Strike(process.reached[-1] if process.state == "frozen" else "on its way", CRASHED)
+            strike = Strike(process.reached[-1] if process.state == "frozen" else "between failpoints", CRASHED)
             process.struck.append(strike)
             for message in invocation.batch:
                 self.strikes_of.setdefault(order_of(message), []).append(strike)
 
     def start_server(self) -> None:
-        """Start the server again, and look whether it still knows what it has let be seen."""
+        """Restart the server, and check that every record that was visible before the crash still exists."""
         self._server.start()
         self._server.hold_wal_writer()
         known = TaskRecord.objects.in_bulk()
@@ -120,11 +124,11 @@ class _World(World):
             if pk not in known and seen.status == TaskStatus.RUNNING and may_be_forgotten:
                 self.figures.forgotten += 1
             elif pk not in known or known[pk].status == TaskStatus.RUNNING != seen.status:
-                self.figures.accidents.append(f"the crash has made the server forget {seen}")
+                self.figures.accidents.append(f"the server lost {seen} in the crash")
 
 
 class _EveryPoint(_World):
-    """One crash, while a worker stands at every point for each of the fates."""
+    """One crash, with a worker at every failpoint for each fate."""
 
     def __init__(
         self, folder: Path, server: OwnPostgres, *, durable_claims: bool, part: int = 0, parts: int = 1
@@ -135,7 +139,7 @@ class _EveryPoint(_World):
         self._claimed = [(*stand, fate) for fate in FATES for stand in CLAIMED][part::parts]
 
     def live(self) -> None:
-        # Those that only claimed come last: whoever waits for the disk brings there what was written before.
+        # Workers that have only claimed come last, because a session that waits for the disk writes earlier data too.
         stands = [*self._for_good, *self._claimed]
         self.place([Placement(number, kind) for number, (_, kind, _) in enumerate(stands)])
         of_fate: dict[str, list[Invocation]] = {fate: [] for fate in FATES}
@@ -143,21 +147,21 @@ class _EveryPoint(_World):
             self.deliver(self.messages_of(number), [Strike(point, FROZEN)])
             of_fate[fate].append(self.frozen[-1])
         if len(self.frozen) != len(stands):
-            raise AssertionError(f"{len(self.frozen)} of {len(stands)} workers came to their points")
+            raise AssertionError(f"{len(self.frozen)} of {len(stands)} workers reached their failpoints")
 
         self.crash()
         for invocation in of_fate["killed"]:
             invocation.process.kill()
             self.frozen.remove(invocation)
-        for invocation in of_fate["goes on without a server"]:
+        for invocation in of_fate["continues without a server"]:
             self.thaw(invocation)
         self.start_server()
         claims = 0 if self._durable_claims else len(self._claimed)
         if self.figures.forgotten != claims:
-            self.figures.accidents.append(f"{self.figures.forgotten} claims were forgotten, and not {claims}")
-        for invocation in of_fate["goes on with the new server"]:
+            self.figures.accidents.append(f"{self.figures.forgotten} claims were lost instead of {claims}")
+        for invocation in of_fate["continues after the restart"]:
             self.thaw(invocation)
-        # First the retries that were sent, then what has sent them.
+        # Deliver the sent retries first, and then the invocations that sent them.
         for seconds in (self.queue.visibility_timeout - 1, PAST_ANY_LEASE):
             self.pass_time(seconds)
             for message in self.queue.visible():
@@ -165,7 +169,7 @@ class _EveryPoint(_World):
 
 
 class _Random(_World):
-    """Crashes while several workers run side by side: the seed decides about them, the machine when it strikes."""
+    """Crashes while several workers run in parallel. The seed determines the workers, but not the time of the crash."""
 
     def __init__(self, folder: Path, server: OwnPostgres, seed: int, *, durable_claims: bool) -> None:
         self._random = random.Random(seed)
@@ -177,16 +181,16 @@ class _Random(_World):
         for _ in range(CRASHES):
             self._running = [self.invoke(batch, self._strikes()) for batch in self._batches()]
             if self._running:
-                # Nobody waits for the others meanwhile: they may be anywhere, COMMIT included.
+                # The other workers run meanwhile, so they may be anywhere, including in COMMIT.
                 self._random.choice(self._running).process.run(points=self._random.randint(1, 40))
             self.crash()
-            back_at_once = self._random.random() < 0.5
-            if back_at_once:
+            restarts_immediately = self._random.random() < 0.5
+            if restarts_immediately:
                 self.start_server()
             for invocation in self._running:
                 self.go_on(invocation, answer_arrives=self._random.random() < 0.9)
             self._running = []
-            if not back_at_once:
+            if not restarts_immediately:
                 self.start_server()
             for invocation in self._random.sample(self.frozen, len(self.frozen) // 2):
                 self.thaw(invocation)

@@ -1,9 +1,10 @@
-"""What can go wrong at a point: each fault is a function that a worker's process calls on itself."""
+"""Faults for failpoints: each fault is a function that a worker process calls to injure itself."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,23 +13,26 @@ from typing import Any, Final, NoReturn
 import psycopg
 import pymysql
 import redis
+from django.apps import apps
 from django.db import connection
 
-from lambda_tasks.timeouts import TimeLimits
+from lambda_tasks.limits.alarms import TimeLimits
 from tests.simulation.transport import FileBackend, locks
 
-#: A port of this machine that nobody listens on.
+#: A closed port of this machine.
 CLOSED_PORT: Final = 1
+#: Seconds for which another session locks the table of records.
+LOCKED_FOR: Final = 0.5
 
 
 def killed() -> NoReturn:
-    """The kernel ends the process: out of memory, or Lambda's own timeout."""
+    """Kill the process, as the kernel does when memory runs out, or Lambda at its timeout."""
     os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("a SIGKILL cannot be survived")
+    raise AssertionError("the process survived SIGKILL")
 
 
 def session_ended() -> None:
-    """The database ends the session: an administrator, a failover."""
+    """End the database session, as an administrator or a failover does."""
     session = _session_id()
     if session is None:
         return
@@ -38,20 +42,26 @@ def session_ended() -> None:
     _ask_server("KILL CONNECTION %s", session)
 
 
-def database_away() -> None:
-    """The database ends the session, and takes no new ones for the rest of the invocation."""
+#: The address of the database, once the worker's settings name another one.
+_moved: dict[str, Any] = {}
+
+
+def database_unavailable() -> None:
+    """End the database session, and refuse new connections for the rest of the invocation."""
     session_ended()
+    for name in ("HOST", "PORT"):
+        _moved.setdefault(name, connection.settings_dict[name])
     connection.settings_dict["HOST"] = "127.0.0.1"
     connection.settings_dict["PORT"] = CLOSED_PORT
 
 
 def commit_answer_lost() -> None:
-    """The next COMMIT reaches the database, and its answer does not come back."""
-    database: Any = connection  # its own parts are no part of Django's types
+    """Lose the answer to the next COMMIT, which reaches the database."""
+    database: Any = connection  # private attributes that Django's types lack
     commit = database._commit
 
     def commit_and_lose_the_answer() -> None:
-        database._commit = commit  # the next one is none of ours
+        database._commit = commit  # only once
         commit()
         session_ended()
         database.connection.close()
@@ -61,59 +71,85 @@ def commit_answer_lost() -> None:
     database._commit = commit_and_lose_the_answer
 
 
-def send_refused() -> None:
-    """The next message does not reach SQS."""
+def records_locked() -> None:
+    """Lock the table of records in another session, for longer than the worker's statements wait.
+
+    Do nothing while the worker's own transaction holds the table, because a migration would wait for its end.
+    """
+    holder = _lock_of_records()
+    if holder is None:
+        return
+    connection.execute_wrappers.append(_without_patience)
+    unlocking = threading.Timer(LOCKED_FOR, holder.close)
+    unlocking.daemon = True  # the lock ends with the process
+    unlocking.start()
+
+
+def server_read_only() -> None:
+    """Demote the server of the open session, as a switchover does, on PostgreSQL. New sessions get the new primary."""
+    if connection.vendor != "postgresql" or connection.connection is None:
+        return
+    with suppress(psycopg.Error):  # after an error, the transaction rejects statements
+        connection.connection.execute("SET default_transaction_read_only = on")
+        if connection.in_atomic_block:
+            connection.connection.execute("SET transaction_read_only = on")
+
+
+def send_rejected() -> None:
+    """Prevent the next message from reaching SQS."""
     FileBackend.next_failure = "before"
 
 
-def sqs_away() -> None:
-    """No message reaches SQS for the rest of the process."""
-    FileBackend.away = True
+def sqs_unavailable() -> None:
+    """Prevent all messages from reaching SQS for the rest of the process."""
+    FileBackend.unavailable = True
 
 
 def send_answer_lost() -> None:
-    """The next message reaches SQS, and the answer does not come back."""
+    """Lose the answer to the next message, which reaches SQS."""
     FileBackend.next_failure = "after"
 
 
-def locks_forgotten() -> None:
-    """Redis fails over to a replica that has not heard of any lock."""
-    with suppress(redis.ConnectionError):  # away already
-        locks().forget_everything()
+def locks_lost() -> None:
+    """Delete all locks, as if Redis failed over to a replica without them."""
+    with suppress(redis.ConnectionError):  # already unavailable
+        locks().lose_all()
 
 
-def redis_away() -> None:
-    """Redis takes no connections for the rest of the invocation."""
+def redis_unavailable() -> None:
+    """Refuse connections to Redis for the rest of the invocation."""
     pool = locks().client.connection_pool
     pool.disconnect()
-    pool.reset()  # a connection that is made again remembers its address
-    where: dict[str, Any] = {"path": "/nobody/listens"} if "path" in pool.connection_kwargs else {"port": CLOSED_PORT}
+    pool.reset()  # a connection that is reopened keeps its address
+    where: dict[str, Any] = {"path": "/missing/socket"} if "path" in pool.connection_kwargs else {"port": CLOSED_PORT}
     pool.connection_kwargs.update(where)
 
 
-def limit_over() -> None:
-    """The hard limit passes at this moment; nothing happens where no limits run."""
+def limit_exceeded() -> None:
+    """Exceed the hard limit now, if limits are running."""
     limits = TimeLimits.current()
     if limits is not None:
         limits._started = time.monotonic() - limits.hard_timeout - 0.01
         signal.raise_signal(signal.SIGALRM)
 
 
-#: Every fault but the freeze, which takes the parent process to end it.
+#: Every fault except the freeze, which the parent process has to end.
 FAULTS: Final[dict[str, Callable[[], object]]] = {
     "killed": killed,
     "session ended": session_ended,
-    "database away": database_away,
+    "database unavailable": database_unavailable,
     "answer to COMMIT lost": commit_answer_lost,
-    "send refused": send_refused,
-    "SQS away": sqs_away,
+    "records locked": records_locked,
+    "server read-only": server_read_only,
+    "send rejected": send_rejected,
+    "SQS unavailable": sqs_unavailable,
     "answer to send lost": send_answer_lost,
-    "locks forgotten": locks_forgotten,
-    "Redis away": redis_away,
-    "limit over": limit_over,
+    "locks lost": locks_lost,
+    "Redis unavailable": redis_unavailable,
+    "limit exceeded": limit_exceeded,
 }
 FROZEN: Final = "frozen past the lease"
-#: It strikes every process that runs or is frozen at that moment; only the worlds of `crashes` have it.
+#: Affects every process that is running or frozen at that moment. Only the worlds of `crashes` use it.
 CRASHED: Final = "database crashed"
 
 
@@ -125,11 +161,46 @@ def _session_id() -> int | None:
     return int(connection.connection.thread_id())
 
 
-def _ask_server(sql: str, session: int) -> None:
-    """Run `sql` on a connection of its own, and wait until the session is gone."""
+def _address() -> dict[str, Any]:
+    """Return the driver's connection parameters for the same database, even where the worker cannot reach it."""
+    reachable = {name: connection.settings_dict[name] for name in ("HOST", "PORT")}
+    connection.settings_dict.update(_moved)
     given: dict[str, Any] = connection.get_connection_params()
+    connection.settings_dict.update(reachable)
     names = {"host", "port", "user", "password", "dbname", "database", "unix_socket"}
-    address = {name: given[name] for name in names & given.keys()}
+    return {name: given[name] for name in names & given.keys()}
+
+
+def _lock_of_records() -> Any:
+    """Return a session that has locked the table of records, or None if the lock is not available immediately."""
+    table = apps.get_model("lambda_tasks", "TaskRecord")._meta.db_table
+    if connection.vendor == "postgresql":
+        session: Any = psycopg.connect(**_address())
+        statement = f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE NOWAIT"
+    else:
+        session = pymysql.connect(**_address())
+        statement = f"LOCK TABLES {table} WRITE NOWAIT"
+    try:
+        session.cursor().execute(statement)
+    except (psycopg.Error, pymysql.Error):
+        session.close()
+        return None
+    return session
+
+
+def _without_patience(execute: Any, sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+    """Limit the time that a statement waits for a lock, in any session."""
+    session = context["connection"].connection
+    postgres = context["connection"].vendor == "postgresql"
+    setting = "lock_timeout = '20ms'" if postgres else "SESSION lock_wait_timeout = 0"
+    with suppress(psycopg.Error, pymysql.Error):  # after an error, the transaction rejects statements
+        session.cursor().execute(f"SET {setting}")
+    return execute(sql, params, many, context)
+
+
+def _ask_server(sql: str, session: int) -> None:
+    """Execute `sql` on a separate connection, and wait until the session has ended."""
+    address = _address()
     if connection.vendor == "postgresql":
         with psycopg.connect(**address, autocommit=True) as other:
             other.execute(sql, [session])

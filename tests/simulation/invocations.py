@@ -1,4 +1,4 @@
-"""One process for each invocation: forked, struck at its points, and heard through a pipe."""
+"""Run each invocation in a forked process, which injects faults at failpoints and reports through a pipe."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Any, Final, NoReturn
 
 from django.db import connections
 
-from lambda_tasks import points
+from lambda_tasks import failpoints
 from tests.simulation.faults import FAULTS, FROZEN
 
-#: Seconds of silence after which a process counts as hung.
+#: Seconds without output after which a process counts as hung.
 PATIENCE: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """One fault, at the moment at which a process comes to a point."""
+    """One fault at one failpoint."""
 
     point: str
     fault: str
@@ -35,19 +35,19 @@ class Strike:
 
 
 class Process:
-    """A forked process that does `work` and answers; it may freeze on its way, and be killed."""
+    """A forked process that does `work` and returns an answer. It may freeze or be killed before that."""
 
     def __init__(self, work: Callable[[], object], strikes: Sequence[Strike] = ()) -> None:
-        connections.close_all()  # nothing is shared with a child
+        connections.close_all()  # do not share connections with the child
         sys.stdout.flush()
         self._from_child, to_parent = os.pipe()
         from_parent, self._to_child = os.pipe()
         self.strikes = tuple(strikes)
-        #: What the process told: the points that it came to, and the faults that struck it.
+        #: The failpoints that the process has reported, and the faults that it has injected.
         self.reached: list[str] = []
         self.struck: list[Strike] = []
         self.answer: Any = None
-        #: What it raised, as text.
+        #: The traceback of an exception that it raised.
         self.error: str | None = None
         #: "running", "frozen", "answered", "raised", "killed" or "hung".
         self.state = "running"
@@ -61,7 +61,7 @@ class Process:
         self._unread = b""
 
     def run(self, *, points: int | None = None) -> None:
-        """Wait until it freezes or ends, or has come to so many points."""
+        """Wait until the process freezes or ends, or has reached that many failpoints."""
         for told in self._lines():
             match told:
                 case {"reached": point}:
@@ -83,14 +83,14 @@ class Process:
         self._bury()
 
     def thaw(self) -> None:
-        """Let a frozen process go on, and wait until it freezes again or ends."""
+        """Let a frozen process continue, and wait until it freezes again or ends."""
         self.state = "running"
-        with suppress(BrokenPipeError):  # it has ended in its sleep
+        with suppress(BrokenPipeError):  # it has ended while it was frozen
             os.write(self._to_child, b".")
         self.run()
 
     def kill(self) -> None:
-        """End it, wherever it is."""
+        """Kill the process, wherever it is."""
         if self.state in ("running", "frozen"):
             self.state = "killed"
             self._bury()
@@ -102,7 +102,7 @@ class Process:
                 yield json.loads(line)
             if not select.select([self._from_child], [], [], PATIENCE)[0]:
                 self.state = "hung"
-                os.kill(self.pid, signal.SIGUSR1)  # it says where it stands
+                os.kill(self.pid, signal.SIGUSR1)  # it prints its stack
                 select.select([self._from_child], [], [], 1)
                 return
             chunk = os.read(self._from_child, 65_536)
@@ -111,14 +111,14 @@ class Process:
             self._unread += chunk
 
     def _bury(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)  # it may still be on its way out
+        os.kill(self.pid, signal.SIGKILL)  # it may still be exiting
         os.waitpid(self.pid, 0)
         os.close(self._from_child)
         os.close(self._to_child)
 
 
 class _Child:
-    """The inside of a process: strikes itself where it was told to, each fault once."""
+    """The child process, which injects each of its faults once."""
 
     def __init__(self, to_parent: int, from_parent: int, strikes: list[Strike]) -> None:
         self._to_parent = to_parent
@@ -129,7 +129,7 @@ class _Child:
         status = 1
         faulthandler.register(signal.SIGUSR1)
         try:
-            points.reached = self._reached
+            failpoints.reached = self._reached
             self._tell(answer=work())
             status = 0
         except BaseException:

@@ -1,4 +1,4 @@
-"""SQS as the parent process plays it: visibility, receive counts, dead letters, and answers under Lambda's rules."""
+"""Simulate SQS: visibility, receive counts, dead letters, and responses under Lambda's rules."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ MAX_RECEIVES: Final = 5
 
 @dataclass(slots=True)
 class Message:
-    """One message: what was sent, and what the queue knows of it."""
+    """One message, with its state on the queue."""
 
     body: str
     attributes: Mapping[str, str]
     visible_at: float
     raw_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     receives: int = 0
+    #: Whether a sender has forged the message; forged messages are not redriven.
+    forged: bool = False
 
     def as_record(self) -> dict[str, Any]:
-        """Return it as Lambda shows it to the handler."""
+        """Return the message as Lambda passes it to the handler."""
         return {
             "messageId": self.raw_id,
             "receiptHandle": f"receipt-{self.raw_id}-{self.receives}",
@@ -36,14 +38,14 @@ class Message:
 
 
 class Queue:
-    """A standard queue with a dead letter queue; time is what `now` says."""
+    """A standard queue with a dead letter queue; `now` is the current time."""
 
     def __init__(self, visibility_timeout: float) -> None:
         self.now = 0.0
         self.visibility_timeout = visibility_timeout
         self.messages: dict[str, Message] = {}
         self.dead: dict[str, Message] = {}
-        #: Deleted ones, which a standard queue may deliver once more.
+        #: Deleted messages, which a standard queue may deliver again.
         self.deleted: dict[str, Message] = {}
 
     def add(self, body: str, attributes: Mapping[str, str], delay: float = 0) -> Message:
@@ -55,7 +57,7 @@ class Queue:
         return [message for message in self.messages.values() if message.visible_at <= self.now]
 
     def receive(self, messages: Iterable[Message]) -> list[Message]:
-        """Hand out `messages`, those that were received too often to the dead letter queue instead."""
+        """Return `messages`, except those that were received too often, which go to the dead letter queue."""
         received = []
         for message in messages:
             if message.receives >= MAX_RECEIVES:
@@ -68,9 +70,9 @@ class Queue:
         return received
 
     def settle(self, batch: Iterable[Message], answer: Mapping[str, Any] | None) -> None:
-        """Delete what the answer leaves out; None is no answer, and deletes nothing.
+        """Delete the messages that the answer does not list. If it is None, delete nothing.
 
-        Lambda's rules for partial responses: an id that is not of the batch fails it as a whole.
+        By Lambda's rules for partial responses, an id that is not in the batch fails the whole batch.
         """
         if answer is None:
             return
@@ -83,11 +85,12 @@ class Queue:
                 self.deleted[raw_id] = message
 
     def redrive(self) -> None:
-        """Put the dead letters back, under new ids of SQS's."""
+        """Put the dead letters back on the queue, under new SQS ids."""
         for message in self.dead.values():
-            self.add(message.body, message.attributes)
+            if not message.forged:
+                self.add(message.body, message.attributes)
         self.dead.clear()
 
     def next_change(self) -> float | None:
-        """Return when the next message becomes visible; None if there is none."""
+        """Return when the next message becomes visible, or None if the queue is empty."""
         return min((message.visible_at for message in self.messages.values()), default=None)

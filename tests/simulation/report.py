@@ -1,4 +1,4 @@
-"""What came of a run: figures that can be added up, and the table that is printed."""
+"""The report of a run: figures that can be merged, and the printed table."""
 
 from __future__ import annotations
 
@@ -8,17 +8,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from lambda_tasks.points import POINTS
+from lambda_tasks.failpoints import POINTS
 from tests.simulation.faults import CRASHED, FAULTS, FROZEN
 
 if TYPE_CHECKING:
     from tests.simulation.invariants import Books
     from tests.simulation.world import Figures
 
-#: How the points begin that nothing comes to without the outbox.
+#: Prefixes of failpoints that are reached only with the outbox.
 OF_OUTBOX: Final = ("outbox:", "relay:")
-#: The names of broken promises, in the order of the report.
-NAMES: Final = ("lost", "doubled", "stuck", "ghost", "gap", "disagreeing", "overlapped", "needless", "accident")
+#: The prefix of failpoints that are reached only in worlds with periodic tasks.
+OF_SCHEDULES: Final = "schedule:"
+#: The names of violations, in the order of the report.
+NAMES: Final = (
+    "lost",
+    "doubled",
+    "stuck",
+    "ghost",
+    "gap",
+    "disagreeing",
+    "overlapped",
+    "forged",
+    "needless",
+    "accident",
+)
 
 
 @dataclass(slots=True)
@@ -33,7 +46,7 @@ class Report:
     sentences: list[str] = field(default_factory=list)
 
     def add(self, books: Books, figures: Figures, *, seed: int | None = None) -> None:
-        """Add what a world at rest had in its books, and what happened in it."""
+        """Add the results and the figures of a world."""
         self.worlds += 1
         self.sums.update(
             {
@@ -45,9 +58,13 @@ class Report:
                 "deliveries": figures.deliveries,
                 "duplicates": figures.duplicates,
                 "redrives": figures.redrives,
+                "forged messages": figures.forged,
+                "attempts to cancel": figures.cancels,
+                "cancelled before a start": figures.prevented,
                 "crashes of the database": figures.crashes,
-                "claims forgotten by it": figures.forgotten,
+                "claims lost in crashes": figures.forgotten,
                 "takeovers": books.takeovers,
+                "ticks": books.ticks,
                 "faults": figures.struck.total(),
             }
         )
@@ -79,13 +96,13 @@ class Report:
         )
 
     def never_killed(self, prefixes: Sequence[str] = (), *, outbox: bool) -> list[str]:
-        """Return the points at which no process was killed, of all or of those that begin in one of these ways."""
-        elsewhere = () if outbox else OF_OUTBOX
+        """Return the failpoints, or those with one of `prefixes`, at which no process was killed."""
+        elsewhere = (*(() if outbox else OF_OUTBOX), *(() if prefixes else (OF_SCHEDULES,)))
         meant = [point for point in POINTS if point.startswith(tuple(prefixes) or "")]
         return [point for point in meant if not point.startswith(elsewhere) and not self.struck[f"{point}|killed"]]
 
     def lines(self) -> Iterator[str]:
-        """Yield the report as it is printed."""
+        """Yield the lines of the printed report."""
         faults = [*FAULTS, FROZEN, CRASHED]
         found = {point: [self.struck[f"{point}|{fault}"] for fault in faults] for point in [*POINTS, "shop:inside"]}
         yield "Faults by point:"

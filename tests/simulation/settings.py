@@ -1,4 +1,4 @@
-"""Django settings of the simulated shop: real servers, found or started as the tests do."""
+"""Django settings of the simulated shop: real servers, found or started in the same way as for the tests."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tests.services import Missing, Server
 SERVERS: Final = services.find_all(start=True)
 #: `postgres` or `mariadb`.
 KIND: Final = os.environ.get("SIMULATION_DATABASE", "postgres")
-#: What a COMMIT waits for by itself: nothing, or ("on") the disk, where the server is to crash.
+#: Whether COMMIT waits for the disk ("on"), which is needed if the server will crash.
 COMMITS: Final = os.environ.get("SIMULATION_COMMITS", "off")
-#: Whether messages are rows of the customers' transactions first.
+#: Whether customers write messages to the outbox.
 OUTBOX: Final = os.environ.get("SIMULATION_OUTBOX", "no") == "yes"
-#: What this run names on servers that other runs may use at the same time.
+#: The name of this run on servers that other runs may use at the same time.
 NAME: Final = f"simulation_{os.getpid()}"
 
 
 def _server(name: str) -> Server:
     server = SERVERS[name]
     if isinstance(server, Missing):
-        raise SystemExit(f"The simulation needs it: {server}")
+        raise SystemExit(f"The simulation requires this server. {server}")
     return server
 
 
@@ -42,8 +42,8 @@ DATABASES = {
         name=NAME,
     )
 }
-# A worker that sleeps between its first delivery and its claim may find another one asleep before its COMMIT. It
-# then waits for as long as these allow.
+# A worker that was frozen before its claim may wait for another worker that is frozen before its COMMIT. These
+# timeouts limit the wait.
 DATABASES["default"]["OPTIONS"] |= (
     {"init_command": "SET SESSION innodb_lock_wait_timeout = 2"}
     if KIND == "mariadb"
@@ -62,8 +62,8 @@ LAMBDA_TASKS_STORE = {
     "BACKEND": "lambda_tasks.stores.orm.ORMStore",
     "OPTIONS": {"durable_claims": os.environ.get("SIMULATION_DURABLE_CLAIMS", "yes") == "yes"},
 }
-# Long, because no process may meet its limits while it is frozen: only the faults let time pass.
+# Long, because a process must not exceed its limits while it is frozen: only faults let time pass.
 LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT = 500
 LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT = 600
-# Workers die more often here than any task deserves; that the cap works is tested elsewhere.
+# Workers die more often here than with any real task. Other tests cover the limit.
 LAMBDA_TASKS_MAX_TAKEOVERS = 1_000

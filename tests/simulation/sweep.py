@@ -1,63 +1,80 @@
-"""Every kind of task, struck at every point that it comes to, by every fault: one at a time."""
+"""Inject every fault at every failpoint that each kind of task reaches, one combination at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count, product
 from pathlib import Path
 from typing import Final
 
-from lambda_tasks.backends.relay import LONGEST_PAUSE
-from lambda_tasks.points import POINTS
+from lambda_tasks.backends.batches import LONGEST_PAUSE
+from lambda_tasks.definition.keys import LOCK_KEY
+from lambda_tasks.failpoints import POINTS
 from lambda_tasks.settings import app_settings
 from tests.simulation.faults import FAULTS, FROZEN
 from tests.simulation.invariants import EXPECTED, check
 from tests.simulation.invocations import Strike
 from tests.simulation.report import Report
+from tests.simulation.shop import tasks
+from tests.simulation.shop.tasks import UNIQUE, VALUES
+from tests.simulation.transport import locks
 from tests.simulation.world import PAST_ANY_LEASE, Placement, World, points_of, points_of_customer
 
-#: How many orders are struck before the world is brought to rest; singletons one at a time.
+#: The number of orders in one world. Each singleton task runs in a separate world.
 CHUNK: Final = 25
 
 _ALL_FAULTS: Final = (*FAULTS, FROZEN)
-_NEED_REDIS: Final = frozenset({"locks forgotten", "Redis away"})
+_NEED_REDIS: Final = frozenset({"locks lost", "Redis unavailable"})
 _WITHOUT_REDIS: Final = tuple(fault for fault in _ALL_FAULTS if fault not in _NEED_REDIS)
-_NEED_SEND: Final = frozenset({"send refused", "SQS away", "answer to send lost"})
-#: What a process comes to that relays the outbox.
+_NEED_SEND: Final = frozenset({"send rejected", "SQS unavailable", "answer to send lost"})
+#: The kinds of tasks that have a lock, and that are unique.
+LOCKED: Final = ("singleton", "singleton_retried", "keyed", "limited", "waiting", "skipping")
+#: The failpoints of a task that waits for its lock.
+WAIT_POINTS: Final = tuple(point for point in POINTS if point.startswith("wait:"))
+#: The failpoints of a process that relays the outbox.
 RELAY_POINTS: Final = tuple(point for point in POINTS if point.startswith("relay:"))
-#: Where a customer's transaction is committed, and nobody may raise anything any more.
+#: The failpoints of a process that cancels an order.
+CANCEL_POINTS: Final = tuple(point for point in POINTS if point.startswith("cancel:"))
+#: Failpoints after the commit of a customer's transaction, where the customer must not get an exception.
 _AFTER_COMMIT: Final = frozenset({"enqueue:after_commit", "send:before", "send:after", *RELAY_POINTS})
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One order, and the faults that its invocations meet, the first one's first."""
+    """One order, and the faults of its invocations, in order."""
 
     kind: str
     producer: tuple[Strike, ...] = ()
     relay: tuple[Strike, ...] = ()
     deliveries: tuple[tuple[Strike, ...], ...] = ()
+    #: The faults of a process that cancels the order after these deliveries.
+    cancel: tuple[Strike, ...] = ()
+    #: Whether another invocation holds the lock of the task during the first delivery.
+    held: bool = False
+    #: The number of orders, for tasks that are unique.
+    orders: int = 1
 
     @property
     def point(self) -> str:
-        """Where the last fault strikes."""
-        last = (self.deliveries[-1] if self.deliveries else ()) or self.relay or self.producer
+        """The failpoint of the last fault."""
+        last = self.cancel or (self.deliveries[-1] if self.deliveries else ()) or self.relay or self.producer
         return last[-1].point
 
     @property
     def alone(self) -> bool:
-        """Whether it must not meet another order: a singleton's lock would keep that from its point."""
-        return self.kind.startswith("singleton")
+        """Whether the order needs its own world, because a singleton's lock would block other orders."""
+        return self.kind in LOCKED or self.kind in UNIQUE
 
 
 def sweep(
     folder: Path, *, kinds: Sequence[str] = (), prefixes: Sequence[str] = (), part: int = 0, parts: int = 1
 ) -> Report:
-    """Run every case, or every `parts`-th from `part` on, and return what came of it.
+    """Run every case, or every `parts`-th case from `part`, and return the report.
 
-    With `kinds` only tasks of these, with `prefixes` only cases whose last fault is at a point that begins
-    in one of these ways.
+    `kinds` selects kinds of tasks. `prefixes` selects cases whose last fault is at a failpoint with one of these
+    prefixes.
     """
     report = Report()
     chosen = [case for case in _cases(folder, kinds or list(EXPECTED)) if case.point.startswith(tuple(prefixes) or "")]
@@ -71,7 +88,12 @@ def sweep(
 def _cases(folder: Path, kinds: Sequence[str]) -> Iterator[Case]:
     yield from _first_invocations({kind: points_of(folder, kind) for kind in kinds})
     yield from (case for case in _later_invocations() if case.kind in kinds)
-    yield from _customers(points_of_customer(folder))
+    yield from _customers("plain", points_of_customer(folder))
+    for kind in UNIQUE:
+        if kind in kinds:
+            points = [point for point in points_of_customer(folder, kind) if point.startswith("unique:")]
+            yield from _customers(kind, points, orders=2)
+    yield from (case for case in _cancellations() if case.kind in kinds)
     if app_settings.outbox:
         yield from _relays()
 
@@ -79,7 +101,7 @@ def _cases(folder: Path, kinds: Sequence[str]) -> Iterator[Case]:
 def _first_invocations(points_of: dict[str, list[str]]) -> Iterator[Case]:
     for kind, points in points_of.items():
         for point, fault in product(points, _ALL_FAULTS):
-            if fault in _NEED_REDIS and not kind.startswith("singleton"):
+            if fault in _NEED_REDIS and kind not in LOCKED:
                 continue
             if fault in _NEED_SEND and "retry:before_send" not in points:
                 continue
@@ -87,26 +109,41 @@ def _first_invocations(points_of: dict[str, list[str]]) -> Iterator[Case]:
 
 
 def _later_invocations() -> Iterator[Case]:
-    """What only a second invocation comes to, or one that has met a fault already."""
+    """Yield cases that need a second invocation, or an earlier fault."""
     died = (Strike("task:enter", "killed"),)
     for fault in _ALL_FAULTS:
         yield Case("plain", deliveries=(died, (Strike("claim:before_takeover", fault),)))
         yield Case("plain", deliveries=(died, (Strike("finish:before_commit", fault),)))
-        if not app_settings.outbox:  # with it, no retry is refused
-            unsent = Strike("retry:before_send", "send refused")
+        if not app_settings.outbox:  # with the outbox, retries are never rejected
+            unsent = Strike("retry:before_send", "send rejected")
             yield Case("retried", deliveries=((unsent, Strike("release:before", fault)),))
         lost = Strike("finish:before_commit", "session ended")
         yield Case("plain", deliveries=((lost, Strike("release:before", fault)),))
+        for point in WAIT_POINTS:
+            yield Case("waiting", deliveries=((Strike(point, fault),),), held=True)
 
 
-def _customers(points: list[str]) -> Iterator[Case]:
+def _customers(kind: str, points: list[str], *, orders: int = 1) -> Iterator[Case]:
     for point, fault in product(points, _WITHOUT_REDIS):
-        yield Case("plain", producer=(Strike(point, fault),))
+        yield Case(kind, producer=(Strike(point, fault),), orders=orders)
+
+
+def _cancellations() -> Iterator[Case]:
+    """Yield cases with a fault in a process that cancels an order before, or after, a worker has started it."""
+    unsent = (Strike("send:before", "send rejected"),) if app_settings.outbox else ()
+    died = (Strike("task:enter", "killed"),)
+    again = (Strike("settle:after_write", "killed"),)
+    for fault in _WITHOUT_REDIS:
+        for point in ("cancel:before_write", "cancel:after_write"):
+            yield Case("plain", producer=unsent, cancel=(Strike(point, fault),))
+            yield Case("retried", deliveries=(again,), cancel=(Strike(point, fault),))
+        for kind in ("plain", "committing"):
+            yield Case(kind, deliveries=(died,), cancel=(Strike("cancel:after_request", fault),))
 
 
 def _relays() -> Iterator[Case]:
-    """A customer was killed, or its message not taken, and the process is struck that sends it next."""
-    for unsent in (Strike("enqueue:after_commit", "killed"), Strike("send:before", "send refused")):
+    """Yield cases with a fault in the relay, after a customer was killed or its message was rejected."""
+    for unsent in (Strike("enqueue:after_commit", "killed"), Strike("send:before", "send rejected")):
         for point, fault in product(RELAY_POINTS, _WITHOUT_REDIS):
             yield Case("plain", producer=(unsent,), relay=(Strike(point, fault),))
 
@@ -127,11 +164,15 @@ def _run(folder: Path, cases: list[tuple[int, Case]], report: Report) -> None:
                 world.pass_time(PAST_ANY_LEASE)
             for number, case in cases:
                 if turn < len(case.deliveries):
-                    world.deliver(world.messages_of(number), case.deliveries[turn])
+                    with _lock_held(case.kind) if case.held and not turn else nullcontext():
+                        world.deliver(world.messages_of(number), case.deliveries[turn])
+        for number, case in cases:
+            if case.cancel:
+                world.cancel(number, case.cancel)
         if app_settings.outbox:
-            world.relay()  # beside those that are frozen, whose messages it leaves to them
+            world.relay()  # skips the messages that frozen processes hold
         if world.frozen:
-            # Another worker takes over what the frozen ones hold, and then they go on.
+            # Other workers take over from the frozen workers, which then continue.
             world.pass_time(PAST_ANY_LEASE)
             for message in world.queue.visible():
                 world.deliver([message])
@@ -141,13 +182,25 @@ def _run(folder: Path, cases: list[tuple[int, Case]], report: Report) -> None:
         world.close()
 
 
+@contextmanager
+def _lock_held(kind: str) -> Iterator[None]:
+    """Hold the lock of a task as another invocation does."""
+    key = LOCK_KEY.format(task_name=getattr(tasks, kind).name)
+    locks().acquire(key, token="another", timeout=PAST_ANY_LEASE)
+    try:
+        yield
+    finally:
+        locks().release(key, token="another")
+
+
 def _place(world: World, cases: list[tuple[int, Case]]) -> None:
     world.place([Placement(number, case.kind) for number, case in cases if not case.producer])
     for number, case in cases:
         if case.producer:
-            customer = world.place([Placement(number, case.kind)], case.producer)
+            placements = [Placement(number + VALUES * turn, case.kind) for turn in range(case.orders)]
+            customer = world.place(placements, case.producer)
             if customer.state == "raised" and case.producer[-1].point in _AFTER_COMMIT:
-                world.figures.accidents.append(f"a customer hears after its commit of {customer.error}")
+                world.figures.accidents.append(f"a customer got an exception after its commit: {customer.error}")
         if case.relay:
             world.pass_time(LONGEST_PAUSE)
             world.relay(case.relay)

@@ -1,35 +1,35 @@
-"""What connects the simulated workers: a transport that survives SIGKILL, and a lock of the run's own."""
+"""A transport that survives SIGKILL, and a separate lock for each run."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lambda_tasks.backends.base import BaseBackend
+from lambda_tasks.backends.base import BaseBackend, Taken
 from lambda_tasks.jobs import Job
 from lambda_tasks.locks.redis import RedisLock
 from lambda_tasks.strategies import get_lock
 
 
 class SendFailed(Exception):
-    """SQS did not answer; whether it has taken the message is not known."""
+    """SQS did not answer, so it is unknown whether it has accepted the message."""
 
 
 class FileBackend(BaseBackend):
-    """Appends each job to a file in one write, so that what was sent stays sent whoever is killed."""
+    """Append each job to a file in one write, so that a sent message survives the death of any process."""
 
     file: ClassVar[Path]
-    #: "before" or "after": how the next send fails.
+    #: Whether the next send fails "before" or "after" its effect.
     next_failure: ClassVar[str | None] = None
-    #: Whether every send fails without effect: for a process, or for all that are forked meanwhile.
-    away: ClassVar[bool] = False
+    #: Whether every send fails without effect, in this process and in processes that are forked meanwhile.
+    unavailable: ClassVar[bool] = False
 
-    def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
+    def send(self, jobs: Sequence[Job]) -> list[Taken]:
         failure, FileBackend.next_failure = FileBackend.next_failure, None
-        if failure == "before" or FileBackend.away:
+        if failure == "before" or FileBackend.unavailable:
             raise SendFailed("the connection was refused")
         lines = [json.dumps(_as_sent(job)) + "\n" for job in jobs]
         handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -39,8 +39,7 @@ class FileBackend(BaseBackend):
             os.close(handle)
         if failure == "after":
             raise SendFailed("the answer was lost")
-        for job in jobs:
-            taken(job)
+        return [Taken(job) for job in jobs]
 
 
 def _as_sent(job: Job) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def _as_sent(job: Job) -> dict[str, Any]:
 
 
 class PrefixedRedisLock(RedisLock):
-    """A `RedisLock` whose keys no other run on the same server has."""
+    """A `RedisLock` with keys that differ from those of other runs on the same server."""
 
     def __init__(self, *, prefix: str, **options: Any) -> None:
         super().__init__(**options)
@@ -60,13 +59,13 @@ class PrefixedRedisLock(RedisLock):
     def release(self, key: str, *, token: str) -> None:
         super().release(self._prefix + key, token=token)
 
-    def forget_everything(self) -> None:
-        """Lose all locks, as a server that failed over to a replica that had not heard of them."""
+    def lose_all(self) -> None:
+        """Delete all locks, as after a failover to a replica without them."""
         if keys := self.client.keys(f"{self._prefix}*"):
             self.client.delete(*keys)
 
     def pass_time(self, seconds: float) -> None:
-        """Let all locks end so much earlier."""
+        """Let all locks expire that much earlier."""
         for key in self.client.keys(f"{self._prefix}*"):
             self.client.pexpire(key, max(int(self.client.pttl(key) - 1000 * seconds), 1))
 

@@ -1,11 +1,12 @@
-"""The world of one run: customers who place orders, a queue, workers that die, and a clock that nobody waits for."""
+"""The world of one run: customers who place orders, a queue, workers that die, and a simulated clock."""
 
 from __future__ import annotations
 
 import gc
 import json
+import uuid
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -15,37 +16,41 @@ from django.db import connections, transaction
 from django.db.models import F
 
 from lambda_tasks import maintenance, registry
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.handler import boot, handler
-from lambda_tasks.jobs import MESSAGE_ID_ATTRIBUTE
-from lambda_tasks.messages import SQSLambdaTaskMessage
-from lambda_tasks.models import DatabaseNow, OutboxMessage, TaskRecord, TaskStatus
+from lambda_tasks.handles import TaskHandle
+from lambda_tasks.models import CancelRequest, OutboxMessage, TaskReason, TaskRecord, TaskStatus, UniqueKey
 from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_backend
+from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE, ROOT_ID_ATTRIBUTE
+from lambda_tasks.wire.ids import retry_id
 from tests.simulation.faults import FROZEN
 from tests.simulation.invocations import Process, Strike
 from tests.simulation.queue import Message, Queue
 from tests.simulation.shop import tasks
-from tests.simulation.shop.models import Counter, Effect, Order
+from tests.simulation.shop.models import Counter, Effect, Order, Span
 from tests.simulation.transport import FileBackend, SendFailed, locks
 
-#: Seconds that a lease may last in this world, and then some.
+#: Seconds that are longer than any lease in this world.
 PAST_ANY_LEASE: Final = 700.0
-#: Deliveries after which a world that does not come to rest is given up.
+#: Deliveries after which the simulation gives up on a world whose activity does not end.
 MAX_ROUNDS: Final = 400
-#: Deliveries after which time passes in longer steps, in seconds, than from one message to the next.
+#: Deliveries after which time passes in steps of at least LONG_STEP seconds.
 PATIENT_ROUNDS: Final = 60
 LONG_STEP: Final = 120.0
-#: Milliseconds that an invocation has.
+#: The lowest order number of forged messages, which must never take effect.
+FORGED: Final = 50_000
+#: The remaining time of an invocation, in milliseconds.
 _TIME_LEFT: Final = 900_000
 
 
 class Abandoned(Exception):
-    """The customer's transaction is rolled back."""
+    """Roll back the customer's transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """An order as a customer places it: `how` is "commit", "roll back" or "savepoint"."""
+    """An order of a customer; `how` is "commit", "roll back" or "savepoint"."""
 
     number: int
     kind: str
@@ -53,7 +58,7 @@ class Placement:
 
 
 class Context:
-    """The part of Lambda's context that the handler asks for."""
+    """The part of Lambda's context that the handler uses."""
 
     def get_remaining_time_in_millis(self) -> int:
         return _TIME_LEFT
@@ -61,12 +66,13 @@ class Context:
 
 @dataclass(slots=True)
 class Invocation:
-    """A process, and the messages that it was given: none for a customer, and for a relay."""
+    """A process and its messages. Customers and relays have no messages."""
 
     process: Process
     batch: list[Message] = field(default_factory=list)
-    #: The orders that a customer places.
+    #: The orders that a customer places, or cancels.
     orders: tuple[int, ...] = ()
+    cancels: bool = False
 
     @property
     def about(self) -> list[int]:
@@ -75,36 +81,44 @@ class Invocation:
 
 @dataclass(slots=True)
 class Figures:
-    """What happened in a world, for the report."""
+    """Counts of events in a world, for the report."""
 
     deliveries: int = 0
     relays: int = 0
-    #: Messages that came to the queue again under their own id.
+    #: Messages that were sent to the queue again under the same id.
     sent_again: int = 0
     duplicates: int = 0
     redrives: int = 0
-    #: How often the database's server crashed, and how many claims it had forgotten afterwards.
+    forged: int = 0
+    #: Crashes of the database server, and the claims that it lost in them.
     crashes: int = 0
     forgotten: int = 0
+    #: Attempts to cancel an order, and those that prevented its task from starting.
+    cancels: int = 0
+    prevented: int = 0
     struck: Tally[Strike] = field(default_factory=Tally)
-    #: Sentences about messages that were handed back although nothing had gone wrong.
+    #: Descriptions of messages that were handed back without a fault.
     needless: list[str] = field(default_factory=list)
-    #: Sentences about processes that hung or let an exception out.
+    #: Descriptions of processes that hung or raised an exception.
     accidents: list[str] = field(default_factory=list)
 
 
 class World:
-    """Everything between a call of `execute_on_commit()` and rest."""
+    """A world of customers, a queue and workers, from `execute_on_commit()` to the end of all activity."""
 
     def __init__(self, folder: Path, *, visibility_timeout: float = 120) -> None:
         self.queue = Queue(visibility_timeout)
         self.figures = Figures()
         self.placements: dict[int, Placement] = {}
-        #: The faults that an order met on its way.
+        #: The faults that affected an order.
         self.strikes_of: dict[int, list[Strike]] = {}
+        #: The orders that a customer has cancelled, perhaps without success, and those whose task must not take effect.
+        self.cancelled: set[int] = set()
+        self.prevented: set[int] = set()
+        self.order_of_root: dict[str, int] = {}
         self.sent: set[int] = set()
         self._sent_ids: set[str] = set()
-        #: Orders whose messages came again for other reasons than a fault in their worker.
+        #: Orders whose messages were delivered again without a fault in their worker.
         self.repeated: set[int] = set()
         self.frozen: list[Invocation] = []
         self._file = folder / "sent.jsonl"
@@ -113,60 +127,105 @@ class World:
         self._file.touch()
         self._read = 0
         FileBackend.file = self._file
-        FileBackend.away = False
-        locks().forget_everything()
-        for model in (Order, Effect, Counter, TaskRecord, OutboxMessage):
+        FileBackend.unavailable = False
+        locks().lose_all()
+        for model in (Order, Effect, Counter, Span, TaskRecord, OutboxMessage, CancelRequest, UniqueKey):
             model._base_manager.all()._raw_delete(model._base_manager.db)
         Counter._default_manager.create(name="singleton")
 
     # Customers
 
     def place(self, placements: Sequence[Placement], strikes: Sequence[Strike] = ()) -> Process:
-        """Place orders in a process of their own, each in a transaction of its own."""
+        """Place orders in a new process, each in a separate transaction."""
         self.placements |= {placement.number: placement for placement in placements}
         process = Process(lambda: place_orders(placements), strikes)
         self.go_on(Invocation(process, orders=tuple(placement.number for placement in placements)))
         return process
 
+    def cancel(self, order: int, strikes: Sequence[Strike] = ()) -> Process | None:
+        """Cancel the task of an order in a new process; do nothing if its message is unknown."""
+        roots = [root for root, number in self._roots() if number == order]
+        if not roots:
+            return None
+        self.order_of_root[roots[0]] = order
+        self.cancelled.add(order)
+        self.figures.cancels += 1
+        process = Process(lambda: cancel_task(roots[0]), strikes)
+        self.go_on(Invocation(process, orders=(order,), cancels=True))
+        return process
+
+    def cancellable(self) -> list[int]:
+        """Return the orders whose messages are known, except those that may share one invocation."""
+        known = {order for _, order in self._roots() if order in self.placements}
+        return sorted(order for order in known if self.placements[order].kind not in tasks.UNIQUE)
+
+    def _roots(self) -> Iterator[tuple[str, int]]:
+        """Yield the ids of first invocations, with their orders."""
+        for message in [*self.queue.messages.values(), *self.queue.deleted.values()]:
+            if not message.forged:
+                yield message.attributes[ROOT_ID_ATTRIBUTE], order_of(message)
+        for row in OutboxMessage.objects.order_by("id"):
+            yield row.attributes[ROOT_ID_ATTRIBUTE], json.loads(row.body)["kwargs"]["order"]
+
+    # Forged messages
+
+    def forge(self, message: Message, claims: str) -> None:
+        """Put a forged message on the queue that refers to the invocation of `message`.
+
+        `claims` is "retry" for its first retry under a new id, "derived" for its first retry under the id that this
+        retry would have, and "same" for the invocation itself.
+        """
+        invocation = message.attributes[MESSAGE_ID_ATTRIBUTE]
+        retries = 0 if claims == "same" else 1
+        own_id = {"retry": str(uuid.uuid4()), "derived": retry_id(invocation, 1), "same": invocation}[claims]
+        self.figures.forged += 1
+        shape = {
+            "task_name": tasks.forged.name,
+            "kwargs": {"order": FORGED + self.figures.forged},
+            "n_retries": retries,
+        }
+        attributes = {MESSAGE_ID_ATTRIBUTE: own_id, ROOT_ID_ATTRIBUTE: invocation}
+        self.queue.add(json.dumps(shape), attributes).forged = True
+
     # The outbox
 
     def relay(self, strikes: Sequence[Strike] = ()) -> Process:
-        """Have a schedule of EventBridge's ask for maintenance: what waits in the outbox is sent."""
+        """Send the outbox in a new process, with the maintenance event of an EventBridge schedule."""
         process = Process(lambda: handler({maintenance.EVENT_FIELD: maintenance.MAINTENANCE}, Context()), strikes)
         self.figures.relays += 1
         self.go_on(Invocation(process))
         return process
 
     def seconds_to_relay(self) -> float | None:
-        """Return when the next message of the outbox is due; None if there is none."""
+        """Return the seconds until the next message of the outbox is due, or None if the outbox is empty."""
         waiting = OutboxMessage.objects.filter(due_at__isnull=False).annotate(now=DatabaseNow())
         for due_at, now in waiting.order_by("due_at").values_list("due_at", "now")[:1]:
             return max(float((due_at - now).total_seconds()), 0.0)
         return None
 
-    def lose_sqs(self, *, away: bool) -> None:
-        """Let SQS go away for every process that starts from now on, or come back."""
-        FileBackend.away = away
+    def lose_sqs(self, *, unavailable: bool) -> None:
+        """Make SQS unavailable for every process that starts later, or available again."""
+        FileBackend.unavailable = unavailable
 
     # Workers
 
     def deliver(
         self, messages: Iterable[Message], strikes: Sequence[Strike] = (), *, answer_arrives: bool = True
     ) -> Process:
-        """Invoke the handler with `messages`, and act on its answer if that arrives."""
+        """Invoke the handler with `messages`, and process its answer if it arrives."""
         invocation = self.invoke(messages, strikes)
         self.go_on(invocation, answer_arrives=answer_arrives)
         return invocation.process
 
     def invoke(self, messages: Iterable[Message], strikes: Sequence[Strike] = ()) -> Invocation:
-        """Start the handler with `messages`, and do not wait for it."""
+        """Start the handler with `messages` without waiting for it."""
         batch = self.queue.receive(messages)
         event = {"Records": [message.as_record() for message in batch]}
         self.figures.deliveries += len(batch)
         return Invocation(Process(lambda: handler(event, Context()), strikes), batch)
 
     def go_on(self, invocation: Invocation, *, answer_arrives: bool = True) -> None:
-        """Wait until a worker freezes or ends, and act on its answer if that arrives."""
+        """Wait until a worker freezes or ends, and process its answer if it arrives."""
         if invocation.process.state == "running":
             invocation.process.run()
         if invocation.process.state == "frozen":
@@ -177,7 +236,7 @@ class World:
             self._ended(invocation, answer_arrives=answer_arrives)
 
     def thaw(self, invocation: Invocation, *, answer_arrives: bool = True) -> None:
-        """Let a frozen worker go on: it does not know that time has passed."""
+        """Let a frozen worker continue. It is not aware that time has passed."""
         self.frozen.remove(invocation)
         invocation.process.thaw()
         if invocation.process.state == "frozen":
@@ -192,10 +251,13 @@ class World:
         if process.state == "hung" or (process.state == "raised" and not _may_raise(invocation)):
             self.figures.accidents.append(
                 f"{_who(invocation)} {process.state} after {process.reached[-1:]} ({_strikes(process)}): "
-                f"{process.error}; frozen beside it: {[_strikes(invocation.process) for invocation in self.frozen]}"
+                f"{process.error}; also frozen: {[_strikes(invocation.process) for invocation in self.frozen]}"
             )
         self.figures.struck.update(process.struck)
         self.collect()
+        if invocation.cancels and process.answer:
+            self.figures.prevented += 1
+            self.prevented.update(invocation.orders)
         if not invocation.batch:
             return
         if process.state == "answered" and not process.struck:
@@ -205,24 +267,25 @@ class World:
         self.queue.settle(invocation.batch, process.answer if answer_arrives else None)
 
     def _look_for_needless_returns(self, invocation: Invocation) -> None:
-        """Notice what was handed back of orders that no fault has met so far, and of which there is no copy."""
+        """Report messages that were handed back although their orders had no fault and no copy."""
         returned = {failure["itemIdentifier"] for failure in invocation.process.answer["batchItemFailures"]}
         for message in invocation.batch:
             order = order_of(message)
-            if message.raw_id in returned and order not in self.repeated and not self.strikes_of.get(order):
-                self.figures.needless.append(f"order {order} was handed back, and nothing had gone wrong")
+            known = order in self.repeated or self.strikes_of.get(order) or message.forged
+            if message.raw_id in returned and not known:
+                self.figures.needless.append(f"order {order} was handed back without a fault")
 
     def _note(self, process: Process, order: int) -> None:
         self.strikes_of.setdefault(order, []).extend(process.struck)
 
     def messages_of(self, order: int) -> list[Message]:
-        """Return the messages about an order that can be received now."""
+        """Return the visible messages of an order."""
         return [message for message in self.queue.visible() if order_of(message) == order]
 
-    # Time, and what moves in it
+    # Time
 
     def collect(self) -> None:
-        """Put on the queue what was sent since."""
+        """Put the messages on the queue that were sent since the last call."""
         with self._file.open() as lines:
             lines.seek(self._read)
             for line in lines:
@@ -237,10 +300,10 @@ class World:
             self._read = lines.tell()
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass: for the queue, for leases, which end so much earlier by the database's clock, and the outbox.
+        """Let time pass for the queue, for leases, which expire earlier by the database's clock, and for the outbox.
 
-        A record that an open transaction is writing cannot be taken over whatever its lease says, and a
-        message that a relay holds is not sent by another one however long it is due.
+        Skip records that an open transaction is writing, which cannot be taken over anyway, and messages that a
+        relay holds, which other relays do not send anyway.
         """
         self.queue.now += seconds
         locks().pass_time(seconds)
@@ -259,8 +322,8 @@ class World:
             )
 
     def come_to_rest(self) -> None:
-        """Deliver without further faults until nothing moves any more."""
-        self.lose_sqs(away=False)
+        """Deliver without further faults until all activity has ended."""
+        self.lose_sqs(unavailable=False)
         for round_ in range(MAX_ROUNDS):
             if visible := self.queue.visible():
                 self.deliver(visible[:10])
@@ -269,7 +332,7 @@ class World:
             elif (next_relay := self.seconds_to_relay()) == 0:
                 self.relay()
             elif (next_change := self._next_change(next_relay)) is not None:
-                # Those that wait for a lock come again every few seconds, until its holder's message is back.
+                # Tasks that wait for a lock come back every few seconds, until its holder's message is back.
                 self.pass_time(max(next_change, 0 if round_ < PATIENT_ROUNDS else LONG_STEP))
             elif self.queue.dead:
                 self.figures.redrives += len(self.queue.dead)
@@ -277,23 +340,23 @@ class World:
                 self.pass_time(PAST_ANY_LEASE)
             else:
                 return
-        self.figures.accidents.append(f"{len(self.queue.messages)} messages do not come to rest")
+        self.figures.accidents.append(f"{len(self.queue.messages)} messages are delivered without end")
 
     def _next_change(self, next_relay: float | None) -> float | None:
-        """Return the seconds until a message becomes visible, or is to be relayed; None if there is none."""
+        """Return the seconds until a message becomes visible or is due in the outbox, or None."""
         next_visible = self.queue.next_change()
         changes = [] if next_visible is None else [next_visible - self.queue.now]
         return min(changes if next_relay is None else [*changes, next_relay], default=None)
 
     def close(self) -> None:
-        """End what is still frozen."""
+        """Kill the processes that are still frozen."""
         for invocation in self.frozen:
             invocation.process.kill()
         connections.close_all()
 
 
 def points_of(folder: Path, kind: str) -> list[str]:
-    """Return the points that the first invocation of a task of this kind comes to, each once, in their order."""
+    """Return the failpoints that the first invocation of a task of this kind reaches, each once, in order."""
     world = World(folder)
     world.place([Placement(1, kind)])
     process = world.deliver(world.queue.visible())
@@ -302,25 +365,24 @@ def points_of(folder: Path, kind: str) -> list[str]:
 
 
 def kind_of(message: Message) -> str:
-    """Return the kind of the order that a message is about: the name of its task's function."""
+    """Return the kind of a message's order, which is the name of its task's function."""
     name: str = json.loads(message.body)["task_name"]
     return name.rpartition(".")[2]
 
 
 def warm_up() -> None:
-    """Do once what every forked process would do again: imports, plugins, the models of arguments."""
+    """Import modules, load plugins and build the models of arguments once, before processes are forked."""
     boot()
     for task in registry.registered_tasks():
         if task.name.startswith(tasks.__name__):
-            SQSLambdaTaskMessage.from_body(json.dumps(task.serialize(order=1)["message"]))
-            task.signature.decode({"order": 1})
+            task.signature.decode(task.signature.encode({"order": 1}))
     get_backend()
     gc.collect()
     gc.freeze()
 
 
 def order_of(message: Message) -> int:
-    """Return the number of the order that a message is about."""
+    """Return the number of a message's order."""
     order: Any = json.loads(message.body)["kwargs"]["order"]
     return int(order)
 
@@ -331,15 +393,17 @@ def place_orders(placements: Iterable[Placement]) -> None:
 
 
 def place_order(placement: Placement) -> None:
-    """Do what a view does: write the order and send its task, in one transaction."""
-    send: Callable[..., object] = getattr(tasks, placement.kind).execute_on_commit
+    """Write the order and send its task in one transaction, like a view."""
+    send: Callable[..., TaskHandle] = getattr(tasks, placement.kind).execute_on_commit
     try:
         with transaction.atomic():
             if placement.how == "savepoint":
                 _place_in_savepoint(placement, send)
                 return
             Order._default_manager.create(number=placement.number, kind=placement.kind)
-            send(order=placement.number)
+            handle = send(order=placement.number)
+            created = {"message_id": handle.message_id, "created": handle.created}
+            Order._default_manager.filter(number=placement.number).update(**created)
             if placement.how == "roll back":
                 raise Abandoned
     except Abandoned:
@@ -347,11 +411,11 @@ def place_order(placement: Placement) -> None:
     except SendFailed:
         if app_settings.outbox:
             raise
-        # Documented: after the commit the caller hears that it could not be sent.
+        # As documented, the caller gets the error after the commit.
 
 
-def _place_in_savepoint(placement: Placement, send: Callable[..., object]) -> None:
-    """The savepoint is rolled back, and with it the order and its message; the transaction commits."""
+def _place_in_savepoint(placement: Placement, send: Callable[..., TaskHandle]) -> None:
+    """Roll back a savepoint with the order and its message, and commit the transaction."""
     try:
         with transaction.atomic():
             Order._default_manager.create(number=placement.number, kind=placement.kind)
@@ -361,14 +425,20 @@ def _place_in_savepoint(placement: Placement, send: Callable[..., object]) -> No
         return
 
 
-def points_of_customer(folder: Path) -> list[str]:
-    """Return the points that a customer comes to, in their order."""
-    process = World(folder).place([Placement(1, "plain")])
+def cancel_task(root_id: str) -> bool:
+    """Cancel a task, and return whether this has prevented it, or its next retry, from starting."""
+    cancelled = TaskHandle(root_id).cancel()
+    return cancelled and TaskRecord.objects.chain(root_id).filter(reason=TaskReason.CANCELLED, claim=None).exists()
+
+
+def points_of_customer(folder: Path, kind: str = "plain") -> list[str]:
+    """Return the failpoints that a customer reaches who orders twice, in order."""
+    process = World(folder).place([Placement(1, kind), Placement(1 + tasks.VALUES, kind)])
     return list(dict.fromkeys(process.reached))
 
 
 def _may_raise(invocation: Invocation) -> bool:
-    """Tell whether what a process raised is no surprise: customers and relays hear of the database's troubles."""
+    """Return whether an exception of a process is expected: customers and relays get database errors."""
     struck = bool(invocation.process.struck)
     return not invocation.batch and struck and SendFailed.__name__ not in str(invocation.process.error)
 
@@ -380,7 +450,7 @@ def _who(invocation: Invocation) -> str:
 
 
 def _strikes(process: Process) -> str:
-    return ", ".join(map(str, process.struck)) or f"not struck; told to: {', '.join(map(str, process.strikes))}"
+    return ", ".join(map(str, process.struck)) or f"no fault; planned: {', '.join(map(str, process.strikes))}"
 
 
 __all__ = ["FROZEN", "Context", "Figures", "Invocation", "Placement", "World", "order_of"]

@@ -1,4 +1,4 @@
-"""What the contracts are made of: a task to send, and threads that all want the same thing at once."""
+"""Tools of the contracts: tasks to send, and threads that do the same thing at the same time."""
 
 from __future__ import annotations
 
@@ -22,35 +22,45 @@ T = TypeVar("T")
 
 #: Seconds after which a thread of a contract counts as stuck.
 PATIENCE: Final = 60.0
-#: Seconds that an answer may take which must not wait for anything.
+#: The maximum number of seconds for a call that must not wait.
 AT_ONCE: Final = 5.0
-#: How many ask for the same thing at the same moment, and how often that is tried.
+#: The number of threads that make the same call at the same time, and the number of rounds.
 CROWD: Final = 8
 ROUNDS: Final = 10
 
 
 @lambda_task
 def example(*, number: int = 0, text: str = "") -> int:
-    """Return `number`: the task that the contracts send and claim."""
+    """Return `number`. The contracts send and claim this task."""
+    return number
+
+
+#: The previous name of the task `renamed`.
+OLD_NAME: Final = "lambda_tasks.testing.contracts.crowd.example_before"
+
+
+@lambda_task(aliases=(OLD_NAME,))
+def renamed(*, number: int = 0, text: str = "") -> int:
+    """Return `number`. Messages and records of this task may have either name."""
     return number
 
 
 @lambda_task(sensitive=("token",))
 def confidential(*, token: str) -> None:
-    """Do nothing with `token`: a task whose argument no record may hold."""
+    """Do nothing. No record may contain the argument of this task."""
 
 
 def ignore(job: Job) -> None:
-    """Hear of a job that was taken, and do nothing."""
+    """Do nothing when a job is reported as taken."""
 
 
 def winners(claims: Sequence[Claim]) -> list[Claim]:
-    """Return the claims that were granted; whoever got none must have been told to come back."""
+    """Return the claims that were granted. All others must be `Busy`."""
     return [claim for claim in claims if not isinstance(claim, Busy)]
 
 
 def skew(patch: pytest.MonkeyPatch, seconds: float, *, also: ModuleType) -> None:
-    """Set the clocks wrong that Python code reads: `time.time`, and `datetime` in Django and in `also`."""
+    """Skew the clocks that Python code reads: `time.time`, and `datetime` in Django and in `also`."""
     true_time = time.time
 
     class WrongDatetime(dt.datetime):
@@ -69,7 +79,7 @@ def skew(patch: pytest.MonkeyPatch, seconds: float, *, also: ModuleType) -> None
 
 
 class InThread(Generic[T]):
-    """A call in a thread of its own, with database connections of its own, which it closes."""
+    """A call in a separate thread, with its own database connections, which it closes."""
 
     def __init__(self, call: Callable[[], T]) -> None:
         self._call = call
@@ -90,7 +100,7 @@ class InThread(Generic[T]):
         return self
 
     def wait(self, seconds: float) -> None:
-        """Wait for the end of the call, but no longer than that."""
+        """Wait until the call has ended, for at most `seconds`."""
         self._thread.join(seconds)
 
     def answer(self) -> T:
@@ -103,26 +113,26 @@ class InThread(Generic[T]):
 
 
 def together(count: int, action: Callable[[int], T]) -> list[T]:
-    """Call `action` with 0, 1, … in as many threads at one moment; return the answers in that order."""
+    """Call `action` with 0, 1, … in `count` threads at the same time, and return the results in that order."""
     [answers] = crowd(lambda _, number: action(number), size=count, rounds=1)
     return answers
 
 
 def crowd(action: Callable[[int, int], T], *, size: int = CROWD, rounds: int = ROUNDS) -> list[list[T]]:
-    """Call `action(round, number)` in `size` threads at one moment, for so many rounds; return the answers by round."""
+    """Call `action(round, number)` in `size` threads at the same time, and return the results of each round."""
     start = threading.Barrier(size, timeout=PATIENCE)
 
     def take_part(number: int) -> list[T]:
         try:
             return [(start.wait(), action(round_, number))[1] for round_ in range(rounds)]
         except BaseException:
-            start.abort()  # the others need not wait for this one any more
+            start.abort()  # the other threads must not wait for this one
             raise
 
     threads = [InThread(partial(take_part, number)).start() for number in range(size)]
     for thread in threads:
         thread.wait(PATIENCE)
-    # The error to see is the one for which the others then waited in vain.
+    # Raise the original error rather than the broken barrier of another thread.
     for thread in sorted(threads, key=lambda thread: isinstance(thread.error, threading.BrokenBarrierError)):
         thread.answer()
     by_thread = [thread.answer() for thread in threads]

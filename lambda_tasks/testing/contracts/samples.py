@@ -32,28 +32,28 @@ class Order(BaseModel):
     placed: dt.date
 
 
-#: Results that every store keeps, as `lambda_tasks.results.json_result` writes them.
+#: Results that every store must store, in the form of `lambda_tasks.results.json_result`.
 STORABLE: Final[Mapping[str, Any]] = {
     "nothing": None,
     "true": True,
     "false": False,
     "zero": 0,
-    "empty text": "",
+    "empty string": "",
     "empty list": [],
     "empty dict": {},
-    "text that looks like JSON": "null",
+    "string that looks like JSON": "null",
     "large number": 2**70,
     "fraction": 0.1,
     "emoji": "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f600",
     "control characters": "\x01\x1f\x7f\t\r\n\u2028",
     "noncharacters": "\uffff\ufffe\U0010ffff",
     "quotes and backslashes": "'\"\\ %s %% {} \\u0000",
-    "huge text": "ä" * 100_000,
+    "huge string": "ä" * 100_000,
     "nested": {"a": [1, {"b": [None, {"": "c"}]}]},
-    "keys that are no text": {2: "a", None: "b", True: "c"},
+    "keys that are not strings": {2: "a", None: "b", True: "c"},
     "date": dt.date(2026, 11, 22),
-    "moment": dt.datetime(2026, 11, 22, 10, 30, 0, 123456, tzinfo=dt.timezone.utc),
-    "moment without zone": dt.datetime(2026, 11, 22, 10, 30),  # noqa: DTZ001, a task may return one
+    "datetime": dt.datetime(2026, 11, 22, 10, 30, 0, 123456, tzinfo=dt.timezone.utc),
+    "naive datetime": dt.datetime(2026, 11, 22, 10, 30),  # noqa: DTZ001, a task may return one
     "time": dt.time(10, 30),
     "duration": dt.timedelta(days=1, microseconds=5),
     "uuid": uuid.UUID(int=1),
@@ -67,7 +67,7 @@ STORABLE: Final[Mapping[str, Any]] = {
 
 
 def nested(depth: int) -> list[Any]:
-    """Return a list in a list in a list …"""
+    """Return a list that is nested `depth` levels deep."""
     value: list[Any] = []
     for _ in range(depth):
         value = [value]
@@ -80,7 +80,7 @@ def _cycle() -> list[Any]:
     return cycle
 
 
-#: Results that no store takes.
+#: Results that every store must reject.
 UNSTORABLE: Final[Mapping[str, Any]] = {
     "object": object(),
     "bytes": b"x",
@@ -91,13 +91,13 @@ UNSTORABLE: Final[Mapping[str, Any]] = {
     "lone surrogate": "\ud800",
     "lone surrogate in a key": [{"\udfff": 1}],
     "cycle": _cycle(),
-    "key that is no text": {(1, 2): 3},
+    "key that is not a string": {(1, 2): 3},
     "bottomless": nested(100_000),
 }
 
 
 class Unprintable(Exception):
-    """An error that fails when it is printed."""
+    """An exception whose `str()` raises."""
 
     def __str__(self) -> str:
         raise RuntimeError("cannot be printed")
@@ -111,6 +111,6 @@ AWKWARD_ERRORS: Final[Mapping[str, BaseException]] = {
     "noncharacter": ValueError("\uffff"),
     "huge": ValueError("ü" * 5_000_000),
     "unprintable": Unprintable(),
-    "of the system": SystemExit(3),
+    "SystemExit": SystemExit(3),
     "quotes": KeyError("'%s' % \\"),
 }

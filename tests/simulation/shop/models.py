@@ -1,30 +1,46 @@
 from __future__ import annotations
 
 from django.db import models
+from django.db.models.functions import Now
 
 
 class Order(models.Model):
-    """What a customer asked for: it stands here if its transaction was committed."""
+    """An order of a customer, which exists if its transaction was committed."""
 
     number = models.IntegerField(primary_key=True)
     kind = models.CharField(max_length=30)
+    #: The id of the invocation, which belongs to an earlier order if the task is unique and the call created none.
+    message_id = models.UUIDField(null=True)
+    created = models.BooleanField(default=True)
+    placed_at = models.DateTimeField(db_default=Now())
 
     def __str__(self) -> str:
         return f"{self.kind} {self.number}"
 
 
 class Effect(models.Model):
-    """What a task did for an order, once for each time that it took effect."""
+    """The effect of a task for an order, with one row for each time that it took effect."""
 
-    # No foreign key and not unique: effects that must not be there must be seen.
+    # Without a foreign key or a unique constraint, so that forbidden effects are visible.
     order = models.IntegerField()
 
     def __str__(self) -> str:
         return f"effect of {self.order}"
 
 
+class Span(models.Model):
+    """The time during which a task with a lock ran and committed, in seconds since 1970."""
+
+    key = models.CharField(max_length=30)
+    began = models.FloatField()
+    ended = models.FloatField()
+
+    def __str__(self) -> str:
+        return f"{self.key} from {self.began} to {self.ended}"
+
+
 class Counter(models.Model):
-    """Counts the runs of a singleton task, by reading and writing: two that overlap count as one."""
+    """A count of the runs of a singleton task, which reads and writes it, so that overlapping runs count as one."""
 
     name = models.CharField(max_length=30, primary_key=True)
     value = models.IntegerField(default=0)

@@ -1,34 +1,52 @@
-"""One task for each way to end; each writes its effect first, so that what is rolled back is seen."""
+"""One task for each way to end. Each task writes its effect first, so that rollbacks are visible."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final
 
-from django.db import transaction
+from django.db import connection, transaction
 
-from lambda_tasks import points
+from lambda_tasks import failpoints
 from lambda_tasks.decorators import lambda_task
+from lambda_tasks.definition.retry import RetryPolicy
+from lambda_tasks.exceptions import RetryLater
+from lambda_tasks.execution.current import current_task
 from lambda_tasks.logging import current_message_id
 from lambda_tasks.models import TaskRecord
-from tests.simulation.shop.models import Counter, Effect
+from tests.simulation.shop.models import Counter, Effect, Span
 from tests.simulation.transport import FileBackend
+
+#: The reason with which tasks ask for a retry.
+NOT_YET: Final = "the warehouse is closed"
+#: The difference between the order numbers of a task and of the task that it enqueues.
+CHILD: Final = 10_000
+#: The number of values of keyed and unique tasks, and the number of runs of a limited task at the same time.
+VALUES: Final = 2
+LIMIT: Final = 2
+#: The tasks whose calls may share one invocation.
+UNIQUE: Final = ("unique", "replacing")
 
 
 class Again(Exception):
-    """A retry is wanted."""
+    """Request a retry."""
 
 
 class Unimportant(Exception):
-    """May be ignored."""
+    """An error that `ignore_errors` lists."""
 
 
 class Broken(Exception):
-    """Nobody expects it."""
+    """An unexpected error."""
 
 
 def take_effect(order: int) -> None:
     Effect._default_manager.create(order=order)
-    points.reached("shop:inside")
+    failpoints.reached("shop:inside")
 
 
 def retry_number() -> int:
@@ -49,9 +67,39 @@ def retried(*, order: int) -> None:
         raise Again
 
 
+#: The policy of several kinds of tasks. Its delays are those of the simulated queue.
+POLICY: Final = RetryPolicy(on=(Again,), max_retries=2, max_age=timedelta(days=30), delay=5, backoff=True)
+
+
+@lambda_task(retry=POLICY)
+def with_policy(*, order: int) -> None:
+    """Succeed in the last attempt that the policy allows."""
+    take_effect(order)
+    task = current_task()
+    assert task is not None
+    assert (task.message_id, task.attempt) == (current_message_id(), retry_number() + 1)
+    if not task.is_last_attempt:
+        raise Again
+
+
+@lambda_task(retry={Exception: RetryPolicy(max_retries=0), Again: POLICY})
+def exhausted(*, order: int) -> None:
+    """Fail in every attempt that the policy allows."""
+    take_effect(order)
+    raise Again
+
+
+@lambda_task(ignore_errors=(Unimportant,))
+def later(*, order: int) -> None:
+    """Ask for two retries, although no error is retried."""
+    take_effect(order)
+    if retry_number() < 2:
+        raise RetryLater(delay=20, reason=NOT_YET)
+
+
 @lambda_task(retry_on=(Again,))
 def moody(*, order: int) -> None:
-    """Fails the first time that it runs, whichever invocation that is: as when a service is away for a moment."""
+    """Fail on the first run, in whichever invocation, as if a service were unavailable for a moment."""
     take_effect(order)
     file = FileBackend.file.with_name(f"mood-{order}")
     if not file.exists():
@@ -85,13 +133,28 @@ def unserialisable(*, order: int) -> object:
 
 @lambda_task(retry_on=(Again,))
 def callback(*, order: int) -> None:
-    """Commits, and fails afterwards: a retry would do it twice."""
+    """Fail after the commit, where a retry would repeat the effect."""
 
     def fail() -> None:
         raise Again
 
     take_effect(order)
     transaction.on_commit(fail)
+
+
+@lambda_task
+def spawning(*, order: int) -> None:
+    """Enqueue another task, which must run exactly once if this one succeeds."""
+    take_effect(order)
+    plain.execute_on_commit(order=order + CHILD)
+
+
+@lambda_task
+def rolling_back(*, order: int) -> None:
+    """End the transaction bypassing Django. Its writes are gone, so SUCCESS would be wrong."""
+    take_effect(order)
+    with connection.cursor() as cursor:
+        cursor.execute("ROLLBACK")
 
 
 @lambda_task(on_crash="fail")
@@ -111,3 +174,57 @@ def singleton_retried(*, order: int) -> None:
     take_effect(order)
     if retry_number() < 1:
         raise Again
+
+
+@lambda_task(atomic=False)
+def committing(*, order: int) -> None:
+    """Commit each write, so that a run that is repeated has repeated effects."""
+    take_effect(order)
+
+
+@contextmanager
+def _span(key: str) -> Iterator[None]:
+    """Store during which time the task ran. Nothing is stored if it does not commit."""
+    began = time.time()
+    yield
+    Span._default_manager.create(key=key, began=began, ended=time.time())
+
+
+@lambda_task(singleton=lambda *, order: order % VALUES)
+def keyed(*, order: int) -> None:
+    with _span(f"keyed {order % VALUES}"):
+        take_effect(order)
+
+
+@lambda_task(max_concurrency=LIMIT)
+def limited(*, order: int) -> None:
+    with _span("limited"):
+        take_effect(order)
+
+
+@lambda_task(singleton=True, on_contention="wait", max_wait=10_000_000)
+def waiting(*, order: int) -> None:
+    with _span("waiting"):
+        take_effect(order)
+
+
+@lambda_task(singleton=True, on_contention="skip")
+def skipping(*, order: int) -> None:
+    with _span("skipping"):
+        take_effect(order)
+
+
+@lambda_task(unique=lambda *, order: order % VALUES)
+def unique(*, order: int) -> None:
+    take_effect(order)
+
+
+@lambda_task(unique=lambda *, order: order % VALUES, on_duplicate="replace")
+def replacing(*, order: int) -> None:
+    take_effect(order)
+
+
+@lambda_task
+def forged(*, order: int) -> None:
+    """The task of forged messages, which customers never order."""
+    take_effect(order)

@@ -11,7 +11,8 @@ from uuid import UUID
 
 from typing_extensions import assert_type
 
-from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
+from lambda_tasks import lambda_task
+from lambda_tasks.decorators import LambdaTaskWrapper
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.models import (
     MaxRetriesExceededError,
@@ -80,6 +81,7 @@ assert_type(cleanup_task_records(retention_days=30), int)
 without_parameters()
 
 assert_type(plain.execute_on_commit(user_id=1), TaskHandle)
+assert_type(plain.execute_on_commit(user_id=1).cancel(), bool)
 assert_type(plain.execute_on_commit(user_id=1).message_id, str)
 assert_type(with_brackets.execute_on_commit(key=None), TaskHandle)
 assert_type(asynchronous.execute_on_commit(number=1), TaskHandle)
@@ -104,6 +106,8 @@ assert_type(TaskRecord().traceback, str | None)
 failed = TaskRecord.objects.filter(
     status=TaskRecord.TaskStatus.FAILED, pk=plain.execute_on_commit(user_id=1).message_id
 )
+chain = TaskRecord.objects.using("default").chain(plain.execute_on_commit(user_id=1).message_id)
+latest = TaskRecord.objects.latest()
 same = TaskRecord.TaskStatus.FAILED == TaskStatus.FAILED
 
 with suppress(MaxRetriesExceededError):

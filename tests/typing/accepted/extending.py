@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from typing_extensions import assert_type
 
-from lambda_tasks.backends.base import BaseBackend
+from lambda_tasks.backends.base import BaseBackend, Taken
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import Job, Run
 from lambda_tasks.logging import task_logger
@@ -42,10 +42,10 @@ class Printing(BaseBackend):
     def __init__(self, *, prefix: str = "") -> None:
         self.prefix = prefix
 
-    def send(self, jobs: Sequence[Job], *, taken: Callable[[Job], None]) -> None:
+    def send(self, jobs: Sequence[Job]) -> Iterator[Taken]:
         for job in jobs:
             task_logger.info("%s %s", self.prefix, job.message.to_body())
-            taken(job)
+            yield Taken(job)
 
 
 def limited() -> None:

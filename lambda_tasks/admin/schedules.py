@@ -1,0 +1,102 @@
+"""The admin of schedules: when periodic tasks run next, with actions to pause, resume and run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from lambda_tasks.admin.listing import to_the_second
+from lambda_tasks.models import TaskSchedule
+from lambda_tasks.operations import schedules
+from lambda_tasks.strategies import get_store
+
+if TYPE_CHECKING:
+    from django.contrib.admin import ModelAdmin
+
+    _Admin = ModelAdmin[TaskSchedule]
+    _Schedules = QuerySet[TaskSchedule]
+else:
+    _Admin = admin.ModelAdmin
+
+
+@admin.register(TaskSchedule)
+class TaskScheduleAdmin(_Admin):
+    """List the schedules, without adding or changing any. Rows of schedules that no longer exist can be deleted."""
+
+    list_display = ("key", "last_run", "next_run", "paused")
+    list_filter = ("paused",)
+    search_fields = ("key",)
+    ordering = ("key",)
+    actions = ("pause", "resume", "run_now")
+    fields = ("key", "task_name", "last_run", "next_run", "paused")
+
+    def get_queryset(self, request: HttpRequest) -> _Schedules:
+        rows: _Schedules = super().get_queryset(request).using(get_store().database)
+        return rows
+
+    @admin.display(description=_("last run"))
+    def last_run(self, row: TaskSchedule) -> str | None:
+        entry = schedules.entries().get(row.key)
+        if entry is not None and not schedules.is_tick(entry.schedule, row.last_tick):
+            return None
+        return _shown(row.last_tick)
+
+    @admin.display(description=_("next run"))
+    def next_run(self, row: TaskSchedule) -> str | Promise | None:
+        if row.paused:
+            return None
+        entry = schedules.entries().get(row.key)
+        if entry is None:
+            return _("never: no task has this schedule")
+        return _shown(entry.schedule.next_after(row.last_tick))
+
+    @admin.action(permissions=["change"], description=_("Pause selected schedules"))
+    def pause(self, request: HttpRequest, queryset: _Schedules) -> None:
+        self._apply(request, queryset, schedules.pause, _("paused"))
+
+    @admin.action(permissions=["change"], description=_("Resume selected schedules"))
+    def resume(self, request: HttpRequest, queryset: _Schedules) -> None:
+        self._apply(request, queryset, schedules.resume, _("resumed"))
+
+    @admin.action(permissions=["change"], description=_("Run the tasks of selected schedules now"))
+    def run_now(self, request: HttpRequest, queryset: _Schedules) -> None:
+        self._apply(request, queryset, _run_now, _("run now"))
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        return self.fields
+
+    def _apply(
+        self, request: HttpRequest, queryset: _Schedules, action: Callable[[str], object], done: str | Promise
+    ) -> None:
+        """Apply `action` to each schedule, and report how many succeeded and why others did not."""
+        count = 0
+        for key in queryset.values_list("key", flat=True):
+            try:
+                action(key)
+            except Exception as error:  # one that no task has, or an unavailable queue
+                self.message_user(request, f"{key}: {error}", messages.ERROR)
+            else:
+                count += 1
+        if count:
+            told = ngettext("%(count)d schedule: %(done)s.", "%(count)d schedules: %(done)s.", count)
+            self.message_user(request, told % {"count": count, "done": done}, messages.SUCCESS)
+
+
+def _run_now(key: str) -> None:
+    if not any(handle.created for handle in schedules.run_now(key)):
+        raise ValueError(_("an earlier run or call of the unique task waits or runs already"))
+
+
+def _shown(moment: int | None) -> str | None:
+    return None if moment is None else to_the_second(datetime.fromtimestamp(moment, timezone.utc))

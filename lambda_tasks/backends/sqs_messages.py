@@ -1,0 +1,66 @@
+"""What SQS accepts as a message: its size, and the names and values of its attributes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from lambda_tasks.exceptions import InvalidArguments
+from lambda_tasks.jobs import Job, carries_first_sent
+from lambda_tasks.wire.attributes import FIRST_SENT_ATTRIBUTE, OWN_ATTRIBUTES
+
+MAX_BYTES: Final = 1_048_576
+MAX_ATTRIBUTES: Final = 10
+#: Bytes by which a retry may be larger than the first message: its `n_retries`.
+RETRY_HEADROOM: Final = len(',"n_retries":2147483647')
+_ATTRIBUTE_NAME: Final = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9_.-]{0,254}[A-Za-z0-9_-])?")
+_ILLEGAL_CHARACTER: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def size(body: str, attributes: Mapping[str, str]) -> int:
+    """Return the size as SQS counts it: the body, and the name, type and value of each attribute, in UTF-8."""
+    texts = "".join([*attributes, *attributes.values()])
+    return _bytes(body) + _bytes(texts) + len("String") * len(attributes)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def attributes_of_retry(job: Job) -> dict[str, str]:
+    """Return the attributes of the job, and those that a retry of it adds: a retry must fit too."""
+    attributes = job.message_attributes()
+    if job.task is not None and carries_first_sent(job.task, job.root_id):
+        attributes.setdefault(FIRST_SENT_ATTRIBUTE, "0" * len("1700000000000"))
+    return attributes
+
+
+def check_attributes(job: Job, attributes: Mapping[str, str]) -> None:
+    if len(attributes) > MAX_ATTRIBUTES:
+        raise InvalidArguments(
+            f"The message of {job.task_name} must have at most {MAX_ATTRIBUTES} attributes, not {len(attributes)} "
+            f"({', '.join(attributes)})."
+        )
+    for name, value in attributes.items():
+        if name not in OWN_ATTRIBUTES and not _is_name(name):
+            raise InvalidArguments(f"Message attribute {name!r} of {job.task_name} has a name that SQS rejects.")
+        if not _is_text(value):
+            raise InvalidArguments(
+                f"Message attribute {name!r} of {job.task_name} must be a non-empty string of characters that SQS "
+                "accepts."
+            )
+
+
+def _is_name(name: str) -> bool:
+    return bool(
+        _ATTRIBUTE_NAME.fullmatch(name) and ".." not in name and not name.lower().startswith(("aws.", "amazon."))
+    )
+
+
+def _is_text(value: object) -> bool:
+    """Return whether SQS accepts `value`, which a plugin may have set regardless of its annotation."""
+    if not isinstance(value, str) or not value:
+        return False
+    # Ids are printable ASCII, which needs no search.
+    return (value.isascii() and value.isprintable()) or not _ILLEGAL_CHARACTER.search(value)

@@ -1,0 +1,1 @@
+"""Database access: errors, commits, statements, clocks, transaction guards, and tables of published versions."""

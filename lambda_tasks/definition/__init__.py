@@ -1,0 +1,1 @@
+"""The definition of a task: its options, its signature, and the conversion of its arguments."""

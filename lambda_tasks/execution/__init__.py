@@ -1,0 +1,1 @@
+"""Handle one delivery of one invocation: resolve, claim, lock, limit, call, classify, record."""

@@ -1,0 +1,1 @@
+"""Enforce time limits: alarms interrupt a task, and a watchdog ends its process."""

@@ -1,0 +1,1 @@
+"""Tools for operators: system checks, the doctor, and the recovery of lost tasks."""

@@ -1,0 +1,1 @@
+"""Convert values for records and logs: storable strings, masked arguments, and tracebacks."""

@@ -1,0 +1,257 @@
+"""From the call to the transport: jobs wait for the commit of their transaction and leave together."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence, Set
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from lambda_tasks import failpoints, registry
+from lambda_tasks.database.commits import before_commit, rescue_callbacks
+from lambda_tasks.exceptions import InvalidArguments, UnreachableTask, UnreachableTaskWarning
+from lambda_tasks.handles import TaskHandle, Withdrawn
+from lambda_tasks.jobs import Job
+from lambda_tasks.plugins import hooks, notify
+from lambda_tasks.sending.results import first_error, send_all
+from lambda_tasks.settings import delay_constraint
+from lambda_tasks.strategies import get_backend, longest_delay
+
+logger = logging.getLogger("lambda_tasks.outgoing")
+
+
+def send_on_commit(job: Job) -> TaskHandle:
+    """Check `job`, and send it when the transaction on its database commits, or now if none is open.
+
+    If the transport keeps jobs, that COMMIT also makes the job durable. A job of a task with `unique` is sent only if
+    its key is free.
+    """
+    prepare(job)
+    return accept(job, leave_on_commit)
+
+
+def accept(job: Job, leave: Callable[[Job], object]) -> TaskHandle:
+    """Call `leave` with the checked `job`, unless its task has `unique` and its key is held."""
+    if job.task is not None and job.task.unique is not False:
+        from lambda_tasks.sending.unique import send_unique  # most processes never send such a task
+
+        return send_unique(job, leave)
+    leave(job)
+    failpoints.reached("enqueue:before_commit")
+    return TaskHandle(job.message_id, job.database)
+
+
+def leave_on_commit(job: Job) -> None:
+    """Send the checked `job` when the transaction on its database commits."""
+    connection = connections[job.database]
+    if get_backend().keeps:
+        before_commit(connection, _keep_leaving)
+    rescue_callbacks(connection, _send_dropped)
+    departure = _Departure(job, _waiting_room(job.database))
+    connection.on_commit(departure)
+    if departure._job is not None:  # it waits for a commit
+        for names in _noted():
+            names[job.message_id] = job.task_name
+
+
+def depart(following: Sequence[Any]) -> int:
+    """Send the jobs among Django's `on_commit` callbacks of a transaction that is known to be committed.
+
+    Django drops the callbacks if the connection is lost in COMMIT. Returns how many callbacks are not the library's
+    jobs; these are not called.
+    """
+    departures = [callback for _, callback, *_ in following if isinstance(callback, _Departure)]
+    for departure in departures:
+        departure()
+    return len(following) - len(departures)
+
+
+def _send_dropped(dropped: Sequence[Any], error: BaseException) -> None:
+    """Send the jobs of a committed transaction although a callback before them has raised `error`."""
+    departures = [callback for _, callback, *_ in dropped if isinstance(callback, _Departure)]
+    jobs = [departure._job for departure in departures if departure._job is not None]
+    if not jobs:
+        return
+    logger.warning(
+        "An on_commit callback of another program raised %s; %s enqueued in the same transaction is sent all the same.",
+        type(error).__name__,
+        ", ".join(sorted({job.task_name for job in jobs})),
+    )
+    for departure in departures:
+        try:
+            departure()
+        except Exception:
+            logger.exception("Tasks of a committed transaction could not be sent.")
+
+
+def prepare(job: Job) -> None:
+    """Let plugins and the transport refuse `job`, and warn about a task that workers will not find."""
+    backend = get_backend()
+    sending: Any = hooks().lambda_task_sending
+    if sending.get_hookimpls():  # asking is cheaper than calling a hook that has no implementation
+        sending(job=job)
+    if job.delay > backend.max_delay and job.delay > (longest := longest_delay()):
+        raise InvalidArguments(f"{job.task_name}: {delay_constraint('delay', job.delay, longest=longest)}")
+    backend.validate(job)
+    if not backend.leaves_process or job.task is None:
+        return
+    # A worker that runs the task has found it, so its retry can be sent.
+    if job.message.n_retries == 0 and (reason := registry.unimportable_reason(job.task)):
+        raise UnreachableTask(f"{job.task_name} cannot be sent to a queue, because no worker can import it: {reason}.")
+    if reason := registry.unreachable_reason(job.task):
+        warnings.warn(
+            f"{job.task_name} is sent to queue {job.queue!r}, but workers will not find it: {reason}.",
+            UnreachableTaskWarning,
+            stacklevel=4,  # the caller of execute_on_commit()
+        )
+
+
+def dispatch(jobs: Sequence[Job]) -> None:
+    """Give `jobs` to the transport, and tell the plugins of each that it has taken. Raises the first error."""
+    sent_hook = hooks().lambda_task_sent
+    taken: set[str] = set()
+    backend = get_backend()
+
+    def take(job: Job) -> None:
+        taken.add(job.message_id)
+        if job.secured is not None and not backend.keeps:
+            job.secured()
+        notify(sent_hook, job=job)
+
+    failpoints.reached("send:before")
+    try:
+        if error := first_error(send_all(backend.send, jobs, taken=take)):
+            raise error
+    except Exception:
+        for job in jobs:
+            if job.unsent is not None and job.message_id not in taken:
+                job.unsent()
+        raise
+    failpoints.reached("send:after")
+
+
+class _Departure:
+    """The `on_commit` callback of one job; the first one of a commit sends the jobs of all later ones.
+
+    Django drops the callbacks of a savepoint that is rolled back, and tells nothing. So the waiting room
+    holds them by weak references: those that are alive when the commit comes are those that Django is about
+    to call. They leave in one batch, and savepoints keep their meaning.
+    """
+
+    __slots__ = ("__weakref__", "_job", "_kept", "_room")
+
+    def __init__(self, job: Job, room: deque[weakref.ref[_Departure]]) -> None:
+        self._job: Job | None = job
+        self._kept = False
+        self._room = room
+        while room and room[0]() is None:
+            room.popleft()
+        room.append(weakref.ref(self))
+
+    def __call__(self) -> None:
+        if self._job is None:
+            return  # it left with an earlier one
+        failpoints.reached("enqueue:after_commit")
+        together = [departure for departure in self._from_here_on() if departure._job is not None]
+        keep_departures(together)  # only those for which no COMMIT came: in autocommit mode, and in Django's TestCase
+        self._leave_room()
+        jobs = []
+        for departure in together:
+            assert departure._job is not None
+            jobs.append(departure._job)
+            departure._job = None
+        for names in _noted():
+            for job in jobs:
+                names.pop(job.message_id, None)
+        dispatch(jobs)
+
+    def withdraw(self, message_ids: Set[str]) -> None:
+        """Drop the job if it is one of `message_ids`: its own transaction has cancelled it."""
+        job = self._job
+        if job is None or job.message_id not in message_ids:
+            return
+        self._job = None
+        if job.secured is not None:
+            job.secured()  # the call that it has replaced must not run either
+
+    def _from_here_on(self) -> list[_Departure]:
+        """Return this departure and the later ones.
+
+        The earlier ones belong to another block of Django's `captureOnCommitCallbacks`.
+        """
+        return [departure for waiting in list(self._room)[self._place() :] if (departure := waiting()) is not None]
+
+    def _leave_room(self) -> None:
+        """Take this departure and the later ones out of the room."""
+        place = self._place()
+        while len(self._room) > place:
+            self._room.pop()
+
+    def _place(self) -> int:
+        return next(i for i, waiting in enumerate(self._room) if waiting() is self)
+
+
+def _keep_leaving(connection: BaseDatabaseWrapper) -> None:
+    """Have the transport keep all jobs that leave with the next COMMIT."""
+    leaving = [callback for _, callback, *_ in connection.run_on_commit if isinstance(callback, _Departure)]
+    withdrawn = {callback.message_id for _, callback, *_ in connection.run_on_commit if type(callback) is Withdrawn}
+    for departure in leaving if withdrawn else ():
+        departure.withdraw(withdrawn)
+    keep_departures(leaving)
+
+
+def keep_departures(departures: Sequence[_Departure]) -> None:
+    """Have the transport write the jobs of `departures` into the open transaction, if it keeps jobs."""
+    backend = get_backend()
+    if not backend.keeps:
+        return
+    unkept = [departure for departure in departures if departure._job is not None and not departure._kept]
+    if jobs := [departure._job for departure in unkept if departure._job is not None]:
+        failpoints.reached("outbox:before_insert")
+        backend.keep(jobs, using=jobs[0].database)
+        for job in jobs:
+            if job.secured is not None:
+                job.secured()
+        failpoints.reached("outbox:after_insert")
+        for departure in unkept:
+            departure._kept = True
+
+
+class NotedNames:
+    """Note in `names`, by message id, the tasks that this thread enqueues in a `with` block and that wait for a commit.
+
+    If their transaction is rolled back, they stay there, since Django does not report the callbacks that it drops.
+    """
+
+    __slots__ = ("_names", "_outer")
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self._names = names
+
+    def __enter__(self) -> None:
+        self._outer: Sequence[dict[str, str]] = _noted()
+        _notes.current = (*self._outer, self._names)
+
+    def __exit__(self, *error: object) -> None:
+        _notes.current = self._outer
+
+
+_notes = threading.local()
+_rooms = threading.local()
+
+
+def _noted() -> Sequence[dict[str, str]]:
+    names: Sequence[dict[str, str]] = getattr(_notes, "current", ())
+    return names
+
+
+def _waiting_room(using: str) -> deque[weakref.ref[_Departure]]:
+    """Return the room of this thread's connection to `using`: Django's connections are per thread too."""
+    rooms: dict[str, deque[weakref.ref[_Departure]]] = _rooms.__dict__
+    return rooms.setdefault(using, deque())

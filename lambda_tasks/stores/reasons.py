@@ -1,0 +1,48 @@
+"""Say why an invocation has its status: the only place that fills the column `reason`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lambda_tasks.exceptions import (
+    LockError,
+    LockUnavailable,
+    MaxRetriesExceededError,
+    ResultNotSerializable,
+    RetryLater,
+    TaskCancelled,
+    TaskCrashedError,
+    TaskExpiredError,
+    TaskLostError,
+    TransactionBroken,
+)
+from lambda_tasks.limits.alarms import HardTimeLimitExceeded, SoftTimeLimitExceeded
+from lambda_tasks.models import TaskReason
+from lambda_tasks.outcomes import Ignored, Outcome, Succeeded
+
+#: The reasons by the type of the error; the first type that fits decides.
+_BY_TYPE: Final = (
+    (MaxRetriesExceededError, TaskReason.MAX_RETRIES),
+    (TaskExpiredError, TaskReason.EXPIRED),
+    (TaskCancelled, TaskReason.CANCELLED),
+    (TaskCrashedError, TaskReason.CRASHED),
+    (TaskLostError, TaskReason.LOST),
+    (ResultNotSerializable, TaskReason.BROKEN),
+    (TransactionBroken, TaskReason.BROKEN),
+    (RetryLater, TaskReason.RETRY_LATER),
+    (LockError, TaskReason.LOCK),
+    (LockUnavailable, TaskReason.LOCK),
+    (SoftTimeLimitExceeded, TaskReason.SOFT_TIMEOUT),
+    (HardTimeLimitExceeded, TaskReason.HARD_TIMEOUT),
+)
+
+
+def reason_of(outcome: Outcome) -> str | None:
+    """Return why the record of `outcome` gets its status; None for a task that has returned."""
+    match outcome:
+        case Succeeded():
+            return None
+        case Ignored(skipped=skipped):
+            return TaskReason.SKIPPED if skipped else TaskReason.IGNORED
+        case _:
+            return next((reason for kind, reason in _BY_TYPE if isinstance(outcome.error, kind)), TaskReason.ERROR)

@@ -1,0 +1,1 @@
+"""Messages as they are sent and received: the invocation, its ids, and its deliveries."""

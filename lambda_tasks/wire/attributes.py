@@ -1,0 +1,20 @@
+"""The names of the message attributes that carry an invocation's identity."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: The message attributes that carry an invocation's identity. The body keeps the documented schema,
+#: so that producers and workers of different versions are compatible.
+MESSAGE_ID_ATTRIBUTE: Final = "lambda_tasks.message_id"
+ROOT_ID_ATTRIBUTE: Final = "lambda_tasks.root_id"
+#: The name of the queue in LAMBDA_TASKS_QUEUES, so that a retry is sent to the queue of its first invocation.
+QUEUE_ATTRIBUTE: Final = "lambda_tasks.queue"
+#: In retries of tasks with `expires_in` or `max_age`: when the first invocation was sent, in milliseconds since 1970.
+FIRST_SENT_ATTRIBUTE: Final = "lambda_tasks.first_sent"
+#: In invocations by a schedule, and their retries: the scheduled time, in seconds since 1970.
+SCHEDULED_FOR_ATTRIBUTE: Final = "lambda_tasks.scheduled_for"
+
+OWN_ATTRIBUTES: Final = frozenset(
+    {MESSAGE_ID_ATTRIBUTE, ROOT_ID_ATTRIBUTE, QUEUE_ATTRIBUTE, FIRST_SENT_ATTRIBUTE, SCHEDULED_FOR_ATTRIBUTE}
+)

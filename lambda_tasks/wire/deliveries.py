@@ -1,0 +1,121 @@
+"""Read the messages of an event that SQS's event source mapping passes to a Lambda function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from lambda_tasks.exceptions import InvalidEvent
+from lambda_tasks.recording.storable import shown
+from lambda_tasks.settings import LambdaTasksSettings, app_settings
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.attributes import (
+    FIRST_SENT_ATTRIBUTE,
+    MESSAGE_ID_ATTRIBUTE,
+    OWN_ATTRIBUTES,
+    QUEUE_ATTRIBUTE,
+    ROOT_ID_ATTRIBUTE,
+    SCHEDULED_FOR_ATTRIBUTE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message of an event."""
+
+    record: Mapping[str, Any] = field(repr=False)
+    #: SQS's own id, which identifies the message in the response to Lambda.
+    raw_id: str
+    receives: int
+    #: The message attributes whose values are strings.
+    texts: Mapping[str, str] = field(repr=False)
+    #: The producer's id, or SQS's own if another program sent the message.
+    message_id: str
+
+    @classmethod
+    def of(cls, record: Any) -> Delivery:
+        """Read a record of an event, or raise `InvalidEvent` if it has no id."""
+        raw_id = record.get("messageId") if isinstance(record, Mapping) else None
+        if not isinstance(raw_id, str) or not raw_id:
+            raise InvalidEvent("A record of the event has no messageId. The whole batch stays on the queue.")
+        texts = _text_attributes(record)
+        message_id = ids.canonical_id(texts.get(MESSAGE_ID_ATTRIBUTE) or raw_id)
+        return cls(record, raw_id, _number(_system(record, "ApproximateReceiveCount")) or 1, texts, message_id)
+
+    @property
+    def shown_id(self) -> str:
+        """SQS's id, escaped and shortened for a line of the log."""
+        return shown(self.raw_id)
+
+    @property
+    def body(self) -> str:
+        body = self.record.get("body")
+        return body if isinstance(body, str) else ""
+
+    @property
+    def root_id(self) -> str:
+        """The id of the first invocation in the chain of retries; by default the message's own id."""
+        root = self.texts.get(ROOT_ID_ATTRIBUTE)
+        if root is None or root == self.message_id:
+            return self.message_id
+        return ids.canonical_id(root)
+
+    @property
+    def queue(self) -> str | None:
+        """The queue that the message was sent to; None if the settings no longer contain that queue."""
+        queue = self.texts.get(QUEUE_ATTRIBUTE)
+        known = queue is not None and LambdaTasksSettings.queues.is_set and queue in app_settings.queues
+        return queue if known else None
+
+    @property
+    def first_sent(self) -> float | None:
+        """When SQS accepted the first invocation of the chain, in seconds since 1970; None if that is unknown."""
+        milliseconds = _number(self.texts.get(FIRST_SENT_ATTRIBUTE)) or _number(_system(self.record, "SentTimestamp"))
+        return None if milliseconds is None else milliseconds / 1000
+
+    @property
+    def scheduled_for(self) -> float | None:
+        """The time for which a schedule has sent the chain, in seconds since 1970; None if none has."""
+        seconds = _number(self.texts.get(SCHEDULED_FOR_ATTRIBUTE))
+        return None if seconds is None else float(seconds)
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The string attributes that a plugin of the producer has added: all except the library's own."""
+        return {name: self.texts[name] for name in sorted(self.texts.keys() - OWN_ATTRIBUTES)}
+
+
+def deliveries(event: object) -> list[Delivery]:
+    """Return the messages of `event` in order and without duplicates, or raise `InvalidEvent` if an id is missing."""
+    records = event.get("Records") if isinstance(event, Mapping) else None
+    if not isinstance(records, list):
+        has = ", ".join(shown(name) for name in islice(event, 10)) if isinstance(event, Mapping) else "no fields"
+        raise InvalidEvent(f"The event must be a batch from an SQS event source mapping, with Records. It has: {has}.")
+    found: dict[str, Delivery] = {}
+    for delivery in map(Delivery.of, records):
+        found.setdefault(delivery.raw_id, delivery)
+    return list(found.values())
+
+
+def _text_attributes(record: Mapping[str, Any]) -> dict[str, str]:
+    attributes = record.get("messageAttributes")
+    if not isinstance(attributes, Mapping):
+        return {}
+    return {
+        name: value
+        for name, attribute in attributes.items()
+        if isinstance(attribute, Mapping) and isinstance(value := attribute.get("stringValue"), str) and value
+    }
+
+
+def _system(record: Mapping[str, Any], name: str) -> object:
+    """Return one of the attributes that SQS itself adds to a message."""
+    attributes = record.get("attributes")
+    return attributes.get(name) if isinstance(attributes, Mapping) else None
+
+
+def _number(text: object) -> int | None:
+    # SQS sends numbers as strings. Milliseconds have at most 15 digits, so a longer string is ignored.
+    return int(text) if isinstance(text, str) and text.isdecimal() and len(text) <= 15 else None

@@ -1,0 +1,50 @@
+"""Mutations of imports that a message causes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutations import Mutation
+
+IMPORTABLE: Final = "tests/test_importable.py"
+
+MUTATIONS: Final = (
+    Mutation(
+        "modules with reserved names are imported",
+        "definition/importable.py",
+        " and not (below and any(map(_RESERVED.fullmatch",
+        " and not (False and any(map(_RESERVED.fullmatch",
+        IMPORTABLE,
+    ),
+    Mutation(
+        "configuration modules are imported",
+        "definition/importable.py",
+        "return not _configures(module_name) and any(",
+        "return any(",
+        IMPORTABLE,
+    ),
+    Mutation(
+        'LAMBDA_TASKS_IMPORTS = "tasks" allows further imports',
+        "definition/importable.py",
+        '    if app_settings.imports == "tasks":\n        return False\n',
+        "",
+        IMPORTABLE,
+    ),
+    Mutation(
+        "malformed module names are imported",
+        "definition/importable.py",
+        "    if not _is_plain(module_name):\n        return False\n",
+        "",
+        IMPORTABLE,
+    ),
+    Mutation(
+        "imports ignore the deadline", "execution/resolving.py", "    if deadline is None:", "    if True:", IMPORTABLE
+    ),
+    Mutation(
+        "failed imports leave tasks in the registry",
+        "registry.py",
+        "        _forget_unfinished(before)",
+        "        pass",
+        IMPORTABLE,
+    ),
+)

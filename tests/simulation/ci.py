@@ -1,0 +1,52 @@
+"""The simulations that CI runs, two at a time: `python -m tests.simulation.ci`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+#: With the outbox only what that changes: its points, and the retries that go through it.
+_OUTBOX: Final = (
+    *("--outbox=yes", "--kinds", "plain", "retried", "waiting", "unique", "replacing"),
+    *("--points", "enqueue:", "outbox:", "relay:", "send:", "wait:", "unique:"),
+)
+#: One kind of task for each way through the executor. `make sweep` has all kinds, in three times the time.
+_KINDS: Final = (
+    *("plain", "retried", "moody", "ignored", "spawning", "singleton", "unrepeatable", "later", "committing"),
+    *("waiting", "skipping", "unique", "replacing"),
+)
+COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
+    ("tests.simulation", "sweep", "--kinds", *_KINDS),
+    ("tests.simulation.protocols", "--seeds=5", "--first-seed=11"),
+    ("tests.simulation", "sweep", *_OUTBOX),
+    ("tests.simulation", "chaos", "--seeds", "8"),
+    ("tests.simulation", "chaos", "--seeds", "4", "--outbox=yes"),
+    ("tests.simulation", "crashes", "--seeds", "2", "--durable-claims=no"),
+    ("tests.simulation", "ticks", "--seeds", "4"),
+    ("tests.simulation", "ticks", "--seeds", "4", "--outbox=yes"),
+)
+
+
+def run(command: tuple[str, ...]) -> tuple[int, float, str]:
+    """Run one simulation, and return its exit code, its duration in seconds and what it printed."""
+    began = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-m", *command], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return ran.returncode, time.monotonic() - began, ran.stdout
+
+
+def main() -> int:
+    failed = 0
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for command, (code, seconds, output) in zip(COMMANDS, pool.map(run, COMMANDS), strict=True):
+            print(f"\n$ python -m {' '.join(command)}\n{output}{'FAILED' if code else 'passed'} in {seconds:.0f} s.")
+            failed += code != 0
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
