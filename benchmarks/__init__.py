@@ -1,1 +1,1 @@
-"""What the library costs, measured against floors and peers; one program for each question."""
+"""Measure what the library costs, compared with floors and peers; one program for each question."""

@@ -1,7 +1,7 @@
-"""Runs every benchmark, one after the other, and writes docs/benchmarks.md with its plots.
+"""Run every benchmark, one after the other, and write docs/benchmarks.md with its plots.
 
 python -m benchmarks                  # all, which takes half an hour
-python -m benchmarks execute hooks    # these anew; the others stay as they stand in the page
+python -m benchmarks execute hooks    # only these; the rest of the page stays unchanged
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from benchmarks.report import Table
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
 PAGE: Final = DOCS / "benchmarks.md"
-#: The plots, and the reports as they were measured, from which the page is written.
+#: The plots, and the measured reports that the page is generated from.
 FOLDER: Final = DOCS / "benchmarks"
 REPORTS: Final = FOLDER / "reports.json"
 
-#: In the order of the page: the name of a report, and the command that makes it.
+#: The name of each report and the command that creates it, in the order of the page.
 PROGRAMS: Final = {
     "enqueue": ["benchmarks.enqueue"],
     "outbox": ["benchmarks.outbox"],
@@ -35,47 +35,49 @@ PROGRAMS: Final = {
     "cold-start": ["benchmarks.cold_start"],
     "batch-size": ["benchmarks.batch_size"],
     "big-table": ["benchmarks.big_table"],
+    "old-snapshot": ["benchmarks.old_snapshot"],
     "parallel": ["benchmarks.parallel"],
 }
 
 HEAD: Final = """\
 # Benchmarks
 
-What the library costs, against floors and peers that were measured in the same run. `make bench` measures
-all of it again and writes this page; `python -m benchmarks.execute` and its neighbours in `benchmarks/`
-answer one question each.
+This page shows what the library costs, compared with floors and peers that were measured in the same run.
+`make bench` repeats all measurements and writes this page.
+`python -m benchmarks.execute` and its neighbours in `benchmarks/` answer one question each.
 
 How to read it:
 
-- **Ratios count, absolute times do not.** Contenders take turns, round by round, and are compared within a
-  round. Given are medians, and quartiles in parentheses.
-- A **floor** does the same work with nothing around it. Nobody can be much below one that uses the same parts.
-- **CPU** is the time of the process that is measured; servers have their own. **Wall** is what a clock shows.
-- No test fails by a time. What is counted (statements, requests, imports) is
-  [asserted by the tests](#what-is-counted).
+- **Ratios matter, absolute times do not.** Contenders take turns, round by round, and are compared within a round.
+  The tables show medians, with quartiles in parentheses.
+- A **floor** does only the same work.
+  A library that uses the same parts cannot be much faster than its floor.
+- **CPU** is the CPU time of the measured process, without servers. **Wall** is the elapsed time.
+- Tests never fail because of a time.
+  They [assert counts](#what-is-counted) of statements, requests and imports.
 """
 
 COUNTED: Final = """\
 ## What is counted
 
-Times depend on the machine, counts do not. The tests assert them:
+Times depend on the machine, but counts do not. The tests assert these counts:
 
-| What | Where |
+| Count | Test |
 |---|---|
-| The statements of a task: INSERT, BEGIN, UPDATE, COMMIT, and what it does itself | `tests/test_execute_cost.py` |
+| The statements of a task: INSERT, BEGIN, UPDATE, COMMIT, and its own statements | `tests/test_execute_cost.py` |
 | The requests of a transaction to SQS | `tests/test_enqueue_cost.py` |
 | The statements of the outbox | `tests/test_outbox_cost.py` |
 | The modules that a process has loaded after each step | `tests/test_imports_cost.py` |
-| The index that serves each statement, and that each index serves one | `tests/test_query_plans.py` |
+| The index that each statement uses, and that each index is used by a statement | `tests/test_query_plans.py` |
 """
 
 
 def main() -> int:
-    """Run what is asked for; 1 if a program failed, which leaves its part of the page as it was."""
+    """Run the chosen benchmarks. Return 1 if a program failed; its part of the page then stays unchanged."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(PROGRAMS)}")
-    parser.add_argument("--write-only", action="store_true", help="measure nothing; write the page anew")
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(PROGRAMS)}")
+    parser.add_argument("--write-only", action="store_true", help="only rebuild the page from the last reports")
     options = parser.parse_args()
     chosen = [name for name in PROGRAMS if not options.names or any(name.startswith(word) for word in options.names)]
     FOLDER.mkdir(exist_ok=True)
@@ -126,5 +128,5 @@ def _section(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    servers.find()  # started once for all programs, if they have to be
+    servers.find()  # starts missing servers once for all programs
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The settings without a queue, and what Django's admin needs."""
+"""The settings without a queue, with the apps that Django's admin needs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Does a task cost more in a large batch?
 
-A task that does nothing, through the handler in batches of 1, 10, 100 and 1,000 messages. Lambda gives up to
-10,000 of them at once, and ten if nothing is set.
+A task that does nothing runs in the handler, in batches of 1, 10, 100 and 1,000 messages. Lambda delivers up to
+10,000 messages in a batch, and ten by default.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.harness import in_turn, microseconds, timed
 from benchmarks.report import Lines, Report, Table, main
 
 SIZES: Final = (1, 10, 100, 1_000)
-#: What the others are compared with: the size that Lambda has by default.
+#: The size that the others are compared with: Lambda's default.
 USUAL: Final = 10
 #: Messages of one measurement: one batch of the largest size.
 MESSAGES: Final = max(SIZES)
@@ -36,7 +36,7 @@ def _measure(options: argparse.Namespace) -> Report:
     from lambda_tasks.models import TaskRecord
 
     def contender(size: int) -> Callable[[], None]:
-        # Each message is new: what was run before would be recognised.
+        # Each message is new, because the handler recognises messages that it has run before.
         rounds: Iterator[list[dict[str, Any]]] = iter(
             [events_of(tasks.nothing, messages=MESSAGES, size=size) for _ in range(options.rounds + 1)]
         )
@@ -57,8 +57,8 @@ def _measure(options: argparse.Namespace) -> Report:
         title="Batches of one to a thousand",
         question=__doc__ or "",
         method=[
-            f"{MESSAGES:,} messages in each of {options.rounds} rounds, after one that does not count, on PostgreSQL.",
-            "CPU time is that of the worker's process, without the database's.",
+            f"{MESSAGES:,} messages in each of {options.rounds} rounds, after one warm-up round, on PostgreSQL.",
+            "CPU time is the time of the worker's process, without the database.",
             *servers.machine(),
         ],
         tables=[

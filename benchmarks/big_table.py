@@ -1,8 +1,8 @@
 """Does a task cost more when the table of records is large?
 
-The statements of the store, the built-in tasks and the pages of the admin, on a table of a million records
-and on one of twenty thousand: about the smallest on which the pages of the list are full. Both are in one
-PostgreSQL database, and measured in turn.
+The statements of the store, the built-in tasks and the pages of the admin are measured on a table of a million
+records and on a table of twenty thousand, about the smallest size with full list pages. Both tables are in one
+PostgreSQL database, and are measured alternately.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _measure(options: argparse.Namespace) -> Report:
 
         return measured
 
-    # Each case on both tables in turn, before the next case begins.
+    # Measure each case on both tables before the next case.
     measured = {
         case.name: in_turn({schema: contender(case, schema) for schema in schemas}, rounds=options.rounds)
         for case in cases
@@ -63,11 +63,17 @@ def _measure(options: argparse.Namespace) -> Report:
         question=__doc__ or "",
         method=[
             f"{SMALL:,} and {options.rows:,} records of 30 tasks over 90 days.",
-            "97 % are SUCCESS, 2 % FAILED with tracebacks of 3 KB, 0.5 % RETRYING, 0.5 % RUNNING.",
-            f"{options.rounds} rounds, after one that does not count, each case on the two tables in turn.",
-            "Pages of the admin are asked for by Django's test client: rendering them is in the time.",
-            f"The cleanup deletes {table_cases.CLEANED:,} records; the reaper meets {table_cases.LOST} lost ones.",
-            "Plans are those on the large table by EXPLAIN (ANALYZE, BUFFERS); each is rolled back, then run.",
+            "97% are SUCCESS, 2% FAILED with tracebacks of 3 KB, 0.5% RETRYING and 0.5% RUNNING.",
+            f"{options.rounds} rounds, after one warm-up round; each case alternates between the two tables.",
+            "Django's test client requests the admin pages, so the time includes rendering.",
+            (
+                f"The cleanup deletes {table_cases.CLEANED:,} records, and `reap_lost_tasks` recovers "
+                f"{table_cases.LOST} lost tasks."
+            ),
+            (
+                "Plans come from EXPLAIN (ANALYZE, BUFFERS) on the large table; each statement is rolled "
+                "back, and then executed."
+            ),
             *servers.machine(),
         ],
         tables=[
@@ -82,7 +88,7 @@ def _measure(options: argparse.Namespace) -> Report:
                 plan_rows,
             ),
             Table(
-                f"What {options.rows:,} records take on the disk.",
+                f"Disk space of {options.rows:,} records.",
                 ("", "MiB", "share"),
                 [(name, f"{size / 2**20:,.1f}", f"{size / total:.1%}") for name, size in large_sizes.items()],
             ),
@@ -122,7 +128,7 @@ def _plan_rows(case: Case) -> list[Sequence[str]]:
     with undone():
         shown: dict[str, Sequence[str]] = {}
         for plan in plans(case.prepare()):
-            # One of each kind: the same statement of the next task looks the same.
+            # Keep one of each kind: the same statement has the same plan for every task.
             shown.setdefault(
                 plan.nodes + plan.statement[:60],
                 (

@@ -1,7 +1,7 @@
-"""How long a process takes to start with the library: `python -m benchmarks.cold_start`.
+"""Measure how long a process takes to start with the library: `python -m benchmarks.cold_start`.
 
-The programs that are started are in `benchmarks/cold`. To measure another version of the library, put it
-first into PYTHONPATH.
+The measured programs are in `benchmarks/cold`. To measure another version of the library, put it first in
+PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lambda_tasks.local.runtime_api import Answered
 PROGRAMS: Final = Path(__file__).parent / "cold"
 ROOT: Final = PROGRAMS.parents[1]
 
-#: The environment of every process that is measured.
+#: The environment of a measured process.
 Environment = Mapping[str, str]
 #: A process without the library, and one with it.
 Pair = tuple[Callable[[], Sample], Callable[[], Sample]]
@@ -42,9 +42,9 @@ SETUP_GOAL: Final = 1.05
 FIRST_GOAL: Final = 1.5
 
 ABOUT_THE_COLLECTOR: Final = (
-    "A full run of Python's garbage collector costs tens of milliseconds and comes when a quarter more objects live "
-    "than after the last one: a few modules decide whether it is measured. The rows without a collector say what the "
-    "imports themselves cost."
+    "A full run of Python's garbage collector costs tens of milliseconds, and happens when a quarter more objects "
+    "exist than after the previous run, so a few modules decide whether it is measured. The rows without a collector "
+    "show the cost of the imports themselves."
 )
 
 
@@ -70,21 +70,21 @@ def measure(options: argparse.Namespace) -> Report:
         setups = measured(web_processes, options.rounds)
         firsts = measured(first_events, options.rounds)
         answers = measured(in_lambda, options.rounds)
-        # Every import compiles: seconds a process, so a few must do.
+        # Every import compiles, which takes seconds for each process, so there are fewer rounds.
         compiled_events = {"bare, PostgreSQL": first_event(without_bytecode(on_postgres))}
         compiled = measured(compiled_events, max(options.rounds // 5, 2))
         return Report(
             title="Cold start",
             question=(
-                "What does the library add to the start of a process: to a web process that imports tasks and sends "
-                "none, and to a Lambda container from its start to the first result?"
+                "How much does the library add to the start of a web process that imports tasks and sends none, and of "
+                "a Lambda container up to its first result?"
             ),
             method=[
                 *servers.machine(),
-                f"{options.rounds} rounds; in each one, every contender is a new process, in turn",
-                "Bytecode is on the disk, as pip and Lambda's images leave it, where nothing else is said",
-                "The 20 tasks of the project have arguments of several types; without the library, they are functions",
-                "Memory is the most that was resident (VmHWM)",
+                f"{options.rounds} rounds; in each round, every contender is a new process, and they take turns",
+                "Unless stated otherwise, bytecode is on the disk, as in installations with pip and in Lambda's images",
+                "The project's 20 tasks have arguments of several types; without the library, they are plain functions",
+                "Memory is the peak resident memory (VmHWM)",
             ],
             tables=[
                 pairs_table(
@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace) -> Report:
                 ),
                 pairs_table(
                     "Import of the handler and first event with one message, without the start of Python, against "
-                    f"`django.setup()` and one `INSERT` of the ORM's; the goal is a ratio of {FIRST_GOAL}",
+                    f"`django.setup()` and one ORM `INSERT`; the goal is a ratio of {FIRST_GOAL}",
                     "floor",
                     firsts,
                 ),
@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace) -> Report:
                     "floor",
                     answers,
                 ),
-                pairs_table("The second table without bytecode on the disk", "floor", compiled),
+                pairs_table("The second table, without bytecode on the disk", "floor", compiled),
                 imports_table(on_postgres),
             ],
             plots=[
@@ -173,7 +173,7 @@ def through_runtime(environment: Environment) -> Pair:
 
 
 def run(program: str, *arguments: str, environment: Environment) -> Sample:
-    """Run a program of `benchmarks/cold` and return what it says that it took."""
+    """Run a program of `benchmarks/cold` and return the time and memory that it reports."""
     command = [sys.executable, str(PROGRAMS / program), *arguments]
     ended = subprocess.run(command, env={**os.environ, **environment}, check=False, capture_output=True, text=True)
     if ended.returncode:
@@ -183,7 +183,7 @@ def run(program: str, *arguments: str, environment: Environment) -> Sample:
 
 
 def answered(handler: str, environment: Environment) -> Sample:
-    """Start a container, hand it an event, and wait for the answer."""
+    """Start a container, pass it an event, and wait for the response."""
     output: list[str] = []
     runtime = Runtime(Function(handler, 60, environment=environment), on_output=output.append)
     before, started = _cpu_of_children(), time.perf_counter()
@@ -204,7 +204,7 @@ def _cpu_of_children() -> float:
 
 
 def event() -> dict[str, Any]:
-    """Return an event as SQS makes it, with one message that was never sent before."""
+    """Return an event as SQS makes it, with one new message."""
     arguments = {"order_id": 7, "email": "ada@example.com"}
     return {
         "Records": [
@@ -231,7 +231,7 @@ def event() -> dict[str, Any]:
 
 @contextmanager
 def databases() -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Make a database with the project's tables on PostgreSQL, and one of SQLite."""
+    """Create a PostgreSQL database and an SQLite database with the project's tables."""
     name = f"lambda_tasks_bench_{os.getpid()}"
     postgres = servers.django_database("PostgreSQL", name)
     with tempfile.TemporaryDirectory() as directory:
@@ -259,7 +259,7 @@ def migrate(environment: Environment) -> None:
 
 
 def measured(pairs: Mapping[str, Pair], rounds: int) -> Measured:
-    """Measure both of every pair; the first has the name that `floor_of` gives it."""
+    """Measure both processes of every pair; `floor_of` names the first."""
     contenders = {}
     for name, (floor, ours) in pairs.items():
         contenders |= {floor_of(name): floor, name: ours}
@@ -295,7 +295,7 @@ def astuple(spread: Any) -> tuple[float, float, float]:
 
 
 def imports_table(environment: Environment) -> Table:
-    """Say which packages the first event imports that the floor does not, and what each costs."""
+    """List the packages that only the first event imports, and not the floor, with their cost."""
     floor = _imported("shop.floor", with_tasks(environment, "no"))
     ours = _imported("lambda_tasks.handler", with_tasks(environment, "yes"))
     packages: dict[str, list[float]] = defaultdict(list)
@@ -311,7 +311,7 @@ def imports_table(environment: Environment) -> Table:
 
 
 def _imported(handler: str, environment: Environment) -> dict[str, float]:
-    """Return the modules that the first event imports, and the seconds of each without those that it imports."""
+    """Return the modules that the first event imports, with the seconds of each without its own imports."""
     command = [sys.executable, "-X", "importtime", str(PROGRAMS / "first_event.py"), handler, json.dumps(event())]
     ended = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True)
     found = {}

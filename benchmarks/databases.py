@@ -1,4 +1,4 @@
-"""A database for the time of a measurement."""
+"""Create a database for the duration of a measurement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.db import connection
 
 @contextmanager
 def migrated() -> Iterator[None]:
-    """Set Django up, make the database of the settings, and drop it in the end."""
+    """Set Django up, create the database of the settings, and drop it at the end."""
     django.setup()
     creation = connection.creation
     creation._create_test_db(verbosity=0, autoclobber=True, keepdb=False)

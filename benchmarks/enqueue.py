@@ -1,8 +1,8 @@
 """What does it cost to enqueue a task?
 
-A thousand tasks in one transaction, through `execute_on_commit()` and its checks to SQS; against a
-loop around boto3's `send_message_batch()` that gets the same entries ready made. And one task alone,
-against `send_message()`. SQS is a stand-in on this machine that answers at once, or after 10 ms.
+A thousand tasks in one transaction, from `execute_on_commit()` and its checks to SQS, are compared with
+a loop around boto3's `send_message_batch()` whose entries are prepared beforehand. One task alone is compared
+with `send_message()`. SQS is a stand-in on this machine that answers immediately, or after 10 ms.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ OURS = "execute_on_commit()"
 BATCHES = "boto3, batch after batch"
 ONE = "boto3, send_message()"
 BATCH = 10
-#: Seconds until the stand-in answers: about what SQS takes within its region.
+#: Seconds until the stand-in answers: about the latency of SQS within its region.
 LATENCY = 0.010
 ARGUMENTS = {"user_id": 4711, "greeting": "Good morning"}
 
 
 def together(n: int, *, commit: bool = True) -> None:
-    """Enqueue `n` tasks in one transaction; without the commit, nothing is sent."""
+    """Enqueue `n` tasks in one transaction. Without `commit`, send nothing."""
     from django.db import transaction
 
     from benchmarks.tasks import greet
@@ -41,7 +41,7 @@ def together(n: int, *, commit: bool = True) -> None:
 
 
 def alone(n: int) -> None:
-    """Enqueue `n` tasks outside of a transaction: each leaves at once, in a request of its own."""
+    """Enqueue `n` tasks outside a transaction, which sends each immediately in a separate request."""
     from benchmarks.tasks import greet
 
     for _ in range(n):
@@ -59,7 +59,7 @@ def one_after_one(client: Any, url: str, messages: list[dict[str, Any]]) -> None
 
 
 def ordinary_client(server: StandIn) -> Any:
-    """Return the client that one makes, once, if one makes no more of it."""
+    """Return an ordinary boto3 client with default settings."""
     import boto3
 
     return boto3.client("sqs", region_name="eu-west-1", endpoint_url=server.url)
@@ -130,20 +130,23 @@ def _measure(options: argparse.Namespace, near: StandIn, far: StandIn) -> Report
         question=__doc__ or "",
         method=[
             f"{n:,} tasks in one transaction on PostgreSQL, with two arguments each.",
-            f"{rounds} rounds, after one that does not count, with the contenders in turn.",
-            "boto3's client, with its defaults, and its entries are made before the clock starts.",
-            "Of ours everything is measured, from the call to the last answer.",
-            "CPU time is that of the process that enqueues, without PostgreSQL's and the stand-in's.",
-            f"Requests for {n:,} tasks, as the stand-in counted them: {requests(near, lambda: together(n))}.",
+            f"{rounds} rounds, after one warm-up round; the contenders take turns.",
+            "boto3's client has its default settings. The client and its entries are created before the clock starts.",
+            "The measurement of the library covers everything from the call to the last response.",
+            "CPU time is the time of the enqueueing process, without PostgreSQL and the stand-in.",
+            f"Requests for {n:,} tasks, as counted by the stand-in: {requests(near, lambda: together(n))}.",
             f"Requests for one task: {requests(near, lambda: alone(1))}.",
             *servers.machine(),
         ],
         tables=[
-            compared(f"{n:,} tasks, SQS answers at once", at_once, BATCHES),
+            compared(f"{n:,} tasks, SQS answers immediately", at_once, BATCHES),
             compared(f"{n:,} tasks, SQS answers after {LATENCY * 1000:.0f} ms", later, BATCHES),
-            compared("One task alone, SQS answers at once", single, ONE),
+            compared("One task alone, SQS answers immediately", single, ONE),
             Table(
-                "Where the CPU time of ours goes, µs per task (SQS answers at once); each part measured by itself.",
+                (
+                    "Where the library spends its CPU time, µs per task (SQS answers immediately); each part "
+                    "is measured separately."
+                ),
                 ("", "µs", "of all"),
                 [(name, microseconds(cost), f"{cost / costs[OURS]:.0%}") for name, cost in costs.items()],
             ),
@@ -189,9 +192,9 @@ def against_send_message(server: StandIn, n: int, rounds: int) -> Measured:
 
 
 def parts(server: StandIn, n: int, rounds: int) -> dict[str, float]:
-    """Return the CPU seconds of a task, and of the steps it is made of."""
+    """Return the CPU seconds of a task and of its steps."""
     from benchmarks.tasks import greet
-    from lambda_tasks import identity
+    from lambda_tasks.wire import ids
 
     message = greet._invocation((), ARGUMENTS).message
 
@@ -205,21 +208,21 @@ def parts(server: StandIn, n: int, rounds: int) -> dict[str, float]:
     with queue_on(server):
         client, ready = our_client(server), entries(n)
         steps: dict[str, Callable[[], object]] = {
-            "arguments: checked, written, read back, compared": repeated(lambda: greet.signature.encode(ARGUMENTS)),
-            "id": repeated(identity.new_message_id),
+            "arguments: checked, encoded, decoded, compared": repeated(lambda: greet.signature.encode(ARGUMENTS)),
+            "id": repeated(ids.new_message_id),
             "body: JSON": repeated(message.to_body),
             "call": lambda: together(n, commit=False),
-            "botocore, with our client": lambda: batch_after_batch(client, server.queue_url, ready),
+            "botocore, with the library's client": lambda: batch_after_batch(client, server.queue_url, ready),
             OURS: lambda: together(n),
         }
         measured = in_turn({name: timed(step, units=n) for name, step in steps.items()}, rounds=rounds)
     cpu = {name: measured.cpu(name).median for name in steps}
-    whole, call, botocore = cpu.pop(OURS), cpu.pop("call"), cpu.pop("botocore, with our client")
+    whole, call, botocore = cpu.pop(OURS), cpu.pop("call"), cpu.pop("botocore, with the library's client")
     return {
         **cpu,
         "the rest of the call (difference)": call - sum(cpu.values()),
         "after the commit, without botocore (difference)": whole - call - botocore,
-        "botocore, with our client": botocore,
+        "botocore, with the library's client": botocore,
         OURS: whole,
     }
 

@@ -1,4 +1,4 @@
-"""Events as SQS's event source mapping gives them to the handler."""
+"""Events as SQS's event source mapping passes them to the handler."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from lambda_tasks import identity
 from lambda_tasks.decorators import LambdaTaskWrapper
+from lambda_tasks.wire import ids
 
 
 def events_of(task: LambdaTaskWrapper[..., Any], *, messages: int, size: int, **arguments: Any) -> list[dict[str, Any]]:
@@ -18,7 +18,7 @@ def events_of(task: LambdaTaskWrapper[..., Any], *, messages: int, size: int, **
 
 def _record(task: LambdaTaskWrapper[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     invocation = task._invocation((), arguments)
-    message_id = identity.new_message_id()
+    message_id = ids.new_message_id()
     attributes = {
         "lambda_tasks.message_id": message_id,
         "lambda_tasks.root_id": message_id,
@@ -26,7 +26,7 @@ def _record(task: LambdaTaskWrapper[..., Any], arguments: dict[str, Any]) -> dic
     }
     now = str(int(time.time() * 1000))
     return {
-        "messageId": identity.new_message_id(),
+        "messageId": ids.new_message_id(),
         "receiptHandle": "AQEB" + "x" * 240,
         "body": invocation.message.to_body(),
         "attributes": {

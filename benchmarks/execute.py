@@ -1,7 +1,7 @@
 """What does it cost to execute a task?
 
-A task that does nothing, through the handler in batches of ten, with its record; against loops that
-write the same rows with the same statements and do nothing else.
+A task that does nothing runs in the handler, in batches of ten and with its record. It is compared with loops
+that only write the same rows with the same statements.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BATCH = 10
 
 
 def orm_loop(n: int) -> None:
-    """INSERT, BEGIN, UPDATE, COMMIT for each task, as one writes it with Django's ORM."""
+    """Execute INSERT, BEGIN, UPDATE and COMMIT for each task with Django's ORM."""
     from django.db import transaction
     from django.db.models.functions import Now
 
@@ -54,7 +54,7 @@ def orm_loop(n: int) -> None:
 
 
 def driver_loop(n: int) -> None:
-    """The same statements, given to psycopg or sqlite3 as text."""
+    """Execute the same statements as SQL strings with psycopg or sqlite3."""
     from django.db import connection
 
     connection.ensure_connection()
@@ -102,7 +102,7 @@ def _measure(options: argparse.Namespace) -> Report:
     n = options.tasks
 
     def ours(**store: Any) -> Callable[[], Sample]:
-        # Each message is new: what was run before would be recognised.
+        # Each message is new, because the handler recognises messages that it has run before.
         rounds = iter([events_of(tasks.nothing, messages=n, size=BATCH) for _ in range(options.rounds + 1)])
 
         def run() -> None:
@@ -128,8 +128,8 @@ def _measure(options: argparse.Namespace) -> Report:
         title=f"Executing a task ({options.database})",
         question=__doc__ or "",
         method=[
-            f"{n:,} tasks in each of {options.rounds} rounds, after one that does not count; the contenders in turn.",
-            "CPU time is that of the worker's process, without the database's.",
+            f"{n:,} tasks in each of {options.rounds} rounds, after one warm-up round; the contenders take turns.",
+            "CPU time is the time of the worker's process, without the database.",
             *servers.machine(),
         ],
         tables=[

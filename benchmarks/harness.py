@@ -1,7 +1,7 @@
-"""Measures contenders in turn, in one run: what slows the machine down slows down all of them.
+"""Measure contenders in turn, in one run, so that a slow machine slows all of them down.
 
-A round measures every contender once, each round beginning with the next one. Compared is within a
-round, so the ratios stand while the machine's speed drifts; quoted are their median and quartiles.
+A round measures every contender once, and each round begins with the next contender. Contenders are compared
+within a round, so the ratios hold while the machine's speed drifts. Reports quote the median and the quartiles.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ QUARTERS: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one unit of work took, in seconds, and in KiB what the process grew to where that was measured."""
+    """The seconds of one unit of work, and the peak memory of the process in KiB if it was measured."""
 
     wall: float
-    #: User and system time of the process with all its threads; servers are not in it.
+    #: User and system time of the process with all its threads, without servers.
     cpu: float
     peak_memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of some figures, and the quartiles around it."""
+    """The median and the quartiles of some figures."""
 
     median: float
     low: float
@@ -64,7 +64,7 @@ class Measured:
         return Spread.of([sample.peak_memory for sample in self.samples[name]])
 
     def wall_ratio(self, name: str, floor: str) -> Spread:
-        """Return how many times the floor's wall time the contender took, round by round."""
+        """Return the ratio of the contender's wall time to the floor's, computed round by round."""
         return Spread.of([one.wall / other.wall for one, other in self._pairs(name, floor)])
 
     def cpu_ratio(self, name: str, floor: str) -> Spread:
@@ -80,9 +80,9 @@ class Measured:
 def in_turn(
     contenders: Mapping[str, Callable[[], Sample]], *, rounds: int, warm_up: int = 1, reset: Callable[[], object] = int
 ) -> Measured:
-    """Measure every contender `rounds` times, after `warm_up` rounds that do not count.
+    """Measure every contender `rounds` times, after `warm_up` rounds that are discarded.
 
-    `reset` is called before each measurement and is not part of it: it empties tables and queues.
+    `reset` is called before each measurement, and is not part of it: it empties tables and queues.
     """
     names = list(contenders)
     samples: dict[str, list[Sample]] = {name: [] for name in names}
@@ -98,7 +98,7 @@ def in_turn(
 
 
 def timed(work: Callable[[], object], *, units: int) -> Callable[[], Sample]:
-    """Return a contender that does `work`, which is `units` units, in this process."""
+    """Return a contender that does `work`, which consists of `units` units, in this process."""
 
     def contender() -> Sample:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -109,14 +109,14 @@ def timed(work: Callable[[], object], *, units: int) -> Callable[[], Sample]:
 
 
 def process(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Callable[[], Sample]:
-    """Return a contender that is a whole process, from its start to its end, which must be a success.
+    """Return a contender that is a whole process, from its start to its end. It must succeed.
 
-    Its CPU time and peak memory are what the operating system has counted of it.
+    Its CPU time and peak memory are those that the operating system reports.
     """
 
     def contender() -> Sample:
         started = time.perf_counter()
-        # What it says is shown only if it fails.
+        # Show its output only if it fails.
         child = subprocess.Popen(
             command, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )

@@ -1,7 +1,7 @@
 """What does a hook cost?
 
-Each hook as the library calls it: with the default behaviour alone, and with one plugin that has an empty
-function there. And whole tasks, executed with no plugin and with one that has all of them.
+Each hook is called as in the library: with the default behaviour alone, and with one plugin that implements it
+with an empty function. Whole tasks are executed without a plugin, and with a plugin that implements all hooks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _measure(options: argparse.Namespace) -> Report:
     calls = options.calls
     rows = []
     for name, call in _calls().items():
-        # Loaded before the clock starts, so that only the call is measured.
+        # Load the plugin before the clock starts, so that only the call is measured.
         def repeated(call: Callable[[], object] = call) -> Callable[[], None]:
             def contender() -> None:
                 for _ in range(calls):
@@ -78,11 +78,11 @@ def _measure(options: argparse.Namespace) -> Report:
         question=__doc__ or "",
         method=[
             f"{calls:,} calls of each hook in each of {options.rounds} rounds.",
-            f"{n:,} tasks that do nothing in batches of ten, with and without the plugin in turn.",
+            f"{n:,} tasks that do nothing, in batches of ten, alternately with and without the plugin.",
             *servers.machine(),
         ],
         tables=[
-            Table("CPU time of one call, µs, medians.", ("hook", "default alone", "one plugin more"), rows),
+            Table("CPU time of one call, µs, medians.", ("hook", "default only", "with one plugin"), rows),
             Table(
                 "Whole tasks.",
                 ("", "CPU, µs", "CPU ratio"),
@@ -93,9 +93,9 @@ def _measure(options: argparse.Namespace) -> Report:
             ),
         ],
         remarks=[
-            "Called where a task is enqueued: `sending` and `sent`.",
-            "Called in the worker for a task that succeeds: `resolve`, `started`, `call` and `finished`.",
-            "Called once for a batch: `batch_finished`.",
+            "When a task is enqueued, the library calls `sending` and `sent`.",
+            "For a task that succeeds, the worker calls `resolve`, `started`, `call` and `finished`.",
+            "For each batch, the worker calls `batch_finished` once.",
         ],
     )
 
@@ -103,13 +103,14 @@ def _measure(options: argparse.Namespace) -> Report:
 def _calls() -> dict[str, Callable[[], object]]:
     """Return each hook as the library calls it."""
     from benchmarks import tasks
-    from lambda_tasks import executor, identity
-    from lambda_tasks.messages import SQSLambdaTaskMessage
+    from lambda_tasks.execution import pipeline
     from lambda_tasks.outcomes import Failed, Ignored, Retry, Succeeded
     from lambda_tasks.plugins import ask, hooks, notify
+    from lambda_tasks.wire import ids
+    from lambda_tasks.wire.invocation import Invocation
 
-    message = SQSLambdaTaskMessage(task_name=tasks.nothing.name)
-    run = executor.prepare(message, identity.new_message_id(), task=tasks.nothing)
+    message = Invocation(task_name=tasks.nothing.name)
+    run = pipeline.prepare(message, message_id=ids.new_message_id(), task=tasks.nothing)
     job, error, outcome = run.retry_job(0), ValueError("x"), Succeeded(None)
     return {
         "lambda_task_sending": lambda: hooks().lambda_task_sending(job=job),
@@ -128,7 +129,7 @@ def _calls() -> dict[str, Callable[[], object]]:
 
 
 class Everything:
-    """A plugin that has all hooks of a run, and does nothing in them."""
+    """A plugin that implements all hooks of a run with empty functions."""
 
     @hookimpl
     def lambda_task_sending(self, job: Any) -> None: ...
@@ -163,7 +164,7 @@ class Everything:
 
 
 def _with_only(name: str) -> Any:
-    """Return a plugin that has one of the hooks."""
+    """Return a plugin that implements one of the hooks."""
     return type("One", (), {name: vars(Everything)[name]})()
 
 

@@ -1,4 +1,4 @@
-"""The settings of the other benchmarks, without a queue: what is sent stays in the process."""
+"""The settings of the other benchmarks, without a queue: messages stay in the process."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from benchmarks.settings import *  # noqa: F403, as Django's documentation shows
 from benchmarks.settings import LOGGING
 
 LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.memory.MemoryBackend"
-# Nobody reads of each task that was lost, or of each message that another worker has.
+# Do not log each lost task, or each message that is running in another worker.
 LOGGING = {**LOGGING, "loggers": {"lambda_tasks": {"level": "ERROR"}}}

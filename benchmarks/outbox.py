@@ -1,9 +1,10 @@
 """What does the outbox cost?
 
-A task in a transaction of its own, as a request has one, and a thousand in one: through the outbox, which
-writes them with the transaction, locks, sends and deletes them, against the direct path, which sends them
-after the commit and loses them with the process. Each transaction writes a row, too. SQS is a stand-in on
-this machine that answers at once, or after 10 ms. And a relay that finds a thousand messages waiting.
+One task in its own transaction, as in a request, and a thousand tasks in one transaction are enqueued through
+the outbox and through the direct path. The outbox writes messages with the transaction, then locks, sends and
+deletes them. The direct path sends them after the commit, and loses them if the process dies. Each transaction
+also writes a row. SQS is a stand-in on this machine that answers immediately, or after 10 ms. The last table
+measures a relay that finds a thousand waiting messages.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 DIRECT = "direct"
 OUTBOX = "outbox"
-RELAY = "a relay, of messages that wait"
+RELAY = "a relay of waiting messages"
 
 
 def together(n: int) -> None:
@@ -41,7 +42,7 @@ def together(n: int) -> None:
 
 
 def in_requests(n: int) -> None:
-    """Do so with one task `n` times, in `n` transactions."""
+    """Write a row and enqueue one task in each of `n` transactions."""
     for _ in range(n):
         together(1)
 
@@ -57,7 +58,7 @@ def sending(server: StandIn, *, outbox: bool) -> Iterator[None]:
 
 
 def compared(server: StandIn, work: Callable[[], object], *, units: int, rounds: int) -> Measured:
-    """Measure `work` through each of the two; the client and its connection are made before."""
+    """Measure `work` on both paths; the client and its connection are created before."""
 
     def contender(*, outbox: bool) -> Callable[[], Sample]:
         def sample() -> Sample:
@@ -71,7 +72,7 @@ def compared(server: StandIn, work: Callable[[], object], *, units: int, rounds:
 
 
 def relayed(server: StandIn, *, units: int, rounds: int) -> Measured:
-    """Measure a relay alone, against the direct path with its calls."""
+    """Measure a relay alone, and the direct path including its calls."""
 
     def relay() -> Sample:
         from lambda_tasks.strategies import get_backend
@@ -91,7 +92,7 @@ def relayed(server: StandIn, *, units: int, rounds: int) -> Measured:
 
 
 def keep_waiting(n: int) -> None:
-    """Leave `n` messages in the outbox that nobody has sent."""
+    """Store `n` unsent messages in the outbox."""
     from benchmarks.tasks import greet
     from lambda_tasks.strategies import get_backend
 
@@ -133,11 +134,14 @@ def _measure(options: argparse.Namespace, near: StandIn, far: StandIn) -> Report
         title="The outbox",
         question=__doc__ or "",
         method=[
-            f"{singles} transactions of one task ({singles // 4} where SQS answers later), and one of {n:,}.",
-            "On PostgreSQL, with tasks of two arguments.",
-            f"{rounds} rounds, after one that does not count, with the contenders in turn.",
-            "Everything is measured, from the beginning of the transaction to the last answer and the last DELETE.",
-            "CPU time is that of the process that enqueues, without PostgreSQL's and the stand-in's.",
+            f"{singles} transactions of one task ({singles // 4} if SQS answers later), and one of {n:,}.",
+            "The database is PostgreSQL, and each task has two arguments.",
+            f"{rounds} rounds, after one warm-up round; the contenders take turns.",
+            (
+                "The measurement covers everything from the start of the transaction to the last response "
+                "and the last DELETE."
+            ),
+            "CPU time is the time of the enqueueing process, without PostgreSQL and the stand-in.",
             f"Statements of one task, direct: {statements(near, 1, outbox=False)}.",
             f"Statements of one task, outbox: {statements(near, 1, outbox=True)}.",
             f"Statements of 100 tasks in one transaction, outbox: {statements(near, 100, outbox=True)}.",
@@ -145,11 +149,11 @@ def _measure(options: argparse.Namespace, near: StandIn, far: StandIn) -> Report
             *servers.machine(),
         ],
         tables=[
-            _table("One task in a transaction, SQS answers at once", one_near),
+            _table("One task in a transaction, SQS answers immediately", one_near),
             _table(f"One task in a transaction, SQS answers after {LATENCY * 1000:.0f} ms", one_far),
-            _table(f"{n:,} tasks in one transaction, SQS answers at once", many_near),
+            _table(f"{n:,} tasks in one transaction, SQS answers immediately", many_near),
             _table(f"{n:,} tasks in one transaction, SQS answers after {LATENCY * 1000:.0f} ms", many_far),
-            _table(f"{n:,} messages that wait, SQS answers at once", relay),
+            _table(f"{n:,} waiting messages, SQS answers immediately", relay),
         ],
         plots=[
             Bars(
@@ -169,12 +173,12 @@ def _measure(options: argparse.Namespace, near: StandIn, far: StandIn) -> Report
 
 
 def statements(server: StandIn, n: int, *, outbox: bool) -> str:
-    """Return the statements of a transaction with `n` tasks, in their order."""
+    """Return the statements of a transaction with `n` tasks, in order."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
     with sending(server, outbox=outbox):
-        together(1)  # the connection is open
+        together(1)  # opens the connection
         with CaptureQueriesContext(connection) as captured:
             together(n)
     empty_tables()

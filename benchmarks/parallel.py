@@ -1,7 +1,7 @@
-"""Do workers get into each other's way?
+"""Do parallel workers slow each other down?
 
-One, two, four and eight processes, each running the handler over events of its own, against one PostgreSQL;
-and the same with every message delivered to every worker at the same time.
+One, two, four and eight processes run the handler against one PostgreSQL. In the first table, each process has
+its own events. In the second table, every message is delivered to every worker at the same time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.report import Lines, Report, Table, main
 
 WORKERS: Final = (1, 2, 4, 8)
 BATCH: Final = 10
-#: Seconds between two looks at what the sessions wait for.
+#: Seconds between two samples of the sessions' waits.
 PAUSE: Final = 0.01
 OWN = "their own messages"
 SAME = "the same messages"
@@ -33,7 +33,7 @@ SAME = "the same messages"
 
 @dataclass(slots=True)
 class Observed:
-    """What the sessions of the database were seen at, in all looks at a contender."""
+    """The waits of the database's sessions, in all samples of a contender."""
 
     looks: int = 0
     sessions: int = 0
@@ -41,7 +41,7 @@ class Observed:
     met_busy: int = 0
 
     def share(self, kind: str) -> str:
-        """Return how many sessions, on average, waited for this kind of thing."""
+        """Return how many sessions, on average, had this kind of wait event."""
         return f"{self.busy[kind] / max(self.looks, 1):.2f}"
 
 
@@ -79,14 +79,14 @@ def _measure(options: argparse.Namespace) -> Report:
         )
         deadlocks = _deadlocks(observer, settings.NAME) - deadlocks
     return Report(
-        title="Workers side by side",
+        title="Parallel workers",
         question=__doc__ or "",
         method=[
-            f"{options.tasks:,} tasks in batches of {BATCH}, shared out among the workers, or all given to each.",
-            f"{options.rounds} rounds, after one that does not count.",
-            f"{os.cpu_count()} processors carry the workers and PostgreSQL: there is no more to gain beyond that many.",
-            "A message that another worker is busy with comes again at once, until it is settled.",
-            f"What sessions wait for is looked up in pg_stat_activity every {PAUSE * 1e3:.0f} ms.",
+            f"{options.tasks:,} tasks in batches of {BATCH}, divided among the workers, or all delivered to each.",
+            f"{options.rounds} rounds, after one warm-up round.",
+            f"{os.cpu_count()} processors run the workers and PostgreSQL, so more workers than that add no throughput.",
+            "A message that is running in another worker is delivered again immediately, until its task has ended.",
+            f"The waits of sessions are read from pg_stat_activity every {PAUSE * 1e3:.0f} ms.",
             *servers.machine(),
         ],
         tables=[_table(how, measured, observed) for how in (OWN, SAME)],
@@ -116,10 +116,13 @@ def _table(how: str, measured: Measured, observed: dict[str, Observed]) -> Table
         number: Spread.of([1 / ratio.wall for ratio in measured.samples[name]]).median for number, name in names.items()
     }
     return Table(
-        f"Workers with {how}. CPU time is that of all workers, by task; sessions and waits are averages of all looks.",
         (
-            *("workers", "tasks a second", "to one worker", "deliveries a second", "CPU, µs", "sessions"),
-            *("waiting for a lock", "for the disk", "inside the server", "met a busy worker, of all rounds"),
+            f"Workers with {how}. CPU time is the time of all workers, per task; sessions and waits are "
+            "averages of all samples."
+        ),
+        (
+            *("workers", "tasks a second", "relative to one worker", "deliveries a second", "CPU, µs", "sessions"),
+            *("waiting for a lock", "for the disk", "inside the server", "busy in another worker, in all rounds"),
         ),
         [
             (
@@ -141,8 +144,8 @@ def _table(how: str, measured: Measured, observed: dict[str, Observed]) -> Table
 
 @contextmanager
 def _workers(number: int) -> Iterator[list[Connection]]:
-    """Start processes, and end them."""
-    spawn = multiprocessing.get_context("spawn")  # a fork would share the connections of this process
+    """Start worker processes, and end them."""
+    spawn = multiprocessing.get_context("spawn")  # a forked child would share the connections of this process
     pipes = [spawn.Pipe() for _ in range(number)]
     processes = [spawn.Process(target=serve, args=(theirs,), daemon=True) for _, theirs in pipes]
     for process in processes:
@@ -194,7 +197,7 @@ def _look(observer: psycopg.Connection, seen: Observed) -> None:
         [settings.NAME],
     ).fetchall()
     seen.looks += 1
-    # One of them is this process's own, which has made the tables.
+    # One session belongs to this process, which created the tables.
     seen.sessions += len(found) - 1
     seen.busy.update(kind for state, kind in found if state == "active" and kind)
 

@@ -1,4 +1,4 @@
-"""A worker of `benchmarks.parallel`: a process that runs the events that it is given."""
+"""A worker process of `benchmarks.parallel`, which runs the events that it receives."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 import django
 
-#: What the parent says when all workers are ready, and when there is nothing more to do.
+#: The parent's messages when all workers are ready, and when the work is finished.
 GO = "go"
 END = None
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a worker has done with its events."""
+    """The result of a worker's events."""
 
     cpu: float
-    #: Deliveries that another worker was busy with, and that had to come again.
+    #: Deliveries whose task was running in another worker, and that had to be repeated.
     met_busy: int
     ran: list[str] = field(repr=False)
 
 
 def serve(parent: Connection) -> None:
-    """Run one list of events after the other, each when the parent says so."""
+    """Run one list of events after the other, when the parent sends GO."""
     os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.memory_settings"
     django.setup()
     from django.db import connection

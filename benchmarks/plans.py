@@ -1,4 +1,4 @@
-"""How PostgreSQL executes the statements of some code, in a few words each."""
+"""Summarize how PostgreSQL executes the statements of some code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.records import TABLE
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One statement: its first words, what was done for it, and what that took."""
+    """One statement: its beginning, its plan and its cost."""
 
     statement: str
     nodes: str
@@ -24,7 +24,7 @@ class Plan:
 
 
 def plans(work: Callable[[], object]) -> list[Plan]:
-    """Do `work` and return the plans of its statements on the table of records, by EXPLAIN (ANALYZE, BUFFERS)."""
+    """Do `work`, and return the plans of its statements on the table of records from EXPLAIN (ANALYZE, BUFFERS)."""
     found: list[Plan] = []
 
     def explain(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Plots of reports, as SVG that is the same for the same figures."""
+"""Draw the plots of reports as SVG files, which are identical for identical figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-# Without a salt and with a date, every run would give other files.
+# A fixed salt and a missing date keep the files of every run identical.
 mpl.rcParams.update({"svg.hashsalt": "lambda_tasks", "svg.fonttype": "none", "font.family": "sans-serif"})
 
 #: Readable on a white page and on a dark one.
@@ -17,7 +17,7 @@ INK: Final = "#7a7a7a"
 
 
 def draw(plot: dict[str, Any], file: Path) -> None:
-    """Draw a plot, which is a `Bars` or `Lines` as a dict, into `file`."""
+    """Draw a plot, given as the dict of a `Bars` or `Lines`, into `file`."""
     figure = Figure(figsize=(7.2, 0.6 + 0.42 * len(plot["bars"])) if plot["kind"] == "bars" else (7.2, 4))
     axes = figure.add_subplot()
     axes.set_title(plot["title"], fontsize=11, color=INK)

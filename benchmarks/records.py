@@ -1,4 +1,4 @@
-"""Tables of many records, for what is measured on PostgreSQL."""
+"""Create tables of many records, for measurements on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from django.db import connection, transaction
 
 TABLE: Final = "lambda_tasks_taskrecord"
-#: Records that a table has been given beside the others carry this queue.
+#: The queue of records that a measurement adds to the table.
 EXTRA: Final = "extra"
 DAYS: Final = 90
 TASKS: Final = 30
@@ -45,7 +45,7 @@ FROM (
 
 
 def make_table(schema: str, rows: int) -> None:
-    """Make a copy of the table of records with all its indexes in `schema`, and fill it with `rows` records."""
+    """Create a copy of the table of records with all its indexes in `schema`, and fill it with `rows` records."""
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE SCHEMA {schema}")
         cursor.execute(f"CREATE TABLE {schema}.{TABLE} (LIKE public.{TABLE} INCLUDING DEFAULTS)")
@@ -59,7 +59,7 @@ def make_table(schema: str, rows: int) -> None:
 
 
 def use_table(schema: str) -> None:
-    """Let what follows on this connection meet the records of `schema`."""
+    """Use the records of `schema` for the following statements on this connection."""
     with connection.cursor() as cursor:
         cursor.execute(f"SET search_path TO {schema}, public")
 
@@ -71,14 +71,14 @@ def fill(rows: int, *, oldest: float = DAYS, youngest: float = 0, queue: str = "
 
 
 def take_out_extra() -> None:
-    """Delete the records of the last hour that were put in beside those of `make_table`, and their remains."""
+    """Delete the records that a measurement has added in the last hour, and vacuum the table."""
     with connection.cursor() as cursor:
         cursor.execute(f"DELETE FROM {TABLE} WHERE queue = %s AND start_time > now() - interval '1 hour'", [EXTRA])
         cursor.execute(f"VACUUM {TABLE}")
 
 
 def sizes(schema: str) -> dict[str, int]:
-    """Return the bytes of the table and of each of its indexes."""
+    """Return the size of the table and of each of its indexes, in bytes."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT relname, pg_relation_size(oid) FROM pg_class WHERE relnamespace = %s::regnamespace"
@@ -90,7 +90,7 @@ def sizes(schema: str) -> dict[str, int]:
 
 @contextmanager
 def undone() -> Iterator[None]:
-    """Roll back what is done inside."""
+    """Roll back all writes inside the block."""
     with transaction.atomic():
         yield
         transaction.set_rollback(True)

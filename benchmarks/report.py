@@ -1,4 +1,4 @@
-"""What a benchmark found: as text for a terminal, and as a file that `python -m benchmarks` makes pages of."""
+"""Reports of benchmarks: printed in a terminal, and written to a file for `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def lines(self) -> list[str]:
-        """Return the table in Markdown, its columns aligned for those who read the text itself."""
+        """Return the table in Markdown, with aligned columns."""
         rows = [list(self.header), *map(list, self.rows)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(self.header))]
         rule = ["-" * width for width in widths]
@@ -30,20 +30,20 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """A plot of one bar a contender; `bars` are (label, median, low, high)."""
+    """A plot with one bar for each contender; `bars` are (label, median, low, high)."""
 
     name: str
     title: str
     axis: str
     bars: Sequence[tuple[str, float, float, float]]
-    #: Where a line is drawn: the floor, or the goal.
+    #: The position of a line: the floor, or the goal.
     mark: float | None = None
     kind: str = "bars"
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """A plot of one line a contender; `lines` are (label, [(x, y), …])."""
+    """A plot with one line for each contender; `lines` are (label, [(x, y), …])."""
 
     name: str
     title: str
@@ -60,13 +60,13 @@ class Report:
     """The answer to one question."""
 
     title: str
-    #: What is asked, and what is compared with what, in a few sentences.
+    #: The question, and the comparison that answers it, in a few sentences.
     question: str
-    #: What somebody must know to do the same: sizes, rounds, servers, versions.
+    #: The details that are needed to repeat the measurement: sizes, rounds, servers, versions.
     method: Sequence[str]
     tables: Sequence[Table]
     plots: Sequence[Bars | Lines] = ()
-    #: What the figures say, and what they do not.
+    #: The meaning of the figures, and its limits.
     remarks: Sequence[str] = field(default=())
 
     def __str__(self) -> str:
@@ -79,18 +79,18 @@ class Report:
 
 
 def main(measure: Callable[[argparse.Namespace], Report], *, rounds: int, **options: Any) -> None:
-    """Run a benchmark as a program: print its report, and write it to the file of `--json`.
+    """Run a benchmark as a program: print its report, and write it to the file given by `--json`.
 
-    Each of `options` is another option, with the type of its default.
+    Each of `options` adds a command-line option with the type of its default.
     """
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--json", type=Path, help="a file for the report")
-    parser.add_argument("--rounds", type=int, default=rounds, help="how often each contender is measured")
+    parser.add_argument("--json", type=Path, help="the file for the report")
+    parser.add_argument("--rounds", type=int, default=rounds, help="the number of measurements of each contender")
     for name, default in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     chosen = parser.parse_args()
     report = measure(chosen)
     print(report)
     if chosen.json:
-        today = date.today().isoformat()  # noqa: DTZ011, the day where it was measured
+        today = date.today().isoformat()  # noqa: DTZ011, the local date of the measurement
         chosen.json.write_text(json.dumps({**asdict(report), "measured": today}))

@@ -1,4 +1,4 @@
-"""The servers that are measured with: those of the environment, else servers that are started for this run."""
+"""Servers for the benchmarks: those in the environment, or else servers that are started for this run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find() -> dict[str, Server | Missing]:
 
 
 def address(name: str) -> str:
-    """Return the URL of the server `name` (PostgreSQL, Redis, MariaDB); raises SystemExit if there is none."""
+    """Return the URL of the server `name` (PostgreSQL, Redis, MariaDB); raise SystemExit if it is missing."""
     server = find()[name]
     if isinstance(server, Missing):
         raise SystemExit(str(server))
@@ -30,7 +30,7 @@ def address(name: str) -> str:
 
 
 def durability() -> str:
-    """Say what a COMMIT of the PostgreSQL server waits for: the disk, or nothing."""
+    """Describe whether COMMIT waits for the disk on the PostgreSQL server."""
     with psycopg.connect(address("PostgreSQL")) as connection:
         row = connection.execute("SELECT current_setting('fsync'), current_setting('synchronous_commit')").fetchone()
     assert row is not None
@@ -38,7 +38,7 @@ def durability() -> str:
 
 
 def machine() -> list[str]:
-    """Say what machine this is, and what runs on it."""
+    """Describe this machine, and the versions of the software on it."""
     model = next(
         (
             line.partition(":")[2].strip()

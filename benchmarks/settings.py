@@ -7,7 +7,7 @@ import tempfile
 
 from benchmarks import servers
 
-#: Child processes meet the same database.
+#: Child processes use the same database.
 NAME = os.environ.setdefault("BENCH_NAME", f"lambda_tasks_bench_{os.getpid()}")
 
 if os.environ.get("BENCH_DATABASE", "postgres") == "sqlite":
@@ -16,14 +16,14 @@ if os.environ.get("BENCH_DATABASE", "postgres") == "sqlite":
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": f"{tempfile.gettempdir()}/{NAME}.sqlite3",
             "TEST": {"NAME": f"{tempfile.gettempdir()}/{NAME}.sqlite3"},
-            # As Django's documentation advises for production: readers do not wait for the writer.
+            # As Django's documentation recommends for production: readers do not wait for the writer.
             "OPTIONS": {"timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"},
         }
     }
 else:
     DATABASES = {"default": servers.django_database("PostgreSQL", NAME)}
 
-# As the page on deploying advises.
+# As the page on deploying recommends.
 DATABASES["default"].update(CONN_MAX_AGE=600, CONN_HEALTH_CHECKS=True)
 
 INSTALLED_APPS = ["lambda_tasks", "benchmarks"]
@@ -31,5 +31,5 @@ SECRET_KEY = "only for benchmarks"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 LAMBDA_TASKS_QUEUES = {"default": "https://sqs.eu-west-1.amazonaws.com/123456789012/default"}
-# Lines about tasks would be measured with them: nobody reads them here.
+# Do not log tasks, because the log lines would be measured too.
 LOGGING = {"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}}

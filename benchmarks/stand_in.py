@@ -1,7 +1,7 @@
-"""An SQS that takes every message and keeps none, in a process of its own: what a client costs, it shows.
+"""A stand-in for SQS in a separate process, which accepts every message and stores none, to measure clients.
 
-It answers SendMessage and SendMessageBatch as SQS does, after a latency that is set, any number of
-requests at once. It looks for no more in them than it needs for an answer, so that it costs little.
+It answers SendMessage and SendMessageBatch as SQS does, after a configurable latency, and accepts any number of
+parallel requests. To stay cheap, it parses only the parts of a request that it needs for the response.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from functools import cache
 from http.client import HTTPConnection
 from typing import Final
 
-#: Ids of entries; in a body, which is JSON inside of JSON, the quotes are escaped.
+#: Ids of entries. In a body, which is JSON inside JSON, the quotes are escaped.
 _ENTRY_ID: Final = re.compile(rb'(?<!\\)"Id": *"([^"]+)"')
 _LENGTH: Final = re.compile(rb"\r\nContent-Length: *(\d+)", re.IGNORECASE)
 _OPERATION: Final = re.compile(rb"\r\nX-Amz-Target: *AmazonSQS\.(\w+)", re.IGNORECASE)
-#: What SQS says of a message that it has taken; the values are of the usual length.
+#: The response of SQS to an accepted message; the values have the usual length.
 _TAKEN: Final = {
     "MessageId": "5fea7756-0ea4-451a-a703-a558b933e274",
     "MD5OfMessageBody": "fafb00f5732ab283681e124bf8747ed1",
@@ -34,7 +34,7 @@ _TAKEN: Final = {
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """A stand-in that runs, and how to reach it."""
+    """The address of a running stand-in."""
 
     port: int
 
@@ -47,7 +47,7 @@ class StandIn:
         return f"{self.url}/123456789012/default"
 
     def requests(self) -> Counter[str]:
-        """Return how many requests of each kind came since it was last asked."""
+        """Return the number of requests of each kind since the last call."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
         connection.request("GET", "/")
         counted = Counter(json.loads(connection.getresponse().read()))
@@ -132,7 +132,7 @@ async def _serve(latency: float) -> None:
     counted: Counter[str] = Counter()
     server = await loop.create_server(lambda: _Connection(latency, counted), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
-    # Whoever has started it closes the pipe, or ends.
+    # The parent process closes the pipe, or ends.
     await loop.run_in_executor(None, sys.stdin.read)
     server.close()
 

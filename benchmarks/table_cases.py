@@ -1,4 +1,4 @@
-"""What is done to a table of records: by the store, by the tasks of the library, and by the admin."""
+"""The measured operations on a table of records: of the store, the built-in tasks and the admin."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from django.urls import reverse
 from django.utils import timezone
 
 from benchmarks import records, tasks
-from lambda_tasks import identity
+from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.jobs import Run
-from lambda_tasks.messages import SQSLambdaTaskMessage
-from lambda_tasks.models import DatabaseNow, TaskRecord
+from lambda_tasks.models import TaskRecord
 from lambda_tasks.outcomes import Busy, Claimed, Finished, Succeeded
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
+from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import Invocation
 
-#: Units of work of one measurement, where one alone takes less than a millisecond.
+#: Units of work in one measurement of an operation that takes less than a millisecond.
 RUNS: Final = 200
-#: Messages that `begun()` is asked about at once: a batch.
+#: Messages in one call of `begun()`: a batch.
 BATCH: Final = 10
 CLEANED: Final = 10_000
 LOST: Final = 100
@@ -32,7 +33,7 @@ LOST: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Something that is done to the table; `prepare` returns the work, and is not measured."""
+    """An operation on the table. `prepare` returns the work, and is not measured."""
 
     name: str
     prepare: Callable[[], Callable[[], object]]
@@ -58,11 +59,11 @@ def all_cases() -> list[Case]:
 # The store
 
 
-def _new_run(message_id: str | None = None) -> Run:
+def new_run(message_id: str | None = None) -> Run:
     redelivered = message_id is not None
-    message_id = message_id or identity.new_message_id()
+    message_id = message_id or ids.new_message_id()
     return Run(
-        message=SQSLambdaTaskMessage(task_name=tasks.nothing.name, kwargs={}),
+        message=Invocation(task_name=tasks.nothing.name, kwargs={}),
         message_id=message_id,
         root_id=message_id,
         queue=records.EXTRA,
@@ -85,20 +86,20 @@ def _claim(runs: Sequence[Run], expected: type) -> None:
 
 
 def _claimed() -> list[Run]:
-    runs = [_new_run() for _ in range(RUNS)]
+    runs = [new_run() for _ in range(RUNS)]
     _claim(runs, Claimed)
     return runs
 
 
 def _redelivered(**found: Any) -> list[Run]:
-    """Return runs whose records exist, and hold what was `found`."""
+    """Return runs whose records exist, with the values in `found`."""
     ids = [run.message_id for run in _claimed()]
     TaskRecord.objects.filter(pk__in=ids).update(**found)
-    return [_new_run(message_id) for message_id in ids]
+    return [new_run(message_id) for message_id in ids]
 
 
 def _first_claims() -> Callable[[], object]:
-    runs = [_new_run() for _ in range(RUNS)]
+    runs = [new_run() for _ in range(RUNS)]
     return lambda: _claim(runs, Claimed)
 
 
@@ -137,7 +138,7 @@ def _begun() -> Callable[[], object]:
 
 
 def _reap() -> Callable[[], object]:
-    records.fill(LOST, oldest=1 / 1440, queue=records.EXTRA)  # what counts is the end of their lease
+    records.fill(LOST, oldest=1 / 1440, queue=records.EXTRA)  # only the end of the lease matters
     TaskRecord.objects.filter(queue=records.EXTRA).update(
         status="RUNNING",
         task_name=tasks.nothing.name,
@@ -204,7 +205,7 @@ def _admin_cases() -> list[Case]:
         "search for an id": lambda: f"?q={some_id()}",
         "search for a task's name": lambda: "?q=step_7",
         "search in tracebacks": lambda: "?q=PrinterOnFire",
-        "search for what is nowhere": lambda: "?q=nowhere",
+        "search without a match": lambda: "?q=nowhere",
         "a record": lambda: f"{some_id()}/change/",
     }
     return [Case(f"admin: {name}", page(query), writes=False) for name, query in forms.items()]

@@ -1,4 +1,4 @@
-"""The tasks that are measured."""
+"""The measured tasks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from lambda_tasks.logging import current_message_id
 
 @lambda_task
 def nothing() -> None:
-    """Do nothing: what is left is what the library costs."""
+    """Do nothing, so that only the library's cost is measured."""
 
 
 @lambda_task
 def greet(*, user_id: int, greeting: str) -> None:
-    """Take what a task usually takes: a key, and a word."""
+    """Accept typical arguments: a key and a short string."""
 
 
 #: The message ids of `note` that this process has run.
@@ -22,5 +22,5 @@ ran: list[str] = []
 
 @lambda_task
 def note() -> None:
-    """Note that it was run, which costs nothing to speak of."""
+    """Record that the task has run, at negligible cost."""
     ran.append(current_message_id() or "")

@@ -1,9 +1,9 @@
-"""Imports a handler and calls it with one event, as a new container does; says what that took.
+"""Import a handler and call it with one event, as a new container does, and print the cost.
 
 python first_event.py MODULE EVENT
 """
 
-# What is imported is what is measured.
+# The imports are part of the measurement.
 # ruff: noqa: E402
 
 import time

@@ -1,4 +1,4 @@
-"""How a program tells what it took."""
+"""Measure the peak memory of a process, and report the cost of a program."""
 
 import json
 import re
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def peak_memory(process: object = "self") -> int:
-    """Return the KiB that a process has grown to.
+    """Return the peak memory of a process in KiB.
 
-    Not `ru_maxrss`, which Linux lets a new program inherit from the one that started it.
+    This is not `ru_maxrss`, which on Linux a new program inherits from its parent.
     """
     found = re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
     assert found is not None

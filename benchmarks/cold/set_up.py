@@ -1,9 +1,9 @@
-"""Sets Django up and imports a module, as a web process does; says what that took.
+"""Set Django up and import a module, as a web process does, and print the cost.
 
 python set_up.py MODULE
 """
 
-# What is imported is what is measured.
+# The imports are part of the measurement.
 # ruff: noqa: E402
 
 import gc

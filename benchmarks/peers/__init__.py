@@ -1,1 +1,1 @@
-"""Other libraries that do the same work, measured beside ours: `python -m benchmarks.peers`."""
+"""Compare this library with others that do the same work: `python -m benchmarks.peers`."""

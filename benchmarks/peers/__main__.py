@@ -1,8 +1,8 @@
 """What do other libraries need for the same work?
 
-The same task, which does nothing with two arguments, enqueued in one transaction by a Django process, and
-executed by one worker with its result stored: by this library and by others, each as its documentation sets
-it up, on the same PostgreSQL and Redis. They do not promise the same: the last table says what each keeps.
+A task with two arguments that does nothing is enqueued in one transaction by a Django process, and executed by
+one worker that stores its result. This library and the others are set up as their documentation describes, on the
+same PostgreSQL and Redis. Their guarantees differ: the last table says what each library stores.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS
 
 
 class Comparison:
-    """Every peer that is there, with the servers that it needs."""
+    """Compare all installed peers, with the servers that they need."""
 
     def __init__(self, tasks: int, *, sqs: Mapping[str, str], keeping: str) -> None:
         from benchmarks.peers.contenders import PEERS
 
         self.tasks = tasks
         self.sqs = sqs
-        #: A queue server that keeps what it is sent.
+        #: The URL of a queue server that stores messages.
         self.keeping = keeping
         self.peers = [peer for peer in PEERS if not peer.missing()]
         self.writes: dict[str, list[Writes]] = {}
-        #: Why a peer has no figures.
+        #: The reason why a peer has no figures.
         self.failures = {
             peer.name: f"not installed: {', '.join(peer.missing())}" for peer in PEERS if peer not in self.peers
         }
@@ -69,7 +69,7 @@ class Comparison:
         )
 
     def ways(self) -> dict[str, tuple[Peer, str]]:
-        """Return the ways to enqueue, under names for people."""
+        """Return the ways to enqueue, by display name."""
         return {
             peer.name + (f", {way.replace('_', ' ')}" if len(peer.ways) > 1 else ""): (peer, way)
             for peer in self.peers
@@ -97,7 +97,7 @@ class Comparison:
         return {"BENCH_PEER": peer.name, **sqs}
 
     def _unless_failed(self, name: str, work: Callable[[], Sample]) -> Callable[[], Sample]:
-        """One that fails is told of in the report, and leaves the others their figures; but they need a measure."""
+        """Report a peer that fails, and continue with the others. The floor and this library must not fail."""
 
         def contender() -> Sample:
             from benchmarks.peers.contenders import FLOOR, OURS
@@ -117,7 +117,7 @@ class Comparison:
 
 @contextmanager
 def servers_for_all() -> Iterator[tuple[dict[str, str], str]]:
-    """Prepare PostgreSQL and Redis, and run stand-ins for SQS; all is as before in the end."""
+    """Prepare PostgreSQL and Redis, run stand-ins for SQS, and clean up afterwards."""
     from django.db import connection
 
     from benchmarks import stand_in
@@ -126,7 +126,7 @@ def servers_for_all() -> Iterator[tuple[dict[str, str], str]]:
     from benchmarks.peers.addresses import empty_redis
 
     os.environ.update(_CREDENTIALS)
-    # What was started is ended, and what was made removed, also when somebody has had enough of waiting.
+    # Clean up after SIGTERM too.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with ExitStack() as stack:
         stack.enter_context(empty_redis())
@@ -154,7 +154,7 @@ def report(comparison: Comparison, enqueued: Measured, executed: Measured, *, ro
     ways = [label for label in comparison.ways() if label not in comparison.failures]
     peers = [peer.name for peer in comparison.peers if peer.name not in comparison.failures]
     return Report(
-        title="Beside other libraries",
+        title="Comparison with other libraries",
         question=__doc__ or "",
         method=[*_method(comparison.tasks, rounds, LEAD_IN), *servers.machine(), redis_durability()],
         tables=[
@@ -168,42 +168,43 @@ def report(comparison: Comparison, enqueued: Measured, executed: Measured, *, ro
 
 
 def _method(tasks: int, rounds: int, lead_in: int) -> list[str]:
-    """Say how it was measured, one sentence or two for each point."""
+    """Return the description of the measurement, in one or two sentences for each point."""
     text = f"""
-        {tasks:,} tasks in each of {rounds} rounds, the contenders in turn; ratios are taken within a round and are the
-        median (quartiles). Each figure is of a process of its own.
+        {tasks:,} tasks in each of {rounds} rounds; the contenders take turns, and ratios are computed within a round
+        and are the median (quartiles). Each figure comes from a separate process.
 
-        Enqueue: after 50 tasks to warm up, one transaction, with what follows its COMMIT. SQS is spoken to over HTTP,
-        and is a stand-in on this machine that answers at once; Redis and PostgreSQL are themselves.
+        Enqueue: 50 warm-up tasks, then one transaction with everything that follows its COMMIT. SQS is a stand-in on
+        this machine, reached over HTTP, that answers immediately; Redis and PostgreSQL are real.
 
-        Execute: all tasks wait before one worker starts, with one process or thread; the clock starts when it has done
-        {lead_in}, and ends with the last result that is stored. CPU is that of all processes of the worker, without
-        servers. Commits and rows are what PostgreSQL has counted for the worker, by task.
+        Execute: all tasks wait before one worker starts, with one process or thread; the clock starts when it has
+        finished {lead_in}, and stops with the last stored result. CPU is the time of all processes of the worker,
+        without servers. Commits and rows are PostgreSQL's counts for the worker, per task.
 
-        handler() is given events of ten messages that were made before; the local worker gets them over HTTP from a
-        queue on this machine, and its CPU has in it what AWS does on Lambda: polling the queue and deleting from it.
+        handler() receives prepared events of ten messages. The local worker receives them over HTTP from a queue on
+        this machine, and its CPU time includes work that AWS does on Lambda: polling the queue and deleting from it.
 
-        Connections are kept between tasks (CONN_MAX_AGE) where Django's are used; logs are those of warnings."""
+        Django's connections stay open between tasks (CONN_MAX_AGE); only warnings are logged."""
     return [" ".join(point.split()) for point in text.split("\n\n")]
 
 
 def _remarks(
     comparison: Comparison, enqueued: Measured, executed: Measured, ways: list[str], peers: list[str]
 ) -> list[str]:
-    """Say who was faster than we are, and where everybody's time goes."""
+    """Return which libraries were faster than this one, and where each library spends its time."""
     from benchmarks.peers.contenders import OURS
 
     def faster(labels: list[str], ratio: Callable[[str, str], Spread]) -> str:
         found = [label for label in labels if label != OURS.name and ratio(label, OURS.name).median < 1]
-        return ", ".join(found) or "nobody"
+        return ", ".join(found) or "none"
 
     to_enqueue = (
-        f"Enqueued with less CPU than ours: {faster(ways, enqueued.cpu_ratio)}; in less time: "
-        f"{faster(ways, enqueued.wall_ratio)}. What is enqueued into the database belongs to the transaction, and "
-        "cannot be lost between its COMMIT and a queue; what leaves after COMMIT, as ours does, can."
+        f"Enqueued with less CPU than this library: {faster(ways, enqueued.cpu_ratio)}; in less time: "
+        f"{faster(ways, enqueued.wall_ratio)}. A task that is enqueued into the database belongs to the transaction, "
+        "and cannot be lost between its COMMIT and a queue. A task that is sent after COMMIT, as by this library, can "
+        "be lost."
     )
     to_execute = (
-        f"Executed with less CPU than by handler(): {faster(peers, executed.cpu_ratio)}; in less time: "
+        f"Executed with less CPU than handler(): {faster(peers, executed.cpu_ratio)}; in less time: "
         f"{faster(peers, executed.wall_ratio)}."
     )
     return [
@@ -220,7 +221,7 @@ def _enqueue_table(comparison: Comparison, measured: Measured, names: list[str])
     ways = comparison.ways()
     return Table(
         "Enqueuing a task",
-        ("", "how", "CPU, µs", "wall, µs", "CPU : ours", "wall : ours", "CPU : floor", "wall : floor"),
+        ("", "how", "CPU, µs", "wall, µs", "CPU : this library", "wall : this library", "CPU : floor", "wall : floor"),
         [
             (
                 name,
@@ -239,7 +240,7 @@ def _execute_table(comparison: Comparison, measured: Measured, names: list[str])
     return Table(
         "Executing a task",
         (
-            *("", "CPU, µs", "wall, µs", "CPU : ours", "wall : ours", "CPU : floor", "wall : floor"),
+            *("", "CPU, µs", "wall, µs", "CPU : this library", "wall : this library", "CPU : floor", "wall : floor"),
             *("commits", "rows inserted", "updated", "deleted"),
         ),
         [
@@ -273,7 +274,10 @@ def _counts(writes: list[Writes]) -> list[str]:
 
 def _promises(comparison: Comparison) -> Table:
     return Table(
-        "What is kept of a task, and what is lost with a worker that dies: by documentation and code, not measured",
+        (
+            "What each library stores about a task, and what is lost when a worker dies: from documentation "
+            "and code, not measured"
+        ),
         ("", "versions", "kept", "a worker dies", "result and the task's writes together"),
         [
             (peer.name, peer.versions(), peer.stores, peer.crash, peer.atomic)

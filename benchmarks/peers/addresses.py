@@ -1,4 +1,4 @@
-"""Where the servers of this comparison are, in the words of each client."""
+"""Addresses of the servers of this comparison, in the format of each client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import redis
 
 from benchmarks import servers
 
-#: Number of the Redis database; not 0, which is where others keep things.
+#: The number of the Redis database; not 0, because other programs use it.
 REDIS_DATABASE: Final = int(os.environ.get("BENCH_REDIS_DATABASE", "9"))
 
 
@@ -25,19 +25,21 @@ def redis_url() -> str:
 
 
 def redis_durability() -> str:
-    """Say what of Redis reaches the disk, and when."""
+    """Describe which Redis writes reach the disk, and when."""
     with redis.Redis.from_url(redis_url()) as client:
         asked = {name: client.config_get(name)[name] for name in ("appendonly", "appendfsync", "save")}
     append = f"appended ({asked['appendfsync']})" if asked["appendonly"] == "yes" else "not appended to a file"
-    return f"Redis: what it is told is {append}, and saved {asked['save'] or 'never'}"
+    return f"Redis: writes are {append}, and snapshots are saved {asked['save'] or 'never'}"
 
 
 @contextmanager
 def empty_redis() -> Iterator[None]:
-    """Make sure that nobody keeps anything in the Redis database, and empty it in the end."""
+    """Check that the Redis database is empty, and empty it again at the end."""
     with redis.Redis.from_url(redis_url()) as client:
         if client.dbsize():
-            raise SystemExit(f"Redis database {REDIS_DATABASE} is not empty; set BENCH_REDIS_DATABASE to another one.")
+            raise SystemExit(
+                f"Redis database {REDIS_DATABASE} must be empty. Set BENCH_REDIS_DATABASE to another number."
+            )
         try:
             yield
         finally:
@@ -45,7 +47,7 @@ def empty_redis() -> Iterator[None]:
 
 
 def kombu_url() -> str:
-    """Return the URL for celery, which has a spelling of its own for sockets."""
+    """Return the URL for celery, which has its own format for sockets."""
     url = urlsplit(servers.address("Redis"))
     return f"redis+socket://{url.path}?virtual_host={REDIS_DATABASE}" if url.scheme == "unix" else redis_url()
 

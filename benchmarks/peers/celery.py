@@ -1,4 +1,4 @@
-"""celery with Redis as its broker and django-celery-results: by its defaults, and set to promise and keep more."""
+"""celery with Redis as its broker and django-celery-results: with its defaults, and with stronger guarantees."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ CELERY: Final = Peer(
     ways={"on_commit": "`delay_on_commit()` for each; a round trip to Redis for each after COMMIT"},
     fill="on_commit",
     stores="PostgreSQL: id, status, times, worker, result or traceback; arguments only if `result_extended`; one day",
-    crash="at most once: acknowledged when the task starts; what was only prefetched comes again after an hour",
-    atomic="no: the result is written after the task, in a transaction of its own",
+    crash=(
+        "at most once: acknowledged when the task starts; messages that were only prefetched are delivered "
+        "again after an hour"
+    ),
+    atomic="no: the result is written after the task, in a separate transaction",
     why=(
-        "a new database connection for every task, whatever CONN_MAX_AGE says; then SELECT, BEGIN, INSERT, COMMIT; "
-        "and two processes that hand over each task"
+        "a new database connection for every task, regardless of CONN_MAX_AGE; then SELECT, BEGIN, INSERT, COMMIT; "
+        "and two processes that pass each task on"
     ),
 )
 LATE: Final = replace(
@@ -38,11 +41,11 @@ LATE: Final = replace(
         **_SETTINGS,
         "CELERY_TASK_ACKS_LATE": True,
         "CELERY_TASK_REJECT_ON_WORKER_LOST": True,
-        # Without it every task has a database connection of its own, whatever CONN_MAX_AGE says.
+        # Without it, every task opens a new database connection, regardless of CONN_MAX_AGE.
         "CELERY_DB_REUSE_MAX": 500,
     },
     ways={},
-    crash="at least once: Redis gives it to another worker after an hour (visibility_timeout); it runs again",
-    why="SELECT, BEGIN, INSERT, COMMIT: one commit that waits for the disk, where a claim makes it two",
+    crash="at least once: Redis delivers it to another worker after an hour (visibility_timeout), which runs it again",
+    why="SELECT, BEGIN, INSERT, COMMIT: one commit that waits for the disk, instead of two with a claim",
 )
 PEERS: Final = (CELERY, LATE)

@@ -1,4 +1,4 @@
-"""Who takes part."""
+"""The libraries in the comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""django-tasks-db: Django's own tasks, with the database as queue and as record."""
+"""django-tasks-db: Django's own tasks, with the database as queue and record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import django
 
 from benchmarks.peers.peer import Peer, Rows
 
-#: Before Django 6 its tasks are a package.
+#: Before Django 6, Django's tasks are a separate package.
 _BACKPORT: Final = () if django.VERSION >= (6, 0) else ("django-tasks",)
 
 DATABASE: Final = Peer(
@@ -21,8 +21,8 @@ DATABASE: Final = Peer(
     done=Rows("SELECT count(*) FROM django_tasks_database_dbtaskresult WHERE status = 'SUCCESSFUL'"),
     ways={"one_by_one": "`enqueue()` for each: an INSERT in the transaction"},
     stores="PostgreSQL: path, arguments, status, times, worker, result (JSON), traceback; kept until pruned",
-    crash="at most once: RUNNING is committed before the task runs, and nobody looks for it again",
-    atomic="no: the result is written after the task, by an UPDATE of its own",
-    why="BEGIN, SELECT FOR UPDATE SKIP LOCKED, UPDATE, COMMIT, then an UPDATE: the ORM builds each of them each time",
+    crash="at most once: RUNNING is committed before the task runs, and no worker looks for it again",
+    atomic="no: the result is written after the task, by a separate UPDATE",
+    why="BEGIN, SELECT FOR UPDATE SKIP LOCKED, UPDATE, COMMIT, then an UPDATE: the ORM compiles each of them each time",
 )
 PEERS: Final = (DATABASE,)

@@ -16,7 +16,7 @@ ADMIN: Final = Peer(
         "DRAMATIQ_BROKER": {
             "BROKER": "dramatiq.brokers.redis.RedisBroker",
             "OPTIONS": {"url": redis_url()},
-            # Those of django-dramatiq's default, but for the metrics.
+            # The defaults of django-dramatiq, without the metrics.
             "MIDDLEWARE": [
                 "dramatiq.middleware.AgeLimit",
                 "dramatiq.middleware.TimeLimit",
@@ -34,9 +34,12 @@ ADMIN: Final = Peer(
     done=Rows("SELECT count(*) FROM django_dramatiq_task WHERE status = 'done'"),
     ways={"on_commit": "`transaction.on_commit(greet.send)` for each; Redis, then SELECT and INSERT in a transaction"},
     fill="on_commit",
-    stores="PostgreSQL: the message, status, times, traceback; no return value (Redis, if asked for); until deleted",
-    crash="at least once: acknowledged after the task; others take over from one that is silent for a minute",
-    atomic="no: the row is written after the task, in a transaction of its own",
-    why="twice BEGIN, SELECT FOR UPDATE, UPDATE of the whole row, COMMIT, by the ORM, before and after the task",
+    stores="PostgreSQL: the message, status, times, traceback; no return value (Redis, if configured); until deleted",
+    crash=(
+        "at least once: acknowledged after the task; others take over from a worker that sends no heartbeat "
+        "for a minute"
+    ),
+    atomic="no: the row is written after the task, in a separate transaction",
+    why="BEGIN, SELECT FOR UPDATE, UPDATE of the whole row and COMMIT by the ORM, both before and after the task",
 )
 PEERS: Final = (ADMIN,)

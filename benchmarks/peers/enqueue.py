@@ -1,6 +1,6 @@
-"""Enqueues tasks as a Django process would, and says what that took: `python -m benchmarks.peers.enqueue WAY N`.
+"""Enqueue tasks as a Django process would, and print the cost: `python -m benchmarks.peers.enqueue WAY N`.
 
-The peer is that of BENCH_PEER. With a third argument, so many tasks are enqueued before, to warm up.
+BENCH_PEER names the peer. A third argument is the number of warm-up tasks.
 """
 
 from __future__ import annotations

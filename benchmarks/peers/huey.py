@@ -13,7 +13,7 @@ REDIS: Final = Peer(
     tasks="huey",
     packages=("huey",),
     apps=("huey.contrib.djhuey",),
-    # It makes its tables when it is imported.
+    # The package creates its tables when it is imported.
     migrates=False,
     settings={
         "HUEY": {"name": "bench", "immediate": False, "store_none": True, "connection": {"url": redis_url()}},
@@ -25,7 +25,7 @@ REDIS: Final = Peer(
     stores="Redis: the return value or error, pickled, until it is read; no time, no arguments",
     crash="at most once: taken off the queue before the task runs",
     atomic="no: two servers",
-    why="a few commands to Redis, which waits for no disk here; the database is not asked",
+    why="a few commands to Redis, which does not wait for the disk here; no database query",
 )
 POSTGRES: Final = replace(
     REDIS,
@@ -40,12 +40,12 @@ POSTGRES: Final = replace(
         },
     },
     done=Rows("SELECT count(*) FROM huey_kv WHERE queue = 'bench'"),
-    ways={"on_commit": "`on_commit_task`: INSERT and NOTIFY for each after COMMIT, on a connection of its own"},
+    ways={"on_commit": "`on_commit_task`: INSERT and NOTIFY for each after COMMIT, on a separate connection"},
     stores="PostgreSQL: the return value or error, pickled, until it is read; no time, no arguments",
     atomic="no: another connection, after the task",
     why=(
-        "DELETE from the queue, SELECT and DELETE of what may revoke the task, INSERT of the result, each by itself: "
-        "the driver without an ORM, as statements that PostgreSQL has prepared; two of them wait for the disk"
+        "DELETE from the queue, SELECT and DELETE of a possible revocation, INSERT of the result, each in its own "
+        "transaction: the driver without an ORM, with prepared statements; two of them wait for the disk"
     ),
 )
 PEERS: Final = (REDIS, POSTGRES)

@@ -9,7 +9,7 @@ from benchmarks.peers.peer import Peer, Rows
 
 _RECORDS: Final = Rows("SELECT count(*) FROM lambda_tasks_taskrecord WHERE status = 'SUCCESS'")
 _ENQUEUED: Final = {"on_commit": "`execute_on_commit()` for each; ten to an HTTP request at COMMIT"}
-#: Where the stand-in for SQS is; the benchmark says so to its children.
+#: The address of the stand-in for SQS, which the benchmark passes to its child processes.
 _QUEUE: Final = {"LAMBDA_TASKS_QUEUES": {"default": os.environ.get("BENCH_QUEUE_URL", "http://127.0.0.1:1/1/none")}}
 
 FLOOR: Final = Peer(
@@ -19,9 +19,9 @@ FLOOR: Final = Peer(
     done=_RECORDS,
     ways={"one_by_one": "an ORM INSERT for each, in the transaction"},
     fill="nothing",
-    stores="a row of the same columns as ours",
-    crash="the row says RUNNING for ever",
-    atomic="nothing else is written",
+    stores="a row with the same columns as this library",
+    crash="the row stays RUNNING forever",
+    atomic="the task writes nothing else",
 )
 HANDLER: Final = Peer(
     name="lambda_tasks, handler()",
@@ -32,9 +32,12 @@ HANDLER: Final = Peer(
     ways=_ENQUEUED,
     fill="nothing",
     stores="PostgreSQL: name, arguments, status, times, retries, result (JSON), traceback; kept until cleaned up",
-    crash="at least once: the message is deleted after its batch; a claim tells who died, and another worker goes on",
+    crash=(
+        "at least once: the message is deleted after its batch; a claim identifies the dead worker, and "
+        "another worker takes over"
+    ),
     atomic="yes: SUCCESS is in the task's transaction",
-    why="INSERT, BEGIN, UPDATE, COMMIT: two commits that wait for the disk, nothing before them that reads",
+    why="INSERT, BEGIN, UPDATE, COMMIT: two commits that wait for the disk, and no query before them",
 )
 WORKER: Final = Peer(
     name="lambda_tasks, local worker",
@@ -47,6 +50,6 @@ WORKER: Final = Peer(
     stores=HANDLER.stores,
     crash=HANDLER.crash,
     atomic=HANDLER.atomic,
-    why="the same, with two processes and HTTP between them and to the queue, as AWS has it on its side",
+    why="the same, with two processes, and HTTP between them and to the queue, which AWS does itself",
 )
 PEERS: Final = (FLOOR, HANDLER, WORKER)

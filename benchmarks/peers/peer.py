@@ -1,4 +1,4 @@
-"""What the comparison knows of a peer; the modules beside this one each describe one."""
+"""The description of a peer in the comparison; each of the neighbouring modules contains one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Results are rows: a query that counts them."""
+    """A query that counts results in database rows."""
 
     query: str
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Results are in Redis: a command that counts them."""
+    """A command that counts results in Redis."""
 
     command: tuple[str, ...]
 
@@ -34,23 +34,23 @@ class Peer:
     apps: tuple[str, ...] = ()
     #: Whether the apps have migrations.
     migrates: bool = True
-    #: Django settings of its own.
+    #: Additional Django settings.
     settings: Mapping[str, Any] = field(default_factory=dict)
-    #: What Python is started with for a worker; "{tasks}" stands for the number of tasks that wait.
+    #: The arguments with which Python starts a worker; "{tasks}" is replaced with the number of waiting tasks.
     worker: tuple[str, ...]
-    #: Where the results are.
+    #: The location of the results.
     done: Rows | Keys
-    #: Ways to enqueue: a function of its module for each, and in words what it does.
+    #: Ways to enqueue: the function of the module for each, and its description.
     ways: Mapping[str, str]
     #: The way that fills the queue before a worker is measured.
     fill: str = "one_by_one"
-    #: What there is of a task when it has ended, and where.
+    #: What is stored about a task that has ended, and where.
     stores: str
-    #: When a message is given up, and so what becomes of it if the worker dies.
+    #: When a message is acknowledged, and so what happens to it if the worker dies.
     crash: str
-    #: Whether what a task writes to the database and its result stand and fall together.
+    #: Whether the task's writes and its result are committed together.
     atomic: str
-    #: Where its time goes when it executes, as a log of PostgreSQL's statements and a profile have shown it.
+    #: Where it spends its time when it executes, according to PostgreSQL's statement log and a profile.
     why: str = ""
 
     def missing(self) -> list[str]:

@@ -18,16 +18,16 @@ POSTGRES: Final = Peer(
     worker=("-m", "django", "procrastinate", "worker", "--concurrency", "1"),
     done=Rows("SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"),
     ways={
-        "one_by_one": "`defer()` for each: a call of a function in PostgreSQL, in the transaction",
+        "one_by_one": "`defer()` for each: a call of a PostgreSQL function, in the transaction",
         "in_bulk": "`batch_defer()` for all: one call",
     },
     fill="in_bulk",
     stores="PostgreSQL: name, arguments, status, attempts, and a row for each event; no return value; until deleted",
-    crash="at most once by itself: 'doing' is committed before; a periodic task of one's own may retry stalled jobs",
+    crash="at most once by default: 'doing' is committed before; your own periodic task can retry stalled jobs",
     atomic="no: another connection, after the task",
     why=(
-        "a function of PostgreSQL to fetch and one to finish, each in a transaction of an asynchronous connection that "
-        "is tried out before; triggers write the events, so that the server does what is Python's work elsewhere"
+        "one PostgreSQL function to fetch and one to finish, each in a transaction of an asynchronous connection that "
+        "is checked before; triggers write the events, so that the server does work that other libraries do in Python"
     ),
 )
 PEERS: Final = (POSTGRES,)

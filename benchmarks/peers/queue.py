@@ -1,7 +1,7 @@
-"""An SQS that gives out what it was sent, for our local worker, in a process of its own.
+"""A stand-in for SQS in a separate process that delivers the messages it receives, for the local worker.
 
-It knows the operations that the worker and its producer use. Nothing comes twice: a worker that fails is not
-what is measured here.
+It implements the operations that the worker and its producer use. It never delivers a message twice, because
+failing workers are not measured here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uuid import uuid4
 
 @contextmanager
 def running() -> Iterator[str]:
-    """Run it, and give its URL."""
+    """Run the queue server, and yield its URL."""
     with subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -32,13 +32,13 @@ def running() -> Iterator[str]:
 
 
 def new_queue(endpoint: str) -> str:
-    """Return the URL of a queue that nothing was sent to yet."""
+    """Return the URL of a new, empty queue."""
     return f"{endpoint}/123456789012/{uuid4().hex}"
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # The answer leaves as one piece; in pieces, each call would wait for an acknowledgement of TCP.
+    # Write the response in one piece. In several pieces, each call would wait for a TCP acknowledgement.
     wbufsize = -1
 
     def do_POST(self) -> None:
@@ -53,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 _Queue = deque[dict[str, Any]]
@@ -108,5 +108,5 @@ if __name__ == "__main__":
     server.daemon_threads = True
     Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_address[1], flush=True)
-    # Whoever has started it closes the pipe, or ends.
+    # The parent process closes the pipe, or ends.
     sys.stdin.read()

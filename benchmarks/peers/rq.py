@@ -19,15 +19,17 @@ FORKING: Final = Peer(
     },
     fill="in_bulk",
     stores="Redis: call, status, times, result or traceback; 500 s",
-    crash="at most once: taken off the queue before; what a dead worker left is found later and counted as failed",
+    crash=(
+        "at most once: taken off the queue before; the tasks of a dead worker are detected later and counted as failed"
+    ),
     atomic="no: two servers",
-    why="a process is forked for every job; the database is not asked",
+    why="a process is forked for every job; no database query",
 )
 SIMPLE: Final = replace(
     FORKING,
     name="rq, SimpleWorker",
     worker=("-m", "benchmarks.peers.tasks.rq", "SimpleWorker"),
     ways={},
-    why="many commands to Redis, in several pipelines; the database is not asked",
+    why="many commands to Redis, in several pipelines; no database query",
 )
 PEERS: Final = (FORKING, SIMPLE)

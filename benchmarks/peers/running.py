@@ -1,4 +1,4 @@
-"""Runs a peer's producer and worker in processes of their own, and looks at them from outside."""
+"""Run a peer's producer and worker in separate processes, and measure them from outside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.harness import Sample
 from benchmarks.peers.addresses import postgres, redis_url
 from benchmarks.peers.peer import Keys, Peer, Rows
 
-#: Tasks that a worker does before the clock starts: by then it is imported, connected and warm.
+#: Tasks that a worker runs before the clock starts, so that it is imported, connected and warm.
 LEAD_IN: Final = 100
 #: Seconds that a producer or a worker may take.
 PATIENCE: Final = 180.0
@@ -30,12 +30,12 @@ _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class Failed(Exception):
-    """A producer or a worker did not do its work; the message has its last words."""
+    """A producer or a worker failed. The message contains the end of its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """What PostgreSQL counted for each task."""
+    """PostgreSQL's counts for each task."""
 
     commits: float
     inserted: float
@@ -44,12 +44,12 @@ class Writes:
 
 
 def enqueuing(peer: Peer, way: str, n: int, *, environment: Mapping[str, str]) -> Sample:
-    """Enqueue `n` tasks, after some to warm up."""
+    """Enqueue `n` tasks, after some warm-up tasks."""
     return Sample(**_produce(peer, way, str(n), "50", environment=environment))
 
 
 def executing(peer: Peer, n: int, *, environment: Mapping[str, str]) -> tuple[Sample, Writes]:
-    """Have a worker of its own do `n` tasks that wait for it already, after `LEAD_IN` others."""
+    """Run `n` waiting tasks in a new worker, after `LEAD_IN` others."""
     total = LEAD_IN + n
     _produce(peer, peer.fill, str(total), environment=environment)
     before = _written()
@@ -59,13 +59,13 @@ def executing(peer: Peer, n: int, *, environment: Mapping[str, str]) -> tuple[Sa
     after = _written()
     units = last.done - first.done
     if not units:
-        raise Failed(f"{total} tasks were done before the first look; more are needed")
+        raise Failed(f"{total} tasks were finished before the first sample. Use more tasks.")
     writes = Writes(*((now - then) / total for now, then in zip(after, before, strict=True)))
     return Sample((last.wall - first.wall) / units, (last.cpu - first.cpu) / units), writes
 
 
 def reset() -> None:
-    """Empty the tables of all, and the Redis database."""
+    """Empty the tables of all peers, and the Redis database."""
     with psycopg.connect(**postgres()) as connection:
         tables = connection.execute(
             "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public' AND tablename !~ '^django_m'"
@@ -77,10 +77,10 @@ def reset() -> None:
 
 @contextmanager
 def counter(peer: Peer) -> Iterator[Callable[[], int]]:
-    """Give a function that counts the peer's results."""
+    """Yield a function that counts the peer's results."""
     match peer.done:
         case Rows(query):
-            # All in one transaction, so that PostgreSQL's count of commits is the worker's alone.
+            # Use one transaction, so that PostgreSQL counts only the worker's commits.
             with psycopg.connect(**postgres()) as connection:
                 yield lambda: int(connection.execute(query).fetchone()[0])  # type: ignore[index]
         case Keys(command):
@@ -96,7 +96,7 @@ class _Seen:
 
 
 def _reach(goal: int, total: int, done: Callable[[], int], process: _Process) -> _Seen:
-    """Wait until `goal` results are there; the nearer, the more often it looks, so as to disturb little."""
+    """Wait until `goal` results exist. Check more often as the goal approaches, to disturb the worker little."""
     started = time.monotonic()
     previous, moment = done(), time.perf_counter()
     while True:
@@ -111,12 +111,12 @@ def _reach(goal: int, total: int, done: Callable[[], int], process: _Process) ->
 
 
 class _Process(subprocess.Popen[bytes]):
-    """A worker with the processes that it has started."""
+    """A worker with its child processes."""
 
     log: Path
 
     def cpu(self) -> float:
-        """Return the seconds of CPU of the whole tree, with those of children that have ended."""
+        """Return the CPU seconds of the whole process tree, including children that have ended."""
         return sum(_cpu_of(pid) for pid in self.tree())
 
     def tree(self) -> list[int]:
@@ -140,7 +140,7 @@ class _Process(subprocess.Popen[bytes]):
             self.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self.wait(10)
-        # Those that outlive their parent, and are still the ones that were seen.
+        # Kill children that outlive their parent, if their process id was not reused.
         for pid in tree:
             with suppress(ProcessLookupError):
                 if os.getsid(pid) == self.pid:
@@ -198,7 +198,7 @@ def _produce(peer: Peer, *arguments: str, environment: Mapping[str, str]) -> dic
 
 
 def _written() -> tuple[int, int, int, int]:
-    """Return what PostgreSQL has counted in the database; a session's counts come when it ends."""
+    """Return PostgreSQL's counts for the database, which include a session only after it has ended."""
     server = {**postgres(), "dbname": "postgres"}
     query = "SELECT xact_commit, tup_inserted, tup_updated, tup_deleted FROM pg_stat_database WHERE datname = %s"
     with psycopg.connect(**server) as connection:

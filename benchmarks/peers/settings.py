@@ -1,4 +1,4 @@
-"""Django settings of one peer (BENCH_PEER is its name), or of all for the migrations (it is not set)."""
+"""Django settings of the peer that BENCH_PEER names, or of all peers, for the migrations, if it is not set."""
 
 from __future__ import annotations
 

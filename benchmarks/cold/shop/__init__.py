@@ -1,1 +1,1 @@
-"""A small project that is started over and over: with the library, and without."""
+"""A small project that is started repeatedly, with and without the library."""

@@ -1,4 +1,4 @@
-"""What a handler without the library does at least: set Django up, and write one row."""
+"""The minimal handler without the library: set Django up, and write one row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twenty functions that are no tasks, of the kinds that projects have."""
+"""Twenty plain functions, as typical projects have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A record like the library's own."""
+"""A record with the columns of the library's record."""
 
 from __future__ import annotations
 

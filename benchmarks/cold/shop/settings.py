@@ -1,4 +1,4 @@
-"""The project's settings; `COLD_…` variables of the environment say which project it is."""
+"""The project's settings. Environment variables `COLD_…` select the project."""
 
 import json
 import os

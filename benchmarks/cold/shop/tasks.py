@@ -1,4 +1,4 @@
-"""Twenty tasks, of the kinds that projects have."""
+"""Twenty tasks, as typical projects have them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The task of each peer, which does nothing with two arguments, and how it is enqueued."""
+"""The task of each peer, which has two arguments and does nothing, and the functions that enqueue it."""

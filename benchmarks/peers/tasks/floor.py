@@ -1,4 +1,4 @@
-"""The floor: rows that are written by a loop. As a program, it does so for a number of tasks."""
+"""The floor: a loop that writes rows. As a program, it writes them for a number of tasks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def one_by_one(n: int) -> None:
 
 
 def nothing(n: int) -> None:
-    """The loop below makes its own rows."""
+    """Enqueue nothing, because the loop below creates its own rows."""
 
 
 if __name__ == "__main__":

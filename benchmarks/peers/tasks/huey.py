@@ -1,4 +1,4 @@
-"""huey. As a program, the worker: the task lies where it would not look for it."""
+"""huey. As a program, its worker, which would not find the task in this module by itself."""
 
 from __future__ import annotations
 

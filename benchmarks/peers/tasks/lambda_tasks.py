@@ -1,4 +1,4 @@
-"""Ours. As a program, the handler is given events that were made before."""
+"""django-lambda-tasks. As a program, the handler with prepared events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def on_commit(n: int) -> None:
 
 
 def nothing(n: int) -> None:
-    """The program below makes its own events."""
+    """Enqueue nothing, because the program below creates its own events."""
 
 
 def handle(n: int) -> None:

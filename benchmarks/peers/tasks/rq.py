@@ -1,4 +1,4 @@
-"""rq. As a program, the worker, with what its jobs need imported before it forks, as rq's pages advise."""
+"""rq. As a program, its worker, which imports the modules of jobs before it forks, as rq's documentation advises."""
 
 from __future__ import annotations
 
