@@ -1,7 +1,7 @@
-"""The whole road on this machine: a request, its commit, SQS, the Lambda runtime, the records.
+"""Show the whole path of a task on this machine: a request, its commit, SQS, the Lambda runtime, the records.
 
     python demo.py            sends one task of each kind and checks how they end
-    python demo.py --serve    does the same, and keeps the site and its workers up
+    python demo.py --serve    does the same, and keeps the site and its workers running
 
 Nothing is stubbed between the view and the table: the site answers HTTP requests, moto is the SQS
 server, and processes of `awslambdaric` run `lambda_tasks.handler.handler`.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from demonstration.console import Console
-from demonstration.road import (
+from demonstration.infrastructure import (
     FUNCTIONS,
     LOGIN,
     CannotRun,
@@ -35,14 +35,14 @@ from demonstration.road import (
 )
 
 if TYPE_CHECKING:
-    from demonstration.story import Watcher
+    from demonstration.scenario import Watcher
 
 HERE: Final = Path(__file__).resolve().parent
 PORT: Final = 8000
 NEXT: Final = (
     "Next:  make serve                 the same, and a page that sends each kind and shows its records",
     "       example/shop/tasks.py      the tasks",
-    "       example/README.md          how it is made, and how to run it without any queue",
+    "       example/README.md          how it works, and how to run it without queues",
 )
 
 
@@ -61,30 +61,30 @@ def run(*, serve: bool) -> int:
         site = stack.enter_context(website(server))
         console.say("site", f"{site}/")
 
-        from demonstration.story import Relay, Story, Watcher  # their models need a Django that is set up
+        from demonstration.scenario import Relay, Scenario, Watcher  # their models need a configured Django
 
         log = state / "worker.log"
-        story = Story(console, site, sqs, log)
-        story.place_orders()
+        scenario = Scenario(console, site, sqs, log)
+        scenario.place_orders()
         with Workers(console, log) as workers, Relay(console):
             watcher = Watcher(console, workers)
-            story.watch_until_ended(watcher)
+            scenario.watch_until_ended(watcher)
             if serve:
-                if not story.show_result():
+                if not scenario.show_result():
                     return 1
                 make_login()
                 console.write(*invitation(site, log))
                 keep_up(watcher)
-            console.say("demo", "ends the workers")
+            console.say("demo", "stops the workers")
         if not serve:
-            if not story.show_result():
+            if not scenario.show_result():
                 return 1
             console.write("", *NEXT)
     return 0
 
 
 def serve_state() -> Path:
-    """Return an empty directory for the databases of --serve: the queues begin empty too."""
+    """Return an empty directory for the databases of --serve, because its queues are empty too."""
     state = HERE / ".state"
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir()
@@ -97,13 +97,13 @@ def invitation(site: str, log: Path) -> tuple[str, ...]:
         f"Page:   {site}/",
         f"Admin:  {site}/admin/   login {LOGIN[0]}, password {LOGIN[1]}",
         f"Log:    {log.relative_to(HERE.parent)}",
-        "Ctrl-C ends it.",
+        "Press Ctrl-C to stop.",
         "",
     )
 
 
 def keep_up(watcher: Watcher) -> None:
-    """Go on telling what happens until Ctrl-C."""
+    """Print what happens until Ctrl-C."""
     with suppress(KeyboardInterrupt):
         while True:
             watcher.look()
@@ -116,7 +116,7 @@ def on_sigterm(*_: object) -> NoReturn:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--serve", action="store_true", help=f"keep the site up at http://127.0.0.1:{PORT}/")
+    parser.add_argument("--serve", action="store_true", help=f"keep the site running at http://127.0.0.1:{PORT}/")
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         return run(serve=parser.parse_args().serve)
@@ -124,7 +124,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted; everything is ended.", file=sys.stderr)
+        print("Interrupted; everything is stopped.", file=sys.stderr)
         return 128 + signal.SIGINT
 
 

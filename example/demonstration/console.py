@@ -1,4 +1,4 @@
-"""Lines on a terminal."""
+"""Output of the demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 
 
 class Console:
-    """Lines with the time and who speaks, from any thread; in colour only on a terminal."""
+    """Print lines with a time and a source, from any thread. Use colours only on a terminal."""
 
     COLOURS: Final = {"SUCCESS": 32, "RETRYING": 33, "RUNNING": 36, "FAILED": 31, "ok": 32, "WRONG": 31}
 
@@ -22,7 +22,7 @@ class Console:
         self._coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         self.width = min(shutil.get_terminal_size().columns, 120) if sys.stdout.isatty() else 100
         self.spoke_at = self._began
-        # Progress must be seen when it is made, in a pipe too; and no terminal must fail on a letter.
+        # Show progress immediately, in a pipe too, and never fail on a character that the terminal cannot encode.
         sys.stdout.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
 
     def say(self, who: str, text: str) -> None:

@@ -26,7 +26,7 @@ class Kind:
     in_everything: bool = True
 
 
-#: Goes to the task as it is, and into no record.
+#: The task receives this value, but no record contains it.
 CARD: Final = "4242 4242 4242 4242"
 
 
@@ -44,19 +44,19 @@ KINDS: Final = (
     Kind(
         "success",
         "Success",
-        "What the task returns stands in its record.",
+        "The record contains the return value.",
         lambda order: [tasks.send_receipt.execute_on_commit(order_id=order.pk, name=order.customer)],
     ),
     Kind(
         "failure",
         "Failure",
-        "The card is refused: the traceback stays, but for the card's number. What was written is rolled back.",
+        "The card is refused. The record contains the traceback without its number, and the writes are rolled back.",
         lambda order: [tasks.charge_card.execute_on_commit(order_id=order.pk, card_number=CARD)],
     ),
     Kind(
         "ignored",
         "Ignored",
-        "No newsletter is wanted, which is fine: SUCCESS, with the traceback.",
+        "The customer has unsubscribed, which is not an error: SUCCESS, with the traceback.",
         lambda order: [tasks.send_newsletter.execute_on_commit(order_id=order.pk)],
     ),
     Kind(
@@ -68,25 +68,25 @@ KINDS: Final = (
     Kind(
         "singleton",
         "Singleton",
-        "Two counts at once: one gives way and is retried.",
+        "Two counts start at the same time: one finds the lock taken and is retried.",
         count_stock_twice,
     ),
     Kind(
         "soft-timeout",
         "Soft timeout",
-        "The report is told that its time is over, and hands in what it has.",
+        "The report is interrupted, and returns what it has finished.",
         lambda order: [tasks.build_report.execute_on_commit(order_id=order.pk)],
     ),
     Kind(
         "hard-timeout",
         "Hard timeout",
-        "The search does not listen. It is interrupted.",
+        "The search ignores its soft limit, and is interrupted by its hard limit.",
         lambda order: [tasks.search_archive.execute_on_commit(order_id=order.pk)],
     ),
     Kind(
         "async",
         "Async",
-        "A coroutine fetches three rates at a time.",
+        "A coroutine fetches three rates concurrently.",
         lambda order: [tasks.fetch_rates.execute_on_commit(order_id=order.pk, currencies=["EUR", "NOK", "DOGE"])],
     ),
     Kind(
@@ -98,7 +98,7 @@ KINDS: Final = (
     Kind(
         "tomorrow",
         "Tomorrow",
-        "SQS delays by 15 minutes at most, so the outbox keeps this reminder. The admin can send it now.",
+        "SQS delays messages by at most 15 minutes, so the outbox stores this reminder. The admin can send it now.",
         lambda order: [tasks.send_reminder.using(delay=24 * 3600).execute_on_commit(order_id=order.pk)],
         in_everything=False,
     ),
@@ -111,21 +111,21 @@ KINDS: Final = (
     Kind(
         "rollback",
         "Rolled back",
-        "The request sends a task and rolls back: nothing leaves.",
+        "The request enqueues a task and rolls back, so nothing is sent.",
         send_and_roll_back,
         in_everything=False,
     ),
     Kind(
         "cleanup",
         "Clean up",
-        "The library's own task deletes all earlier records.",
-        lambda order: [cleanup_task_records.execute_on_commit(retention_days=0)],
+        "The library's built-in task deletes the records that are older than a week.",
+        lambda order: [cleanup_task_records.execute_on_commit()],
         in_everything=False,
     ),
     Kind(
         "reap",
         "Lost tasks",
-        "Another one of the library's: it looks for tasks whose worker and message are both gone.",
+        "Another built-in task recovers tasks whose worker and message are both gone.",
         lambda order: [reap_lost_tasks.execute_on_commit()],
         in_everything=False,
     ),
@@ -133,7 +133,7 @@ KINDS: Final = (
 
 
 def chosen_kinds(name: str) -> list[Kind]:
-    """Return the kind called `name`, or those that "everything" means; an empty list if there is none."""
+    """Return the kind named `name`, or all kinds that "everything" includes. Return [] if `name` is unknown."""
     if name == "everything":
         return [kind for kind in KINDS if kind.in_everything]
     return [kind for kind in KINDS if kind.name == name]

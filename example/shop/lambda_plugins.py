@@ -1,6 +1,6 @@
 """A plugin that counts how runs end and measures how long the tasks' functions take.
 
-LAMBDA_TASKS_PLUGINS names this module. All hooks and what they may do: `lambda_tasks/hookspecs.py`.
+LAMBDA_TASKS_PLUGINS names this module. `lambda_tasks/hookspecs.py` documents all hooks.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from shop.models import Measurement
 
 logger = logging.getLogger(__name__)
 
-#: From the wrapper to the listener of one run: the library gives each run a context of its own.
+#: Passes the time from the wrapper to the listener of a run. Each run has its own context.
 _seconds: ContextVar[float] = ContextVar("seconds", default=0.0)
 
 
 @hookimpl(wrapper=True)
 def lambda_task_call(run: Run) -> Generator[None, object, object]:
-    """Measure the function alone: without claim, lock, commit and record."""
+    """Measure only the function, without claim, lock, commit and record."""
     began = time.perf_counter()
     try:
         return (yield)
@@ -36,7 +36,7 @@ def lambda_task_call(run: Run) -> Generator[None, object, object]:
 
 @hookimpl
 def lambda_task_finished(run: Run, outcome: Outcome) -> None:
-    """Count the run. It is recorded by now: whatever goes wrong here changes nothing about it."""
+    """Count the run. It is already recorded, so an error here does not change its outcome."""
     seconds, how = _seconds.get(), type(outcome).__name__.lower()
     logger.info("[%s] %s: %s after %.3f s", run.message_id, run.task_name, how, seconds)
     row, _ = Measurement.objects.get_or_create(task_name=run.task_name, outcome=how)

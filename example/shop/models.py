@@ -1,4 +1,4 @@
-"""Orders, what tasks did for them, and what the plugin measured."""
+"""Orders, the events that tasks write for them, and the plugin's measurements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from django.db import models
 
 
 class Order(models.Model):
-    """What a customer ordered: the request's own write, in one transaction with the sending of tasks."""
+    """A customer's order, which the request writes in the transaction that enqueues the tasks."""
 
     customer = models.CharField(max_length=60)
     placed_at = models.DateTimeField(auto_now_add=True)
@@ -16,7 +16,7 @@ class Order(models.Model):
 
 
 class OrderEvent(models.Model):
-    """Something that a task did for an order. It commits with the task's SUCCESS, or not at all."""
+    """An event that a task writes for an order. It commits with the task's SUCCESS, or not at all."""
 
     order = models.ForeignKey(Order, on_delete=models.CASCADE, related_name="events")
     text = models.CharField(max_length=60)
@@ -27,7 +27,7 @@ class OrderEvent(models.Model):
 
 
 class Measurement(models.Model):
-    """How often runs of a task ended in one way, and how long its function took. Times are seconds."""
+    """The number of runs of a task with one outcome, and the times of its function in seconds."""
 
     task_name = models.CharField(max_length=255)
     outcome = models.CharField(max_length=20)

@@ -1,4 +1,4 @@
-"""What a record has to say, in one line: for the page and for the demo's table."""
+"""Summarize records in one line, for the page and the demo's table."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def short_name(task_name: str) -> str:
 
 
 def outcome(record: TaskRecord) -> str:
-    """Return the last line of the traceback, or else the result as JSON; nothing while it runs.
+    """Return the last line of the traceback, or the result as JSON, or an empty string while the task runs.
 
-    An exception is named without the path of its module.
+    The name of an exception does not include its module.
     """
     if record.traceback:
         return re.sub(r"^[\w.]+\.(?=\w+(:|$))", "", record.traceback.strip().splitlines()[-1])
@@ -26,7 +26,7 @@ def outcome(record: TaskRecord) -> str:
 
 
 def seconds(record: TaskRecord, *, now: datetime) -> float:
-    """Return how long it took, or takes until now."""
+    """Return the duration of the run, until now if it has not ended."""
     if record.start_time is None:
         return 0.0
     return max(((record.end_time or now) - record.start_time).total_seconds(), 0.0)

@@ -1,4 +1,4 @@
-"""One task of every kind. Arguments are keyword-only, and annotated with what may be sent."""
+"""One task of every kind. Arguments are keyword-only and annotated."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import asyncio
 import time
 from contextlib import suppress
 
-from lambda_tasks.decorators import lambda_task
-from lambda_tasks.logging import current_message_id, task_logger
-from lambda_tasks.models import TaskRecord
+from lambda_tasks import Every, RetryPolicy, current_task, lambda_task
+from lambda_tasks.logging import task_logger
 from lambda_tasks.timeouts import SoftTimeLimitExceeded
 from shop.models import OrderEvent
 
 
 class CardRefused(Exception):
-    """The bank does not pay."""
+    """The bank refuses the payment."""
 
 
 class Unsubscribed(Exception):
-    """The customer wants no newsletter."""
+    """The customer has unsubscribed from the newsletter."""
 
 
 class WarehouseBusy(Exception):
@@ -27,7 +26,7 @@ class WarehouseBusy(Exception):
 
 @lambda_task
 def send_receipt(*, order_id: int, name: str) -> str:
-    """Success: what the function returns is the record's result."""
+    """Success: the record contains the return value."""
     OrderEvent.objects.create(order_id=order_id, text="receipt sent")
     task_logger.info("sending a receipt to %s", name)
     return f"Receipt for order {order_id} sent to {name}."
@@ -44,33 +43,37 @@ def charge_card(*, order_id: int, card_number: str) -> None:
 def send_newsletter(*, order_id: int) -> None:
     """Ignored: the record says SUCCESS and keeps the traceback; the event is rolled back."""
     OrderEvent.objects.create(order_id=order_id, text="newsletter sent")
-    raise Unsubscribed(f"Order {order_id} wants no newsletter.")
+    raise Unsubscribed(f"The customer of order {order_id} has unsubscribed.")
 
 
-@lambda_task(retry_on=(WarehouseBusy,), retry_delay=2, retry_backoff=True, max_retries=8)
+#: Tasks that need the warehouse can share it.
+WHEN_BUSY = RetryPolicy(on=(WarehouseBusy,), delay=2, backoff=True, max_retries=8)
+
+
+@lambda_task(retry=WHEN_BUSY)
 def reserve_stock(*, order_id: int) -> str:
-    """Retry: twice the warehouse is busy, each time the task is sent again, and later if it goes on."""
+    """Retry: the warehouse is busy twice, and the task is sent again each time, with increasing delays."""
     OrderEvent.objects.create(order_id=order_id, text="stock reserved")
-    attempt = TaskRecord.objects.get(pk=current_message_id()).n_retries + 1
+    attempt = current_task().attempt
     if attempt < 3:
         raise WarehouseBusy(f"The warehouse was busy, attempt {attempt}.")
-    return f"Reserved at attempt {attempt}."
+    return f"Reserved on attempt {attempt}."
 
 
 @lambda_task(singleton=True, queue="stock")
 def count_stock(*, order_id: int) -> str:
-    """Singleton: while one run counts, another one gives up at once and is retried."""
+    """Singleton: while one run counts, a second run ends immediately and is retried."""
     time.sleep(2.5)
     OrderEvent.objects.create(order_id=order_id, text="stock counted")
-    return "Counted, with nobody else in the way."
+    return "Counted, while no other run was counting."
 
 
 @lambda_task(soft_timeout=1, hard_timeout=3)
 def build_report(*, order_id: int) -> dict[str, int | bool]:
-    """Soft timeout: the task is told that its time is over, and hands in what it has."""
+    """Soft timeout: the limit interrupts the task, which returns what it has finished."""
     pages = 0
     try:
-        for pages in range(1, 31):  # noqa: B007 - the number is needed after the loop
+        for pages in range(1, 31):  # noqa: B007 - used after the loop
             time.sleep(0.1)
         complete = True
     except SoftTimeLimitExceeded:
@@ -81,8 +84,8 @@ def build_report(*, order_id: int) -> dict[str, int | bool]:
 
 @lambda_task(soft_timeout=1, hard_timeout=2)
 def search_archive(*, order_id: int) -> str:
-    """Hard timeout: the task does not listen to the soft one, and is interrupted."""
-    end = time.monotonic() + 4  # so that it ends in eager mode too, where no limits hold
+    """Hard timeout: the task ignores its soft limit, and is interrupted by its hard limit."""
+    end = time.monotonic() + 4  # ends in eager mode too, which has no limits
     while time.monotonic() < end:
         with suppress(SoftTimeLimitExceeded):
             time.sleep(0.1)
@@ -92,10 +95,10 @@ def search_archive(*, order_id: int) -> str:
 
 @lambda_task
 async def fetch_rates(*, order_id: int, currencies: list[str]) -> dict[str, float]:
-    """Async: a coroutine, whose ORM calls are in the same transaction as its SUCCESS."""
+    """Async: the ORM calls of a coroutine are in the same transaction as its SUCCESS."""
 
     async def rate(currency: str) -> float:
-        await asyncio.sleep(0.2)  # all of them wait at the same time
+        await asyncio.sleep(0.2)  # all calls wait concurrently
         return len(currency) / 2
 
     rates = await asyncio.gather(*map(rate, currencies))
@@ -105,14 +108,20 @@ async def fetch_rates(*, order_id: int, currencies: list[str]) -> dict[str, floa
 
 @lambda_task
 def send_reminder(*, order_id: int) -> str:
-    """Delay: an ordinary task, which is sent with `send_reminder.using(delay=3)`, or for tomorrow."""
+    """Delay: an ordinary task, sent with `send_reminder.using(delay=3)` or with a delay of a day."""
     OrderEvent.objects.create(order_id=order_id, text="reminder sent")
-    return "Reminded, no sooner than was asked for."
+    return "Reminded after the requested delay."
+
+
+@lambda_task(schedule=Every(hours=1))
+def water_plants() -> str:
+    """Periodic: sent every hour, without a call, while a relay or a worker runs."""
+    return "Watered."
 
 
 @lambda_task(queue="parcels", soft_timeout=3, hard_timeout=4)
 def pack_parcel(*, order_id: int) -> str:
-    """Crash: the demo kills the process that runs it; another one takes it over, and packs one parcel."""
+    """Crash: the demo kills the worker process; another process takes over and packs one parcel."""
     OrderEvent.objects.create(order_id=order_id, text="parcel packed")
     time.sleep(1.5)
     return "Packed one parcel."

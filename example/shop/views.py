@@ -30,12 +30,12 @@ def index(request: HttpRequest) -> HttpResponse:
 def trigger(request: HttpRequest) -> HttpResponse:
     """Place an order, and send the tasks of one kind with it: `?name=Alice&kind=retry`.
 
-    Order and tasks share one transaction: the tasks leave when it commits.
+    The order and its tasks share one transaction, and the tasks are sent when it commits.
     """
     query = request.POST or request.GET
     kinds = chosen_kinds(query.get("kind", "success"))
     if not kinds:
-        raise Http404(f"kind is one of everything, {', '.join(kind.name for kind in KINDS)}.")
+        raise Http404(f"kind must be one of everything, {', '.join(kind.name for kind in KINDS)}.")
     with transaction.atomic():
         order = Order.objects.create(customer=_name(query.get("name", "")))
         handles = [handle for kind in kinds for handle in kind.send(order)]
@@ -48,7 +48,7 @@ def trigger(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 def records(request: HttpRequest) -> JsonResponse:
-    """Return what the page shows: what is due first in the outbox, and the newest record first."""
+    """Return the data of the page: the outbox, next due first, and the records, newest first."""
     now = timezone.now()
     newest = TaskRecord.objects.order_by("-start_time", "-pk")[:RECORDS_SHOWN]
     kept = OutboxMessage.objects.order_by("due_at", "pk").defer("body", "attributes")[:OUTBOX_SHOWN]

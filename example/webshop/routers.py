@@ -1,15 +1,15 @@
-"""Which database holds what, where there are two of them."""
+"""Route the tables of the two databases."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: The app label under which Django's database cache asks.
+#: The app label of Django's database cache.
 CACHE = "django_cache"
 
 
 class CacheRouter:
-    """Keeps the cache's table in the database `cache`, and everything else out of it."""
+    """Keep the cache's table in the database `cache`, and all other tables in the other database."""
 
     def db_for_read(self, model: Any, **hints: Any) -> str | None:
         return "cache" if model._meta.app_label == CACHE else None

@@ -1,4 +1,4 @@
-"""Settings of the example: eager by default; over SQS where EXAMPLE_QUEUES names the queues."""
+"""Settings of the example: eager by default, and over SQS if EXAMPLE_QUEUES names the queues."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-#: What `demo.py` sets: queue names and URLs as a JSON object, and where the databases are kept.
+#: `demo.py` sets these: queue names and URLs as a JSON object, and the directory of the databases.
 QUEUES: dict[str, str] = json.loads(os.environ.get("EXAMPLE_QUEUES", "{}"))
 STATE = Path(os.environ.get("EXAMPLE_STATE", BASE_DIR))
 
 
 # The library
 
-# On PostgreSQL, "lambda_tasks.contrib.postgres" before it: time limits then end queries in the server too.
+# On PostgreSQL, add "lambda_tasks.contrib.postgres" before it: time limits then also cancel queries on the server.
 LAMBDA_TASKS_PLUGINS = ["shop.lambda_plugins"]
-# A message is a row of the request's transaction until SQS has it: none is lost while SQS is down, and each may be
-# delayed for as long as it likes. In eager mode nothing is sent, so nothing is kept.
+# A message is a row of the request's transaction until SQS accepts it: no message is lost while SQS is unavailable,
+# and delays may be up to a year. In eager mode, no messages are sent or stored.
 LAMBDA_TASKS_OUTBOX = True
 LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT = 20
 LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT = 25
@@ -27,33 +27,37 @@ LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT = 25
 if QUEUES:
     LAMBDA_TASKS_QUEUES = QUEUES
 else:
-    # Tasks run in the request that sends them, right after its commit: no AWS, no worker.
+    # Tasks run in the request that sends them, right after its commit, without AWS or workers.
     LAMBDA_TASKS_EAGER = True
+    # Eager mode checks the names of queues, and does not use their URLs.
+    LAMBDA_TASKS_QUEUES = {
+        name: f"https://sqs.eu-west-1.amazonaws.com/123456789012/{name}" for name in ("default", "stock", "parcels")
+    }
 
 
 # Databases and caches
 
 
 def sqlite(name: str, **options: Any) -> dict[str, Any]:
-    """Return a database in a file that several processes may write to."""
+    """Return an SQLite database that several processes may write to."""
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": STATE / name,
         "OPTIONS": {
-            "timeout": 20,  # seconds that a writer waits for another one
+            "timeout": 20,  # seconds that a writer waits for another writer
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
             **options,
         },
     }
 
 
-# The mode of transactions stays DEFERRED here: in IMMEDIATE each task would hold SQLite's only write lock
-# from its first line to its last, and no two tasks would ever run side by side.
+# The transaction mode stays DEFERRED here. With IMMEDIATE, each task would hold SQLite's only write lock
+# from start to end, and two tasks would never run in parallel.
 DATABASES = {"default": sqlite("db.sqlite3")}
 
 if QUEUES:
-    # Workers share the lock of singleton tasks, so it must be in a cache that they share. This one needs
-    # no server; yours is more likely Redis. A database of its own keeps it out of the tasks' transactions.
+    # The lock of singleton tasks must be in a cache that all workers share. This cache does not need a server;
+    # a real project more likely uses Redis. A separate database keeps the lock out of the tasks' transactions.
     DATABASES["cache"] = sqlite("cache.sqlite3", transaction_mode="IMMEDIATE")
     DATABASE_ROUTERS = ["webshop.routers.CacheRouter"]
     CACHES = {"default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache"}}
@@ -61,7 +65,7 @@ if QUEUES:
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 
-# A Django project as any other
+# The usual settings of a Django project
 
 DEBUG = True
 SECRET_KEY = "only for the example"

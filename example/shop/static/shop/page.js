@@ -51,7 +51,7 @@ function waitingRow(count) {
     cell(element("span", count === 1 ? "1 task" : `${count} tasks`)),
     cell(element("span", "WAITING", { class: "status WAITING" })),
     cell("", "number"),
-    cell("on a queue, until a worker takes it", "outcome"),
+    cell("on a queue, until a worker receives it", "outcome"),
     cell(""),
   );
   return row;

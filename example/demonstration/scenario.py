@@ -1,6 +1,6 @@
-"""What goes down the road: orders, one with a task of each kind, and how their records must end.
+"""Place orders, one of them with a task of each kind, and check how their records end.
 
-Imported once Django is set up, since it needs the models.
+Import this module only after Django is set up, because it needs the models.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from shop.models import Measurement, OrderEvent
 from shop.records import outcome, seconds, short_name
 
 from demonstration.console import Console
-from demonstration.road import PARCELS, CannotRun, SqsServer, Workers, messages, queue_urls
+from demonstration.infrastructure import PARCELS, CannotRun, SqsServer, Workers, messages, queue_urls
 from lambda_tasks.maintenance import relay_once
 from lambda_tasks.models import OutboxMessage, TaskRecord
 
-#: Seconds within which everything must have ended, and for which nobody may be left without a word.
+#: Seconds until everything must have ended, and the longest time without output.
 PATIENCE: Final = 90
 SILENCE: Final = 4
-#: Seconds from one relay of the outbox to the next; on AWS, EventBridge asks for one each minute.
+#: Seconds between two relays of the outbox; on AWS, EventBridge starts one each minute.
 RELAY_EVERY: Final = 1
-#: Seconds for which a parcel is packed before its worker is killed.
+#: Seconds between the start of pack_parcel and the kill of its worker.
 UNTIL_KILLED: Final = 0.3
-#: Lines of the workers' output that are shown when something went wrong.
+#: Lines of the workers' output that are shown after a failure.
 LOG_LINES: Final = 40
 
 
@@ -47,7 +47,7 @@ class Expected:
     """How an invocation and its retries must end."""
 
     task: str
-    #: The statuses of its records, in their order, as a regular expression.
+    #: The statuses of its records, in order, as a regular expression.
     statuses: str
     #: What the last result or traceback must contain.
     outcome: str
@@ -56,7 +56,7 @@ class Expected:
 
 EXPECTED: Final = (
     Expected("send_receipt", "SUCCESS", "sent to Alice"),
-    Expected("send_receipt", "SUCCESS", "sent to Bob"),  # out of the outbox
+    Expected("send_receipt", "SUCCESS", "sent to Bob"),  # sent from the outbox
     Expected("charge_card", "FAILED", "CardRefused"),
     Expected("send_newsletter", "SUCCESS", "Unsubscribed"),
     Expected("reserve_stock", "RETRYING RETRYING SUCCESS", "attempt 3"),
@@ -69,7 +69,7 @@ EXPECTED: Final = (
     Expected("send_reminder", "SUCCESS", "Reminded"),
     Expected("pack_parcel", "SUCCESS", "Packed one parcel", crashes=1),
 )
-#: What the tasks must have written: once for each SUCCESS, and nothing where one failed or was killed.
+#: The events that the tasks must have written: one for each SUCCESS, and none for a failed or killed run.
 EXPECTED_EVENTS: Final = {
     "receipt sent": 2,
     "stock reserved": 1,
@@ -81,8 +81,8 @@ EXPECTED_EVENTS: Final = {
 }
 
 
-class Story:
-    """From the requests to the table."""
+class Scenario:
+    """Place orders, follow their tasks, and print the table of records."""
 
     def __init__(self, console: Console, site: str, sqs: SqsServer, log: Path) -> None:
         self.console = console
@@ -99,20 +99,20 @@ class Story:
         order = self._place("everything")
         self.console.say("request", f"/trigger/?kind=everything: order {order} and its tasks committed")
         waiting = ", ".join(f"{count} in {queue}" for queue, count in self._depths().items())
-        self.console.say("sqs", f"messages that wait: {waiting}")
+        self.console.say("sqs", f"waiting messages: {waiting}")
         self._place_while_sqs_is_down()
 
     def _place_while_sqs_is_down(self) -> None:
         with self._sqs.outage():
-            self.console.say("sqs", "is down: nobody listens there")
+            self.console.say("sqs", "is down: connections are refused")
             order = self._place("success", name="Bob")
-        self.console.say("request", f"/trigger/?kind=success: order {order} and its task committed all the same")
+        self.console.say("request", f"/trigger/?kind=success: order {order} and its task committed anyway")
         for message in OutboxMessage.objects.order_by("due_at"):
             self.console.say("outbox", f"keeps {short_name(message.task_name)}: {message.error.partition(':')[0]}")
         self.console.say("sqs", "is up again")
 
     def _place(self, kind: str, *, name: str = "Alice") -> int:
-        """Have an order placed, and remember what is to become of its tasks; return its number."""
+        """Place an order, remember the ids of its tasks, and return its number."""
         placed = self._trigger(kind, name=name)
         order: int = placed["order"]
         self._orders.append(order)
@@ -120,23 +120,23 @@ class Story:
         return order
 
     def watch_until_ended(self, watcher: Watcher) -> None:
-        """Tell what happens until every task has ended and nothing is left on the queues."""
+        """Print what happens until every task has ended and the queues are empty."""
         give_up_at = time.monotonic() + PATIENCE
         while True:
             watcher.look()
             if self._all_ended():
                 return
             if time.monotonic() > give_up_at:
-                self.console.say("demo", f"gives up: not everything has ended in {PATIENCE} s")
+                self.console.say("demo", f"gives up: some tasks did not end within {PATIENCE} s")
                 return
             if time.monotonic() - self.console.spoke_at > SILENCE:
                 self.console.say(
-                    "demo", f"waits: what the killed process had comes back {PARCELS.timeout} s after it was received"
+                    "demo", f"waits: the killed process's message comes back {PARCELS.timeout} s after it was received"
                 )
             time.sleep(0.1)
 
     def show_result(self) -> bool:
-        """Print the table and what to think of it; True if everything is as it should be."""
+        """Print the table and the verdict. Return True if all expectations hold."""
         rows = table([record for chain in chains(self._sent) for record in chain])
         self.console.write("", *map(self.console.fitted, rows), "")
         if wrong := faults(self._sent, *self._orders):
@@ -144,20 +144,20 @@ class Story:
             self.console.write("WRONG:", *(f"  {fault}" for fault in wrong), "", "Last lines of the workers:", *log)
             return False
         self.console.write(
-            "ok: every record ended as it should, and what the tasks wrote is there exactly once.",
+            "ok: every record ended as expected, and the writes of each task exist exactly once.",
             f"The plugin in shop/lambda_plugins.py counted the runs: {measured()}.",
         )
         return True
 
     def _trigger(self, kind: str, *, name: str = "Alice") -> dict[str, Any]:
-        """Ask the site for tasks of a kind, as a browser would; return its answer."""
+        """Request tasks of a kind from the site, as a browser would, and return its response."""
         request = Request(f"{self._site}/trigger/?name={name}&kind={kind}", headers={"Accept": "application/json"})
         with build_opener(ProxyHandler({})).open(request, timeout=30) as answer:
             placed: dict[str, Any] = json.load(answer)
         return placed
 
     def _depths(self) -> dict[str, int]:
-        """Return how many messages each queue has: visible, delayed and in flight."""
+        """Return the number of messages in each queue: visible, delayed and in flight."""
         names = [f"ApproximateNumberOfMessages{state}" for state in ("", "Delayed", "NotVisible")]
         return {
             queue: sum(int(counts[name]) for name in names)
@@ -171,7 +171,7 @@ class Story:
 
 
 class Relay:
-    """Sends what waits in the outbox, in a thread, as the maintenance that EventBridge asks for does on AWS."""
+    """Relay the outbox in a thread, as the maintenance event from EventBridge does on AWS."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -190,12 +190,12 @@ class Relay:
             try:
                 relay_once()
             except DatabaseError as error:
-                self._console.say("relay", f"tries again: {error}")
+                self._console.say("relay", f"retries: {error}")
         connection.close()
 
 
 class Watcher:
-    """Tells of what leaves the outbox, and of each change of a record; kills who packs a parcel for the first time."""
+    """Report messages that leave the outbox and changes of records, and kill the first worker that packs a parcel."""
 
     def __init__(self, console: Console, workers: Workers) -> None:
         self._console = console
@@ -205,7 +205,7 @@ class Watcher:
         self._kept = dict(OutboxMessage.objects.filter(attempts__gt=0).values_list("pk", "task_name"))
 
     def look(self) -> None:
-        """Look once at the newest records; raises `CannotRun` if a worker has ended by itself."""
+        """Check the newest records once. Raise `CannotRun` if a worker has ended by itself."""
         if self._workers.failures:
             raise CannotRun(f"A worker has ended: {self._workers.failures[0]}")
         if self._kept:
@@ -219,15 +219,15 @@ class Watcher:
                 self._kill_in_time(record)
 
     def _look_at_outbox(self) -> None:
-        """Whether the relay or a worker at the end of its invocation has sent it, nobody needs to know."""
+        """Report messages that have left the outbox, whether a relay or a worker has sent them."""
         kept = set(OutboxMessage.objects.filter(pk__in=self._kept).values_list("pk", flat=True))
         for key in self._kept.keys() - kept:
-            self._console.say("outbox", f"{short_name(self._kept.pop(key))} was relayed to SQS, and has left it")
+            self._console.say("outbox", f"{short_name(self._kept.pop(key))} was relayed to SQS")
 
     def _tell(self, record: TaskRecord) -> None:
         text = outcome(record)
         if record.status == "RUNNING" and record.takeovers:
-            text = "again, taken over from the killed process"
+            text = "taken over from the killed process"
         self._console.say("record", f"{short_name(record.task_name):<16} {record.status:<9} {text}".rstrip())
 
     def _kill_in_time(self, record: TaskRecord) -> None:
@@ -241,7 +241,7 @@ class Watcher:
 
 
 def chains(roots: list[str]) -> list[list[TaskRecord]]:
-    """Return for each invocation that was sent its record and those of its retries, in their order."""
+    """Return the record of each sent invocation, followed by the records of its retries, in order."""
     found: dict[str, list[TaskRecord]] = {root: [] for root in roots}
     for record in TaskRecord.objects.filter(root_id__in=roots).order_by("n_retries"):
         found[str(record.root_id)].append(record)
@@ -249,30 +249,30 @@ def chains(roots: list[str]) -> list[list[TaskRecord]]:
 
 
 def faults(roots: list[str], *orders: int) -> list[str]:
-    """Return what is not as it should be."""
+    """Return the expectations that do not hold."""
     found: list[str] = []
     ended = sorted(filter(None, chains(roots)), key=len)
     for expected in EXPECTED:
         chain = next((chain for chain in ended if short_name(chain[0].task_name) == expected.task), None)
         if chain is None:
-            found.append(f"{expected.task}: there is no record of it.")
+            found.append(f"{expected.task}: it has no record.")
         else:
             ended.remove(chain)
             found += faults_of(chain, expected)
     events = Counter(OrderEvent.objects.filter(order_id__in=orders).values_list("text", flat=True))
     if events != EXPECTED_EVENTS:
-        found.append(f"The tasks wrote {dict(events)}, and should have written {EXPECTED_EVENTS}.")
+        found.append(f"The tasks wrote {dict(events)} instead of {EXPECTED_EVENTS}.")
     return found
 
 
 def faults_of(chain: list[TaskRecord], expected: Expected) -> Iterator[str]:
     statuses, last = " ".join(record.status for record in chain), chain[-1]
     if not re.fullmatch(expected.statuses, statuses):
-        yield f"{expected.task}: it went {statuses}, and should have gone {expected.statuses}."
+        yield f"{expected.task}: its statuses are {statuses} instead of {expected.statuses}."
     elif expected.outcome not in outcome(last):
-        yield f"{expected.task}: it ended with {outcome(last)!r}, and should have with {expected.outcome!r} in it."
+        yield f"{expected.task}: its outcome {outcome(last)!r} must contain {expected.outcome!r}."
     if last.takeovers != expected.crashes:
-        yield f"{expected.task}: {last.takeovers} workers died under it, and should have been {expected.crashes}."
+        yield f"{expected.task}: {last.takeovers} of its workers died instead of {expected.crashes}."
 
 
 def table(records: list[TaskRecord]) -> list[str]:
@@ -289,6 +289,6 @@ def table(records: list[TaskRecord]) -> list[str]:
 
 
 def measured() -> str:
-    """Return how often runs ended in which way, as the plugin has counted it."""
+    """Return the plugin's counts of runs, by outcome."""
     rows = Measurement.objects.order_by("outcome").values_list("outcome").annotate(Sum("runs"))
     return ", ".join(f"{how} {runs}" for how, runs in rows)

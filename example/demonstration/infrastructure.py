@@ -1,4 +1,4 @@
-"""The road: an SQS server, databases, the site, and local workers, each given back by its `with`."""
+"""Start an SQS server, databases, the site and local workers, each stopped at the end of its `with`."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ LOGIN: Final = ("admin", "admin")
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A queue, and what on AWS would be the configuration of the Lambda function behind it."""
+    """A queue, and the configuration that its Lambda function would have on AWS."""
 
     queue: str
     processes: int
     batch_size: int
-    #: Seconds; the queue shows a message again when so many are over.
+    #: Seconds. This is also the queue's visibility timeout.
     timeout: int
 
 
-# The timeout is short: what a killed process had comes back only when it is over.
+# The timeout is short, because the message of a killed process comes back only after it.
 PARCELS: Final = Function("parcels", processes=1, batch_size=1, timeout=15)
 FUNCTIONS: Final = (
     Function("default", processes=2, batch_size=10, timeout=60),
-    # Two processes that take one message each: two counts of the stock meet.
+    # Two processes take one message each, so two counts of the stock overlap.
     Function("stock", processes=2, batch_size=1, timeout=60),
     PARCELS,
 )
 
 
 class CannotRun(Exception):
-    """Something that the demo needs is missing."""
+    """The demo cannot run, because something that it needs is missing."""
 
 
 def prepare_environment(state: Path) -> None:
-    """Set what the site, its workers and boto3 read; nothing that they do may reach the real AWS."""
+    """Set the environment of the site, its workers and boto3 so that they never reach the real AWS."""
     for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"):
         os.environ.pop(name, None)
     os.environ.update(
@@ -68,7 +68,7 @@ def prepare_environment(state: Path) -> None:
 
 
 class SqsServer:
-    """moto in threads, with the queues, of which the environment is told."""
+    """Run moto in threads, create the queues, and publish their URLs in the environment."""
 
     def __enter__(self) -> SqsServer:
         import boto3
@@ -92,7 +92,7 @@ class SqsServer:
 
     @contextmanager
     def outage(self) -> Iterator[None]:
-        """Let nobody listen for a while; the queues keep what they have."""
+        """Stop the server for the duration of the block. The queues keep their messages."""
         self._server.stop()
         try:
             yield
@@ -135,18 +135,19 @@ def bind(port: int) -> ThreadedWSGIServer:
     try:
         return ThreadedWSGIServer(("127.0.0.1", port), WSGIRequestHandler)
     except OSError as error:
-        raise CannotRun(f"Port {port} of 127.0.0.1 cannot be had: {error.strerror}. End what uses it.") from None
+        message = f"Port {port} of 127.0.0.1 is unavailable: {error.strerror}. Stop the program that uses it."
+        raise CannotRun(message) from None
 
 
 @contextmanager
 def website(server: ThreadedWSGIServer) -> Iterator[str]:
-    """Serve the site in a thread, each request in one of its own; yield its address."""
+    """Serve the site in a thread, with a new thread for each request, and yield its address."""
     from django.contrib.staticfiles.handlers import StaticFilesHandler
     from django.core.wsgi import get_wsgi_application
 
     server.set_app(StaticFilesHandler(get_wsgi_application()))
-    # The page asks every second; and what stays in the outbox is told in the demo's own words.
-    for name in ("django.server", "django.request", "lambda_tasks.outbox"):
+    # The page sends a request every second, and the demo itself prints the messages that stay in the outbox.
+    for name in ("django.server", "django.request", "lambda_tasks.outbox", "lambda_tasks.schedules"):
         logging.getLogger(name).setLevel(logging.ERROR)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="site", daemon=True)
     thread.start()
@@ -158,7 +159,7 @@ def website(server: ThreadedWSGIServer) -> Iterator[str]:
 
 
 class Workers:
-    """A local worker for each queue, in a thread, as each queue has a Lambda function of its own."""
+    """Run a local worker for each queue, in a thread, just as each queue has its own Lambda function on AWS."""
 
     def __init__(self, console: Console, log: Path) -> None:
         self._console = console
@@ -208,14 +209,14 @@ class Workers:
                 print(event, file=self._log, flush=True)
             case progress.RuntimeReady():
                 self.pids[event.environment] = event.pid
-                state = "started again" if event.is_restart else "ready"
+                state = "restarted" if event.is_restart else "ready"
                 say(event.environment, f"{state}: awslambdaric, process {event.pid}")
             case progress.Received():
                 say(event.environment, f"received {messages(len(event.message_ids))}")
             case progress.Finished(kept_ids=()):
                 say(event.environment, f"{messages(len(event.done_ids))} done in {event.seconds:.1f} s")
             case progress.Finished():
-                say(event.environment, f"{messages(len(event.kept_ids))} not done: {event.reason}")
+                say(event.environment, f"{messages(len(event.kept_ids))} kept in the queue: {event.reason}")
             case progress.Trouble():
                 say(event.environment, event.text)
             case progress.Warned():
