@@ -5,6 +5,8 @@ VENV ?= .venv
 ARGS ?=
 SEEDS ?= 24
 TASKS ?= 10000
+# Processes that share the tests; WORKERS=0 runs them in one.
+WORKERS ?= 4
 
 # uv trusts the certificates that the system trusts, as pip does.
 UV_NATIVE_TLS ?= 1
@@ -19,13 +21,16 @@ CREATE_VENV = $(PYTHON) -m venv $(VENV)
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: help test demo serve lint chaos crashes sweep protocols soak bench clean
+.PHONY: help test test-all demo serve lint chaos crashes sweep ticks protocols soak bench clean
 
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
 
-test: $(VENV)/.installed-test ## Run the tests; ARGS="-k retry -x" go to pytest
-	$(VENV)/bin/python -m pytest $(ARGS)
+test: $(VENV)/.installed-test ## Run the quick tests, in a few minutes; ARGS="-k retry -x" go to pytest
+	TEST_QUICK=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+test-all: $(VENV)/.installed-test ## Run all tests, on every database, with the faults
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 demo: $(VENV)/.installed-demo ## See tasks go through a real queue to the real handler and into the database
 	$(VENV)/bin/python example/demo.py
@@ -33,23 +38,27 @@ demo: $(VENV)/.installed-demo ## See tasks go through a real queue to the real h
 serve: $(VENV)/.installed-demo ## The same with a web page to press buttons on; Ctrl-C ends it
 	$(VENV)/bin/python example/demo.py --serve
 
-lint: $(VENV)/.installed-dev ## Check style, types, the direction of imports, and that no migration is missing
+lint: $(VENV)/.installed-dev ## Check style, types, the direction of imports, prose, and that no migration is missing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m tests.prose
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m django makemigrations --check --dry-run --settings tests.settings
+	env -u DATABASE_URL -u MARIADB_URL $(VENV)/bin/python -m django makemigrations --check --dry-run --settings tests.settings
 
 chaos: $(VENV)/.installed-test ## Random worlds in which workers die; SEEDS=1000 for a long run; ARGS=--outbox=yes
 	$(VENV)/bin/python -m tests.simulation chaos --seeds $(SEEDS) $(ARGS)
 
-crashes: $(VENV)/.installed-test ## PostgreSQL crashes while workers stand at every point; ARGS="--durable-claims no"
+crashes: $(VENV)/.installed-test ## PostgreSQL crashes while workers are at every failpoint; ARGS="--durable-claims no"
 	$(VENV)/bin/python -m tests.simulation crashes --seeds $(SEEDS) $(ARGS)
 
-sweep: $(VENV)/.installed-test ## Every kind of task, struck at every point by every fault; ARGS=--outbox=yes
+sweep: $(VENV)/.installed-test ## Every kind of task with every fault at every failpoint; ARGS=--outbox=yes
 	$(VENV)/bin/python -m tests.simulation sweep $(ARGS)
 
-protocols: $(VENV)/.installed-test ## The protocol without one of its protections at a time: each must be found out
+ticks: $(VENV)/.installed-test ## Random worlds with periodic tasks, and every fault at each failpoint of schedules
+	$(VENV)/bin/python -m tests.simulation ticks --seeds $(SEEDS) $(ARGS)
+
+protocols: $(VENV)/.installed-test ## The protocol with one protection removed at a time: each must be detected
 	$(VENV)/bin/python -m tests.simulation.protocols $(ARGS)
 
 soak: $(VENV)/.installed-test ## Ten thousand tasks through real workers that are killed at random

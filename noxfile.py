@@ -15,24 +15,94 @@ nox.options.sessions = ["tests", "wheel"]
 # A missing interpreter is skipped by name; under CI, where they are announced, it is an error.
 nox.options.error_on_missing_interpreters = os.environ.get("CI") == "true"
 
+#: Sessions with this tag are what a change must pass, in addition to `make test`: `nox -t ci`.
+CI = ["ci"]
+#: The interpreter of sessions that are about one Python alone.
+NEWEST = "3.13"
+OLDEST = "3.10"
+PARALLEL = ("--numprocesses", "4", "--dist", "worksteal")
+#: Percent of the package's lines that the whole suite runs, without those of processes that tests start. It only
+#: rises.
+COVERAGE = 85
+
 # Each Python with a Django that supports it; the kinds of database take turns.
 PAIRS = [
     nox.param("3.10", "5.2", "sqlite", id="python3.10-django5.2-sqlite"),
     nox.param("3.11", "5.2", "mariadb", id="python3.11-django5.2-mariadb"),
-    nox.param("3.12", "6.0", "postgres", id="python3.12-django6.0-postgres"),
+    nox.param("3.12", "6.0", "postgres", id="python3.12-django6.0-postgres", tags=CI),
     nox.param("3.13", "6.1", "postgres", id="python3.13-django6.1-postgres"),
     nox.param("3.13", "6.1", "mariadb", id="python3.13-django6.1-mariadb"),
     nox.param("3.14", "6.1", "sqlite", id="python3.14-django6.1-sqlite"),
 ]
 
 
+def run_tests(session: nox.Session, *arguments: str, optimized: bool = False, **environment: str) -> None:
+    """Run pytest in as many processes as are worth it, with the variables that are given."""
+    python = ("python", "-O") if optimized else ("python",)
+    session.run(*python, "-m", "pytest", *PARALLEL, *arguments, *session.posargs, env=environment)
+
+
 @nox.session
 @nox.parametrize("python,django,database", PAIRS)
 def tests(session: nox.Session, django: str, database: str) -> None:
-    """Run the suite with `database` as the default one, and the only one of those that a test may run on."""
+    """Run the quick suite with `database` as the default one, the last file first.
+
+    A file that needs what another one leaves behind passes in one of the two orders only.
+    """
     session.install("--editable", ".[test]", f"django~={django}.0")
-    chosen = ("-m", "not once", "--only-database", database)
-    session.run("python", "-m", "pytest", *chosen, *session.posargs, env={"TEST_DATABASE": database})
+    run_tests(session, "-m", "not once", TEST_DATABASE=database, TEST_QUICK="1", TEST_ORDER="reversed")
+
+
+@nox.session(python=NEWEST, tags=CI)
+def everything(session: nox.Session) -> None:
+    """Run all tests on every database, and measure which lines of the package they run.
+
+    It measures no branches, since Python 3.13 has no monitoring of them: coverage would trace every line instead.
+    """
+    session.install("--editable", ".[test]", "pytest-cov")
+    coverage = ("--cov=lambda_tasks", "--cov-report=term:skip-covered", f"--cov-fail-under={COVERAGE}")
+    # coverage opens a database in each thread, and closes none of them.
+    run_tests(session, *coverage, "-W", "ignore:unclosed database:ResourceWarning", COVERAGE_CORE="sysmon")
+
+
+@nox.session(python=OLDEST, tags=CI)
+def lowest(session: nox.Session) -> None:
+    """Run the quick suite with the lowest versions that pyproject.toml allows, on MariaDB."""
+    session.install("--resolution", "lowest-direct", "--editable", ".[test]")
+    run_tests(session, "-m", "not once", TEST_DATABASE="mariadb", TEST_QUICK="1")
+
+
+@nox.session(python=NEWEST, tags=CI)
+def optimized(session: nox.Session) -> None:
+    """Run the tests of the way of a task without the package's own assertions, as `python -O` does."""
+    session.install("--editable", ".[test]")
+    ignored = "ignore:assertions not in test modules or plugins will be ignored:pytest.PytestConfigWarning"
+    way = ("arguments", "outgoing", "outbox", "handler", "executor", "hooks", "retry_options", "sqs")
+    files = ("tests/contracts", *(f"tests/test_{name}.py" for name in way))
+    run_tests(session, *files, "-W", ignored, optimized=True, TEST_DATABASE="sqlite", TEST_QUICK="1")
+
+
+@nox.session(python=NEWEST)
+def alone(session: nox.Session) -> None:
+    """Run each file of tests in a process of its own, so that none needs what another leaves behind."""
+    session.install("--editable", ".[test]")
+    session.run("python", "-m", "tests.alone", *session.posargs, env={"TEST_DATABASE": "sqlite", "TEST_QUICK": "1"})
+
+
+@nox.session(python=NEWEST, tags=CI)
+def simulations(session: nox.Session) -> None:
+    """Kill workers at every point, and look for lost and doubled work."""
+    session.install("--editable", ".[test]")
+    session.run("python", "-m", "tests.simulation.ci")
+
+
+@nox.session(python=NEWEST, tags=CI)
+def lint(session: nox.Session) -> None:
+    """Run what `make lint` runs."""
+    session.install("--editable", ".[dev]")
+    environment = Path(session.virtualenv.location)
+    (environment / ".installed-dev").touch()
+    session.run("make", "lint", f"VENV={environment}", external=True)
 
 
 @nox.session
@@ -44,7 +114,7 @@ def build(session: nox.Session) -> None:
     session.run("hatchling", "build", "--target", "sdist", "--target", "wheel")
 
 
-@nox.session(requires=["build"])
+@nox.session(requires=["build"], tags=CI)
 def wheel(session: nox.Session) -> None:
     """Install the wheel with nothing but its dependencies, and run a task with it in a new Django project."""
     (built,) = Path("dist").glob("*.whl")
