@@ -6,6 +6,7 @@ import json
 import random
 import socket
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -227,17 +228,50 @@ def in_process(work: Callable[[], object], *strikes: Strike) -> Process:
 
 
 def killed_at(point: str, work: Callable[[], object]) -> None:
-    assert in_process(work, Strike(point, "killed")).state == "killed"
+    """Do `work` in a fork that is killed at a failpoint, and wait until the database has released its locks."""
+    with locks_released():
+        assert in_process(work, Strike(point, "killed")).state == "killed"
+
+
+@contextmanager
+def locks_released() -> Iterator[None]:
+    """Wait, at the end, until the sessions that began in the block have ended on the database server.
+
+    The server notices only after a moment that a killed process is gone. Until then, its rows stay locked, and others
+    skip them.
+    """
+    earlier = _sessions()
+    yield
+    give_up = time.monotonic() + 30
+    while later := _sessions() - earlier:
+        assert time.monotonic() < give_up, f"the sessions {later} of a killed process do not end"
+        time.sleep(0.01)
+
+
+def _sessions() -> set[int]:
+    """Return the sessions of other processes and threads on this database. SQLite has none: it locks files."""
+    connection = connections[get_store().database]
+    looks = {
+        "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+        "AND backend_type = 'client backend' AND pid <> pg_backend_pid()",
+        "mysql": "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()",
+    }
+    if connection.vendor not in looks:
+        return set()
+    with connection.cursor() as cursor:
+        cursor.execute(looks[connection.vendor])
+        return {session for (session,) in cursor.fetchall()}
 
 
 @contextmanager
 def frozen_at(point: str, work: Callable[[], object]) -> Iterator[Process]:
-    process = in_process(work, Strike(point, FROZEN))
-    try:
-        assert process.state == "frozen"
-        yield process
-    finally:
-        process.kill()
+    with locks_released():
+        process = in_process(work, Strike(point, FROZEN))
+        try:
+            assert process.state == "frozen"
+            yield process
+        finally:
+            process.kill()
 
 
 @contextmanager
