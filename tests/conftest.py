@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import boto3
 import pytest
+from botocore.loaders import JSONFileLoader
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.db import connections, transaction
@@ -205,13 +206,21 @@ def database(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session", autouse=True)
 def _a_test_that_commits_is_cleaned_up_by_deleting_rows() -> Iterator[None]:
     """Delete rows after each test. Django would truncate every table and set up its own apps again, which is slow."""
+    kept = {"contenttypes.ContentType", "auth.Permission"}
+    models = apps.get_models(include_auto_created=True)
+    tables = [model._meta.db_table for model in models if model._meta.managed and model._meta.label not in kept]
 
     def delete_rows(case: Any) -> None:
         for alias in case._databases_names(include_mirrors=False):
-            with connections[alias].constraint_checks_disabled(), transaction.atomic(using=alias):
-                for model in apps.get_models(include_auto_created=True):
-                    if model._meta.label not in {"contenttypes.ContentType", "auth.Permission"}:
-                        model._base_manager.using(alias)._raw_delete(alias)
+            with (
+                connections[alias].constraint_checks_disabled(),
+                transaction.atomic(using=alias),
+                connections[alias].cursor() as cursor,
+            ):
+                # PostgreSQL takes all statements at once, the others one at a time.
+                statements = [f"DELETE FROM {connections[alias].ops.quote_name(table)}" for table in tables]
+                for statement in ["; ".join(statements)] if connections[alias].vendor == "postgresql" else statements:
+                    cursor.execute(statement)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransactionTestCase, "_fixture_teardown", delete_rows)
@@ -231,6 +240,21 @@ def _schedules_end_with_their_test() -> Iterator[None]:
 
 
 # SQS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _botocore_reads_its_data_once() -> Iterator[None]:
+    """Read each of botocore's JSON files once per process. Each session would read them again, for 0.1 seconds."""
+    read, data = JSONFileLoader.load_file, {}
+
+    def load_file(self: JSONFileLoader, file_path: str) -> Any:
+        if file_path not in data:
+            data[file_path] = read(self, file_path)
+        return data[file_path]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", load_file)
+        yield
 
 
 @dataclass(frozen=True, slots=True)

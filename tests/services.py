@@ -164,6 +164,8 @@ def django_database(server: Server, *, name: str) -> dict[str, Any]:
         "USER": unquote(url.username or ""),
         "PASSWORD": unquote(url.password or ""),
         "NAME": name,
+        # A connection costs as much as many statements.
+        "CONN_MAX_AGE": 600,
         "OPTIONS": options,
         "TEST": {"NAME": name, **test},
     }
