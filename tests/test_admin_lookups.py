@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from django.contrib import admin
 from django.contrib.auth.models import Permission, User
+from django.db import transaction
 from django.test import Client, RequestFactory
 from django.urls import path, reverse
 
@@ -61,15 +62,20 @@ def _rows() -> None:
 
 
 def status(client: Client, page: str, query: Any) -> int:
-    return client.get(f"{page}?{query if isinstance(query, str) else urlencode(query, doseq=True)}").status_code
+    # An error of the database that the page handles would break the test's own transaction.
+    with transaction.atomic():
+        answer = client.get(f"{page}?{query if isinstance(query, str) else urlencode(query, doseq=True)}")
+        transaction.set_rollback(True)
+    return answer.status_code
 
 
 class TestFilters:
     @BOTH
     @pytest.mark.parametrize("model_field", ["body", "attributes", "error", "kwargs", "result", "claim", "holder"])
-    @pytest.mark.parametrize("lookup", ["", "__contains", "__regex", "__startswith", "__gt", "__in", "__isnull", "__x"])
-    def test_undeclared_lookup_is_a_bad_request(self, viewer: Client, page: str, model_field: str, lookup: str) -> None:
-        assert status(viewer, page, {f"{model_field}{lookup}": "tok_4"}) == 400
+    def test_undeclared_lookup_is_a_bad_request(self, viewer: Client, page: str, model_field: str) -> None:
+        lookups = ["", "__contains", "__regex", "__startswith", "__gt", "__in", "__isnull", "__x"]
+        answers = {lookup: status(viewer, page, {f"{model_field}{lookup}": "tok_4"}) for lookup in lookups}
+        assert answers == dict.fromkeys(lookups, 400)
 
     @BOTH
     @pytest.mark.parametrize(
@@ -137,33 +143,20 @@ class TestFilters:
 class TestHostileValues:
     @BOTH
     @pytest.mark.parametrize("name", ["_to_field", "_popup", "_facets", "_source_model", "all", "e", "q", "p", "o"])
-    @pytest.mark.parametrize(
-        "value", ["\x00", "body", "-1", "9" * 5000, "1e999", "²", "a" * 60_000, "x " * 900, "\ud800"]
-    )
-    def test_page_parameter_never_raises(self, viewer: Client, page: str, name: str, value: str) -> None:
-        query = urlencode({name: value}, errors="surrogatepass")
-        assert status(viewer, page, query) in (200, 302, 400)
+    def test_page_parameter_never_raises(self, viewer: Client, page: str, name: str) -> None:
+        for value in ["\x00", "body", "-1", "9" * 5000, "1e999", "²", "a" * 60_000, "x " * 900, "\ud800"]:
+            query = urlencode({name: value}, errors="surrogatepass")
+            assert status(viewer, page, query) in (200, 302, 400), value[:20]
 
     @BOTH
     @pytest.mark.parametrize(
         "name",
         ["status__exact", "task_name", "start_time__gte", "start_time__lt", "start_time__isnull", "state", "queue"],
     )
-    @pytest.mark.parametrize(
-        "value",
-        [
-            "\x00",
-            "",
-            "'",
-            "9" * 5000,
-            "garbage",
-            "0001-01-01T00:00:00+23:59",
-            "9999-12-31T23:59:59-23:59",
-            "a" * 60_000,
-        ],
-    )
-    def test_filter_value_never_raises(self, viewer: Client, page: str, name: str, value: str) -> None:
-        assert status(viewer, page, {name: value}) in (200, 302, 400)
+    def test_filter_value_never_raises(self, viewer: Client, page: str, name: str) -> None:
+        moments = ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"]
+        for value in ["\x00", "", "'", "9" * 5000, "garbage", *moments, "a" * 60_000]:
+            assert status(viewer, page, {name: value}) in (200, 302, 400), value[:20]
 
     @BOTH
     def test_many_values_of_a_filter_are_redirected(self, viewer: Client, page: str) -> None:
@@ -188,9 +181,9 @@ class TestHostileValues:
     @BOTH
     @pytest.mark.parametrize("key", ["x", "%00", "9" * 200, "_00", "a__b"])
     @pytest.mark.parametrize("view", ["change", "history", "delete"])
-    @pytest.mark.parametrize("query", ["", "_to_field=body", "_to_field=kwargs__x", "_changelist_filters=%00%26q"])
-    def test_malformed_row_id_never_raises(self, viewer: Client, page: str, key: str, view: str, query: str) -> None:
-        assert viewer.get(f"{page}{key}/{view}/?{query}").status_code in (302, 400, 403, 404)
+    def test_malformed_row_id_never_raises(self, viewer: Client, page: str, key: str, view: str) -> None:
+        for query in ["", "_to_field=body", "_to_field=kwargs__x", "_changelist_filters=%00%26q"]:
+            assert viewer.get(f"{page}{key}/{view}/?{query}").status_code in (302, 400, 403, 404), query
 
 
 class TestOrder:

@@ -152,10 +152,11 @@ def _answer(status: int, body: dict[str, Any]) -> Callable[..., AWSResponse]:
 
 
 @pytest.fixture
-def cloud(sqs: Sqs, settings: Any) -> Cloud:
+def cloud(sqs: Sqs, settings: Any) -> Iterator[Cloud]:
     settings.LAMBDA_TASKS_QUEUES = {"default": sqs.queues["default"]}
     settings.LAMBDA_TASKS_BACKEND = f"{__name__}.SmallMessages"
-    return Cloud(sqs)
+    with database_settings(CONN_MAX_AGE=0):
+        yield Cloud(sqs)
 
 
 @pytest.fixture

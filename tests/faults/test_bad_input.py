@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import pytest
 from django.apps import apps
+from django.conf import settings as django_settings
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -109,6 +110,9 @@ def as_foreign(body: str) -> dict[str, Any]:
 
 
 def fuzzing(examples: int) -> Any:
+    """Return the options for hypothesis. The quick run tries a third of the examples."""
+    if django_settings.QUICK:
+        examples = max(10, examples // 3)
     return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
 
 
