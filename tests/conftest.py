@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import urllib.request
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
@@ -162,9 +161,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what the quick run does not run. With TEST_ORDER=reversed, run the last file first."""
-    if os.environ.get("TEST_ORDER") == "reversed":
-        items.sort(key=lambda item: item.path, reverse=True)  # keeps the order in each file
+    """Leave out what the quick run does not run."""
     if not django_settings.QUICK:
         return
     thorough = [item for item in items if item.get_closest_marker("thorough")]

@@ -38,7 +38,7 @@ def run(task: Any, **kwargs: Any) -> Any:
     return execute(Invocation(task_name=task.name, kwargs=kwargs), message_id=ids.new_message_id())
 
 
-def limited(function: Any, soft: float = 0.05, hard: float = 30.0) -> Any:
+def limited(function: Any, soft: float = 0.3, hard: float = 30.0) -> Any:
     with TimeLimits(soft, hard) as limits, limits.armed():
         return run_coroutine(function, {})
 
@@ -95,7 +95,7 @@ class TestUnderLimits:
                 ended.set()
 
         with pytest.raises(HardTimeLimitExceeded):
-            limited(stubborn, 0.05, 0.1)
+            limited(stubborn, 0.3, 0.4)
         assert ended.is_set(), "the coroutine still runs"
 
     def test_synchronous_work_is_interrupted(self) -> None:
