@@ -17,6 +17,7 @@ from django.db.models import F
 
 from lambda_tasks import maintenance, registry
 from lambda_tasks.database.clock import DatabaseNow
+from lambda_tasks.definition.keys import LOCK_KEY
 from lambda_tasks.handler import boot, handler
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.models import CancelRequest, OutboxMessage, TaskReason, TaskRecord, TaskStatus, UniqueKey
@@ -38,6 +39,10 @@ MAX_ROUNDS: Final = 400
 #: Deliveries after which time passes in steps of at least LONG_STEP seconds.
 PATIENT_ROUNDS: Final = 60
 LONG_STEP: Final = 120.0
+#: How often one message is sent. A task that waits for its lock is sent about twenty times in a thousand seconds.
+MAX_SENDS: Final = 100
+#: Seconds for which the lock of impatient tasks is held: longer than any world lasts.
+HELD_FOR: Final = 10_000_000
 #: The lowest order number of forged messages, which must never take effect.
 FORGED: Final = 50_000
 #: The remaining time of an invocation, in milliseconds.
@@ -117,7 +122,7 @@ class World:
         self.prevented: set[int] = set()
         self.order_of_root: dict[str, int] = {}
         self.sent: set[int] = set()
-        self._sent_ids: set[str] = set()
+        self._sent_ids: Tally[str] = Tally()
         #: Orders whose messages were delivered again without a fault in their worker.
         self.repeated: set[int] = set()
         self.frozen: list[Invocation] = []
@@ -138,6 +143,9 @@ class World:
     def place(self, placements: Sequence[Placement], strikes: Sequence[Strike] = ()) -> Process:
         """Place orders in a new process, each in a separate transaction."""
         self.placements |= {placement.number: placement for placement in placements}
+        if any(placement.kind == "impatient" for placement in placements):
+            key = LOCK_KEY.format(task_name=tasks.impatient.name)
+            locks().acquire(key, token="another", timeout=HELD_FOR)
         process = Process(lambda: place_orders(placements), strikes)
         self.go_on(Invocation(process, orders=tuple(placement.number for placement in placements)))
         return process
@@ -296,7 +304,7 @@ class World:
                 if message_id in self._sent_ids:
                     self.figures.sent_again += 1
                     self.repeated.add(order_of(message))
-                self._sent_ids.add(message_id)
+                self._sent_ids[message_id] += 1
             self._read = lines.tell()
 
     def pass_time(self, seconds: float) -> None:
@@ -314,7 +322,8 @@ class World:
                 .values_list("pk", flat=True)
             )
             TaskRecord.objects.filter(pk__in=list(running)).update(
-                lease_until=F("lease_until") - timedelta(seconds=seconds)
+                lease_until=F("lease_until") - timedelta(seconds=seconds),
+                waiting_since=F("waiting_since") - timedelta(seconds=seconds),
             )
             waiting = OutboxMessage.objects.select_for_update(skip_locked=True).values_list("pk", flat=True)
             OutboxMessage.objects.filter(pk__in=list(waiting)).update(
@@ -340,6 +349,8 @@ class World:
                 self.pass_time(PAST_ANY_LEASE)
             else:
                 return
+            if max(self._sent_ids.values(), default=0) > MAX_SENDS:
+                break
         self.figures.accidents.append(f"{len(self.queue.messages)} messages are delivered without end")
 
     def _next_change(self, next_relay: float | None) -> float | None:
@@ -427,8 +438,11 @@ def _place_in_savepoint(placement: Placement, send: Callable[..., TaskHandle]) -
 
 def cancel_task(root_id: str) -> bool:
     """Cancel a task, and return whether this has prevented it, or its next retry, from starting."""
-    cancelled = TaskHandle(root_id).cancel()
-    return cancelled and TaskRecord.objects.chain(root_id).filter(reason=TaskReason.CANCELLED, claim=None).exists()
+    if not TaskHandle(root_id).cancel():
+        return False
+    if not CancelRequest.objects.filter(pk=root_id).exists():
+        return True  # without a request, no worker would notice that it was cancelled
+    return bool(TaskRecord.objects.chain(root_id).filter(reason=TaskReason.CANCELLED, claim=None).exists())
 
 
 def points_of_customer(folder: Path, kind: str = "plain") -> list[str]:
