@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faults", nargs="+", default=[], choices=[*FAULTS, FROZEN], help="only these faults")
     parser.add_argument("--often", nargs="+", default=[], help="events of random worlds to repeat, such as cancel")
     parser.add_argument("--stop", action="store_true", help="end with the first world that violates an invariant")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no world of chaos after so many seconds"
+    )
     parser.add_argument("--verbose", action="store_true", help="show the log of the workers")
     parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
@@ -109,7 +112,14 @@ def _run_here(options: argparse.Namespace) -> Report:
                 chosen = {"kinds": options.kinds, "prefixes": options.points}
                 return sweep(Path(folder), **chosen, part=options.part, parts=options.parts)
             seeds = range(options.first_seed, options.first_seed + options.seeds)[options.part :: options.parts]
-            choice = Choice(options.kinds, options.faults, options.points, options.often, options.stop)
+            choice = Choice(
+                kinds=options.kinds,
+                faults=options.faults,
+                points=options.points,
+                often=options.often,
+                stop=options.stop,
+                seconds=options.seconds,
+            )
             if options.what == "ticks":
                 from tests.simulation.ticks import ticks  # defines tasks with schedules
 
@@ -153,6 +163,7 @@ def _run_in_parts(options: argparse.Namespace) -> Report:
             command += ["--faults", *options.faults] if options.faults else []
             command += ["--often", *options.often] if options.often else []
             command += ["--stop"] if options.stop else []
+            command += ["--seconds", str(options.seconds)]
         if options.verbose:
             command += ["--verbose"]
         files = [Path(folder) / f"{part}.json" for part in range(options.jobs)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class Choice:
     often: Sequence[str] = ()
     #: Whether the first world that violates an invariant is the last one.
     stop: bool = False
+    #: Seconds after which no further world begins.
+    seconds: float = float("inf")
 
 
 def chaos(folder: Path, seeds: Iterable[int], choice: Choice) -> Report:
@@ -59,7 +62,10 @@ def chaos(folder: Path, seeds: Iterable[int], choice: Choice) -> Report:
     report = Report()
     points = {kind: [*choice.points] or points_of(folder, kind) for kind in choice.kinds or EXPECTED}
     at_enqueue = [*choice.points] or points_of_customer(folder, "replacing")
+    until = time.monotonic() + choice.seconds
     for seed in seeds:
+        if time.monotonic() >= until:
+            break
         world = ChaosWorld(folder, seed, points, at_enqueue, choice)
         try:
             world.live()

@@ -230,7 +230,7 @@ PROTOCOLS: Final = (
         "",
         "replacing",
         "killed",
-        points=("task:enter",),
+        points=("claim:before",),
     ),
     without(
         "a message that may have been sent is rewritten",
@@ -267,17 +267,6 @@ PROTOCOLS: Final = (
         "DatabaseNow()",
         "impatient",
         "killed",
-    ),
-    without(
-        "a task that waits is released before it is sent",
-        "execution/waiting.py",
-        "        if kept is None:\n            outgoing.dispatch([job])\n",
-        "        if kept is None:\n            get_store().wait(run, seconds=1)\n"
-        "            outgoing.dispatch([job])\n",
-        "waiting",
-        FROZEN,
-        "killed",
-        points=("shop:inside", "send:before"),
     ),
     without(
         "a run releases the lock that another run holds",

@@ -39,12 +39,14 @@ MAX_ROUNDS: Final = 400
 #: Deliveries after which time passes in steps of at least LONG_STEP seconds.
 PATIENT_ROUNDS: Final = 60
 LONG_STEP: Final = 120.0
-#: How often one message is sent. A task that waits for its lock is sent about twenty times in a thousand seconds.
-MAX_SENDS: Final = 100
+#: How often an impatient task is sent at most. It is sent about ten times until its longest wait is over.
+MAX_SENDS: Final = 30
 #: Seconds for which the lock of impatient tasks is held: longer than any world lasts.
 HELD_FOR: Final = 10_000_000
 #: The lowest order number of forged messages, which must never take effect.
 FORGED: Final = 50_000
+#: Parts of the errors with which PostgreSQL and MariaDB end a statement that has waited too long for a lock.
+_LOCK_TIMEOUTS: Final = ("due to lock timeout", "(1205,")
 #: The remaining time of an invocation, in milliseconds.
 _TIME_LEFT: Final = 900_000
 
@@ -123,6 +125,8 @@ class World:
         self.order_of_root: dict[str, int] = {}
         self.sent: set[int] = set()
         self._sent_ids: Tally[str] = Tally()
+        #: Whether a message was sent so often that it would be sent without end.
+        self._endless = False
         #: Orders whose messages were delivered again without a fault in their worker.
         self.repeated: set[int] = set()
         self.frozen: list[Invocation] = []
@@ -256,7 +260,8 @@ class World:
         process = invocation.process
         for order in invocation.about:
             self._note(process, order)
-        if process.state == "hung" or (process.state == "raised" and not _may_raise(invocation)):
+        expected = _may_raise(invocation) or self._waited_for_key(invocation)
+        if process.state == "hung" or (process.state == "raised" and not expected):
             self.figures.accidents.append(
                 f"{_who(invocation)} {process.state} after {process.reached[-1:]} ({_strikes(process)}): "
                 f"{process.error}; also frozen: {[_strikes(invocation.process) for invocation in self.frozen]}"
@@ -273,6 +278,12 @@ class World:
         if not answer_arrives:
             self.repeated.update(map(order_of, invocation.batch))
         self.queue.settle(invocation.batch, process.answer if answer_arrives else None)
+
+    def _waited_for_key(self, invocation: Invocation) -> bool:
+        """Return whether a customer has waited too long for a unique key that a frozen customer has locked."""
+        frozen = any(other.orders and not other.cancels for other in self.frozen)
+        timed_out = any(text in str(invocation.process.error) for text in _LOCK_TIMEOUTS)
+        return frozen and timed_out and bool(invocation.orders) and not invocation.cancels
 
     def _look_for_needless_returns(self, invocation: Invocation) -> None:
         """Report messages that were handed back although their orders had no fault and no copy."""
@@ -305,6 +316,8 @@ class World:
                     self.figures.sent_again += 1
                     self.repeated.add(order_of(message))
                 self._sent_ids[message_id] += 1
+                if kind_of(message) == "impatient" and self._sent_ids[message_id] > MAX_SENDS:
+                    self._endless = True
             self._read = lines.tell()
 
     def pass_time(self, seconds: float) -> None:
@@ -349,7 +362,7 @@ class World:
                 self.pass_time(PAST_ANY_LEASE)
             else:
                 return
-            if max(self._sent_ids.values(), default=0) > MAX_SENDS:
+            if self._endless:
                 break
         self.figures.accidents.append(f"{len(self.queue.messages)} messages are delivered without end")
 

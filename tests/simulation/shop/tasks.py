@@ -222,7 +222,7 @@ def waiting(*, order: int) -> None:
         take_effect(order)
 
 
-@lambda_task(singleton=True, on_contention="wait", max_wait=600)
+@lambda_task(singleton=True, on_contention="wait", max_wait=60)
 def impatient(*, order: int) -> None:
     """Wait for a lock that stays held, unless a fault loses it."""
     take_effect(order)
