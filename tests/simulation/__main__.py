@@ -49,7 +49,7 @@ def main() -> int:
     print(f"  {time.monotonic() - started:.0f} s on {options.database}{outbox}")
     for sentence in report.sentences[:20]:
         print(f"\n{sentence}")
-    meant = {"sweep": options.points, "ticks": [OF_SCHEDULES]}.get(options.what)
+    meant = {"sweep": options.points, "ticks": options.points or [OF_SCHEDULES]}.get(options.what)
     if meant is not None and (missed := report.never_killed(meant, outbox=options.outbox == "yes")):
         print(f"\nNo process was killed at: {', '.join(missed)}")
         return 1
@@ -68,9 +68,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--database", choices=("postgres", "mariadb"), default="postgres")
     parser.add_argument("--durable-claims", choices=("yes", "no"), default="yes", help="the store's option (yes)")
     parser.add_argument("--outbox", choices=("yes", "no"), default=os.environ.get("SIMULATION_OUTBOX", "no"))
-    parser.add_argument("--points", nargs="+", default=[], help="sweep only failpoints that begin with these prefixes")
+    parser.add_argument(
+        "--points", nargs="+", default=[], help="only these failpoints; for sweep, those that begin with these prefixes"
+    )
     parser.add_argument("--kinds", nargs="+", default=[], help="only tasks of these kinds, as in shop/tasks.py")
     parser.add_argument("--faults", nargs="+", default=[], choices=[*FAULTS, FROZEN], help="only these faults")
+    parser.add_argument("--often", nargs="+", default=[], help="events of random worlds to repeat, such as cancel")
+    parser.add_argument("--stop", action="store_true", help="end with the first world that violates an invariant")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no world of chaos after so many seconds"
+    )
     parser.add_argument("--verbose", action="store_true", help="show the log of the workers")
     parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
@@ -91,9 +98,10 @@ def _run_here(options: argparse.Namespace) -> Report:
     logging.disable(logging.NOTSET if options.verbose else logging.CRITICAL)
     from django.db import connection
 
-    from tests.simulation.chaos import chaos
+    from tests.simulation.chaos import Choice, chaos
     from tests.simulation.crashes import crashes
     from tests.simulation.sweep import sweep
+    from tests.simulation.transport import locks
     from tests.simulation.world import warm_up
 
     warm_up()
@@ -104,16 +112,25 @@ def _run_here(options: argparse.Namespace) -> Report:
                 chosen = {"kinds": options.kinds, "prefixes": options.points}
                 return sweep(Path(folder), **chosen, part=options.part, parts=options.parts)
             seeds = range(options.first_seed, options.first_seed + options.seeds)[options.part :: options.parts]
+            choice = Choice(
+                kinds=options.kinds,
+                faults=options.faults,
+                points=options.points,
+                often=options.often,
+                stop=options.stop,
+                seconds=options.seconds,
+            )
             if options.what == "ticks":
                 from tests.simulation.ticks import ticks  # defines tasks with schedules
 
-                return ticks(Path(folder), seeds, part=options.part, parts=options.parts)
+                return ticks(Path(folder), seeds, choice, part=options.part, parts=options.parts)
             if server is not None:
                 durable = options.durable_claims == "yes"
                 part = {"part": options.part, "parts": options.parts}
                 return crashes(Path(folder), server, seeds, durable_claims=durable, **part)
-            return chaos(Path(folder), seeds, options.kinds, options.faults)
+            return chaos(Path(folder), seeds, choice)
     finally:
+        locks().lose_all()
         connection.creation.destroy_test_db(connection.settings_dict["NAME"], verbosity=0)
 
 
@@ -144,6 +161,9 @@ def _run_in_parts(options: argparse.Namespace) -> Report:
         if options.what != "sweep":
             command += ["--seeds", str(options.seeds), "--first-seed", str(options.first_seed)]
             command += ["--faults", *options.faults] if options.faults else []
+            command += ["--often", *options.often] if options.often else []
+            command += ["--stop"] if options.stop else []
+            command += ["--seconds", str(options.seconds)]
         if options.verbose:
             command += ["--verbose"]
         files = [Path(folder) / f"{part}.json" for part in range(options.jobs)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,7 @@ from tests.simulation.invariants import EXPECTED, check
 from tests.simulation.invocations import Strike
 from tests.simulation.queue import Message
 from tests.simulation.report import Report
+from tests.simulation.shop.tasks import UNIQUE
 from tests.simulation.sweep import CANCEL_POINTS, RELAY_POINTS, WAIT_POINTS
 from tests.simulation.world import (
     PAST_ANY_LEASE,
@@ -30,24 +33,48 @@ ORDERS: Final = 16
 STEPS: Final = 60
 #: Workers that may be frozen at the same time. Each holds a connection to the database.
 MAX_FROZEN: Final = 5
+#: How many times more often the chosen events happen.
+MORE_OFTEN: Final = 6
 
 #: Kills and freezes are more frequent than other faults, because the protocol exists for them.
 MIXED_FAULTS: Final = [*FAULTS, "killed", FROZEN, FROZEN, FROZEN]
 
 
-def chaos(folder: Path, seeds: Iterable[int], kinds: Sequence[str] = (), faults: Sequence[str] = ()) -> Report:
-    """Run one world for each seed, with the given kinds of tasks and faults, or with all, and return the report."""
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The events that are possible in random worlds. An empty attribute restricts nothing."""
+
+    #: The kinds of tasks that customers order.
+    kinds: Sequence[str] = ()
+    #: The faults, and the failpoints at which they strike.
+    faults: Sequence[str] = ()
+    points: Sequence[str] = ()
+    #: The names of events that happen more often.
+    often: Sequence[str] = ()
+    #: Whether the first world that violates an invariant is the last one.
+    stop: bool = False
+    #: Seconds after which no further world begins.
+    seconds: float = float("inf")
+
+
+def chaos(folder: Path, seeds: Iterable[int], choice: Choice) -> Report:
+    """Run one world for each seed, and return the report."""
     report = Report()
-    points = {kind: points_of(folder, kind) for kind in kinds or EXPECTED}
-    at_enqueue = points_of_customer(folder, "replacing")
+    points = {kind: [*choice.points] or points_of(folder, kind) for kind in choice.kinds or EXPECTED}
+    at_enqueue = [*choice.points] or points_of_customer(folder, "replacing")
+    until = time.monotonic() + choice.seconds
     for seed in seeds:
-        world = ChaosWorld(folder, seed, points, at_enqueue, faults or MIXED_FAULTS)
+        if time.monotonic() >= until:
+            break
+        world = ChaosWorld(folder, seed, points, at_enqueue, choice)
         try:
             world.live()
             world.come_to_rest()
             report.add(check(world), world.figures, seed=seed)
         finally:
             world.close()
+        if choice.stop and report.sentences:
+            break
     return report
 
 
@@ -55,10 +82,12 @@ class ChaosWorld(World):
     """A random world, which is determined by its seed."""
 
     def __init__(
-        self, folder: Path, seed: int, points: dict[str, list[str]], at_enqueue: list[str], faults: Sequence[str]
+        self, folder: Path, seed: int, points: dict[str, list[str]], at_enqueue: list[str], choice: Choice
     ) -> None:
         self._random = random.Random(seed)
-        self._faults = faults
+        self._faults = choice.faults or MIXED_FAULTS
+        self._points = choice.points
+        self._often = choice.often
         self._points_of = points
         self._at_enqueue = at_enqueue
         self._outbox: bool = app_settings.outbox
@@ -70,16 +99,21 @@ class ChaosWorld(World):
             Placement(number, self._random.choice(kinds), self._random.choices(HOWS, HOW_OFTEN)[0])
             for number in range(1, ORDERS + 1)
         ]
-        steps, weights = zip(*self.steps(), strict=True)
+        steps, weights = zip(*self._weighted_steps(), strict=True)
         for step in self._random.choices(steps, weights, k=STEPS):
             if placements and self._random.random() < 0.5:
-                count = self._random.randint(1, 5)
+                # Calls with one key matter only if some wait, or run, while others are placed.
+                count = 1 if set(kinds) <= {*UNIQUE} else self._random.randint(1, 5)
                 # With the outbox, customers may die more often, because their messages are not lost.
                 self.place(placements[:count], self._strikes(self._at_enqueue, 0.5 if self._outbox else 0.3))
                 del placements[:count]
             step()
         if placements:
             self.place(placements)
+
+    def _weighted_steps(self) -> Iterator[tuple[Callable[[], None], int]]:
+        for step, weight in self.steps():
+            yield step, weight * (MORE_OFTEN if step.__name__.strip("_") in self._often else 1)
 
     def steps(self) -> Iterator[tuple[Callable[[], None], int]]:
         """Yield what may happen in this world, with its frequency."""
@@ -149,6 +183,8 @@ class ChaosWorld(World):
 
     def _strikes(self, points: list[str], probability: float) -> list[Strike]:
         strikes = []
+        if self._points:  # few processes reach them
+            points, probability = [*self._points], max(probability, 0.9)
         while self._random.random() < probability:
             strikes.append(Strike(self._random.choice(points), self._random.choice(self._faults)))
             probability /= 2

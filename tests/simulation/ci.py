@@ -10,7 +10,7 @@ from typing import Final
 
 #: With the outbox only what that changes: its points, and the retries that go through it.
 _OUTBOX: Final = (
-    *("--outbox=yes", "--kinds", "plain", "retried", "waiting", "unique", "replacing"),
+    *("--outbox=yes", "--kinds", "plain", "retried", "waiting", "unique", "replacing", "postponed"),
     *("--points", "enqueue:", "outbox:", "relay:", "send:", "wait:", "unique:"),
 )
 #: One kind of task for each way through the executor. `make sweep` has all kinds, in three times the time.

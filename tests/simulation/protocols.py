@@ -3,7 +3,8 @@
     python -m tests.simulation.protocols --seeds 6
 
 Each protection is removed in a copy of the project. The run fails if the simulation does not detect a missing
-protection, because its worlds are then too easy.
+protection, because its worlds are then too easy. The worlds of a protocol end with the first one that detects it,
+unless `--all` is given.
 """
 
 from __future__ import annotations
@@ -13,26 +14,46 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from tests.mutations import Mutation, copy_with
 from tests.simulation.faults import FROZEN
 from tests.simulation.report import Report
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Options(TypedDict, total=False):
+    """Optional attributes of a `Protocol`."""
+
+    outbox: bool
+    points: tuple[str, ...]
+    often: tuple[str, ...]
+    worlds: str
+
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """The protocol, optionally with a mutation, and the kind of task and the faults that show the difference."""
+    """The protocol, optionally with a mutation, and the worlds that show the difference."""
 
     name: str
     mutation: Mutation | None = None
     kind: str | None = None
     faults: tuple[str, ...] = ()
     outbox: bool = False
+    #: The failpoints at which faults strike; all if there are none.
+    points: tuple[str, ...] = ()
+    #: The events that happen more often.
+    often: tuple[str, ...] = ()
+    #: "chaos" or "ticks".
+    worlds: str = "chaos"
 
 
-def without(name: str, file: str, text: str, instead: str, kind: str, *faults: str, outbox: bool = False) -> Protocol:
-    return Protocol(name, Mutation(name, file, text, instead), kind, faults, outbox)
+def without(
+    name: str, file: str, text: str, instead: str, kind: str | None, *faults: str, **options: Unpack[Options]
+) -> Protocol:
+    return Protocol(name, Mutation(name, file, text, instead), kind, faults, **options)
 
 
 REAL: Final = Protocol("the unmodified protocol")
@@ -152,6 +173,169 @@ PROTOCOLS: Final = (
         "killed",
         outbox=True,
     ),
+    without(
+        "a task that was cancelled before a takeover runs",
+        "execution/claiming.py",
+        "    if not is_requested(run):\n",
+        "    if True:\n",
+        "plain",
+        "killed",
+        points=("task:enter",),
+        often=("cancel",),
+    ),
+    without(
+        "cancelling counts a task as new that is claimed",
+        "stores/cancelling.py",
+        "            raise  # not a duplicate: the database refuses the row itself\n        return False\n",
+        "            raise  # not a duplicate: the database refuses the row itself\n        return True\n",
+        "plain",
+        FROZEN,
+        points=("cancel:before_write",),
+        often=("cancel",),
+    ),
+    without(
+        "cancelling counts a task as waiting that is claimed",
+        "stores/cancelling.py",
+        "    return bool(updated)\n",
+        "    return True\n",
+        "waiting",
+        FROZEN,
+        "killed",
+        FROZEN,
+        points=("cancel:before_write", "shop:inside"),
+        often=("cancel",),
+    ),
+    without(
+        "a unique key is free while its task runs",
+        "sending/unique.py",
+        '    return State.STARTED if progress.status == "RUNNING" else State.ENDED\n',
+        "    return State.ENDED\n",
+        "unique",
+        FROZEN,
+        points=("shop:inside",),
+    ),
+    without(
+        "unique keys are not compared",
+        "sending/unique.py",
+        "        if holder is None:\n",
+        "        if True:\n",
+        "unique",
+        FROZEN,
+        points=("shop:inside",),
+    ),
+    without(
+        "a replaced call runs as well",
+        "sending/unique.py",
+        "    get_store().replace(holder.message_id, task_name=job.task_name, queue=job.queue)\n",
+        "",
+        "replacing",
+        "killed",
+        points=("claim:before",),
+    ),
+    without(
+        "a message that may have been sent is rewritten",
+        "backends/outbox.py",
+        "due_at__gt=DatabaseNow(), attempts=0, holder=None",
+        "holder=None",
+        "postponed",
+        "killed",
+        outbox=True,
+        points=("relay:sent",),
+        often=("relay", "pass_time"),
+    ),
+    without(
+        "waiting for a lock uses up retries",
+        "execution/waiting.py",
+        '    if run.task.on_contention == "retry" or not run.limited or not get_store().waits:\n',
+        "    if True:\n",
+        "waiting",
+        FROZEN,
+        points=("shop:inside",),
+    ),
+    without(
+        "the maximum wait for a lock is ignored",
+        "execution/waiting.py",
+        "    if left <= 0:\n",
+        "    if False:\n",
+        "impatient",
+        "killed",
+    ),
+    without(
+        "a task that waits forgets since when",
+        "stores/keyed.py",
+        'Coalesce("waiting_since", DatabaseNow())',
+        "DatabaseNow()",
+        "impatient",
+        "killed",
+    ),
+    without(
+        "a run releases the lock that another run holds",
+        "locks/redis.py",
+        "    _change_if_held(client, key, token, lambda pipe: pipe.delete(key))\n",
+        "    client.delete(key)\n",
+        "limited",
+        FROZEN,
+        points=("lock:before_release", "shop:inside"),
+    ),
+    without(
+        "the transaction does not hold the lock",
+        "execution/locking.py",
+        "    for key in attempt.lock_keys:\n",
+        "    for key in ():\n",
+        "waiting",
+        FROZEN,
+        "locks lost",
+        points=("shop:inside", "claim:after"),
+    ),
+    without(
+        "the retries that a policy allows are not counted",
+        "execution/errors.py",
+        "    if own is not None and (own >= limit or own_error):\n",
+        "    if False:\n",
+        "exhausted",
+        "killed",
+    ),
+    without(
+        "a task without a transaction is repeated after a crash",
+        "execution/claiming.py",
+        '    if run.task.on_crash == "fail":\n',
+        "    if False:\n",
+        "committing_once",
+        "killed",
+        points=("shop:inside", "task:leave"),
+    ),
+    without(
+        "a schedule moves on before it sends its ticks",
+        "operations/schedules.py",
+        '            return None\n        failpoints.reached("schedule:due")\n'
+        '        sent = _send_accepted(jobs)\n        failpoints.reached("schedule:sent")\n    return sent\n',
+        '            return None\n    failpoints.reached("schedule:due")\n'
+        '    sent = _send_accepted(jobs)\n    failpoints.reached("schedule:sent")\n    return sent\n',
+        None,
+        "killed",
+        points=("schedule:due",),
+        worlds="ticks",
+    ),
+    without(
+        "a schedule moves on from a tick that it does not compare",
+        "operations/schedules.py",
+        "filter(pk=state.pk, last_tick=state.last_tick, paused=False)",
+        "filter(pk=state.pk, paused=False)",
+        None,
+        FROZEN,
+        points=("schedule:due", "schedule:moved"),
+        worlds="ticks",
+    ),
+    without(
+        "the id of a tick is random",
+        "operations/schedules.py",
+        "tick_id = ids.tick_id(self.task.name, self.schedule.label, tick)",
+        "tick_id = ids.new_message_id()",
+        None,
+        "killed",
+        points=("schedule:sent",),
+        worlds="ticks",
+    ),
 )
 
 
@@ -162,6 +346,7 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="only protocols whose name contains one of these")
     parser.add_argument("--seeds", type=int, default=6, help="the number of random worlds for each protocol (6)")
     parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--all", action="store_true", help="run all worlds of each protocol")
     options = parser.parse_args()
     chosen = [
         protocol for protocol in PROTOCOLS if not options.words or any(word in protocol.name for word in options.words)
@@ -180,11 +365,14 @@ def _simulate(protocol: Protocol, options: argparse.Namespace) -> Report:
     """Run the worlds, print their figures, and return the report."""
     with copy_with(protocol.mutation) as copy:
         file = Path(copy, "report.json")
-        command = [sys.executable, "-m", "tests.simulation", "chaos", "--report", str(file)]
+        command = [sys.executable, "-m", "tests.simulation", protocol.worlds, "--report", str(file)]
         command += ["--seeds", str(options.seeds), "--first-seed", str(options.first_seed)]
         command += ["--outbox", "yes" if protocol.outbox else "no"]
         command += ["--kinds", protocol.kind] if protocol.kind else []
         command += ["--faults", *protocol.faults] if protocol.faults else []
+        command += ["--points", *protocol.points] if protocol.points else []
+        command += ["--often", *protocol.often] if protocol.often else []
+        command += [] if options.all or protocol is REAL else ["--stop"]
         subprocess.run(command, cwd=copy, check=True, stderr=subprocess.DEVNULL)
         report = Report.from_json(file.read_text())
     found = report.violations

@@ -30,7 +30,7 @@ _NEED_REDIS: Final = frozenset({"locks lost", "Redis unavailable"})
 _WITHOUT_REDIS: Final = tuple(fault for fault in _ALL_FAULTS if fault not in _NEED_REDIS)
 _NEED_SEND: Final = frozenset({"send rejected", "SQS unavailable", "answer to send lost"})
 #: The kinds of tasks that have a lock, and that are unique.
-LOCKED: Final = ("singleton", "singleton_retried", "keyed", "limited", "waiting", "skipping")
+LOCKED: Final = ("singleton", "singleton_retried", "keyed", "limited", "waiting", "impatient", "skipping")
 #: The failpoints of a task that waits for its lock.
 WAIT_POINTS: Final = tuple(point for point in POINTS if point.startswith("wait:"))
 #: The failpoints of a process that relays the outbox.
@@ -137,7 +137,7 @@ def _cancellations() -> Iterator[Case]:
         for point in ("cancel:before_write", "cancel:after_write"):
             yield Case("plain", producer=unsent, cancel=(Strike(point, fault),))
             yield Case("retried", deliveries=(again,), cancel=(Strike(point, fault),))
-        for kind in ("plain", "committing"):
+        for kind in ("plain", "committing", "committing_once"):
             yield Case(kind, deliveries=(died,), cancel=(Strike("cancel:after_request", fault),))
 
 

@@ -15,11 +15,12 @@ from lambda_tasks.failpoints import POINTS
 from lambda_tasks.models import TaskSchedule
 from lambda_tasks.operations import schedules
 from lambda_tasks.wire.attributes import ROOT_ID_ATTRIBUTE, SCHEDULED_FOR_ATTRIBUTE
-from tests.simulation.chaos import MIXED_FAULTS, ChaosWorld
+from tests.simulation.chaos import ChaosWorld, Choice
 from tests.simulation.faults import FAULTS, FROZEN
-from tests.simulation.invariants import Books, Violation, check
+from tests.simulation.invariants import Books, check
 from tests.simulation.invocations import Process, Strike
 from tests.simulation.report import Report
+from tests.simulation.rules import Violation
 from tests.simulation.shop.models import Effect
 from tests.simulation.shop.periodic import EACH, INTERVALS, LATEST, numbers_by_id, tick_number
 from tests.simulation.sweep import RELAY_POINTS
@@ -33,14 +34,15 @@ _DAYS_AGO: Final = 5
 _FIRE: Final = schedules.fire_due
 
 
-def ticks(folder: Path, seeds: Sequence[int], *, part: int = 0, parts: int = 1) -> Report:
+def ticks(folder: Path, seeds: Sequence[int], choice: Choice, *, part: int = 0, parts: int = 1) -> Report:
     """Strike each fault at each failpoint of schedules, and then run a random world for each seed."""
     report = Report()
     kinds = {kind: points_of(folder, kind) for kind in ("plain", "moody")}
     at_enqueue = points_of_customer(folder)
-    strikes = [Strike(*each) for each in product(SCHEDULE_POINTS, (*FAULTS, FROZEN))][part::parts]
+    chosen = product(choice.points or SCHEDULE_POINTS, choice.faults or (*FAULTS, FROZEN))
+    strikes = [Strike(*each) for each in chosen][part::parts]
     for seed, strike in [*((None, strike) for strike in strikes), *((seed, None) for seed in seeds)]:
-        world = TickWorld(folder, seed or 0, kinds, at_enqueue, MIXED_FAULTS)
+        world = TickWorld(folder, seed or 0, kinds, at_enqueue, choice)
         try:
             if strike is None:
                 world.live()
@@ -51,6 +53,8 @@ def ticks(folder: Path, seeds: Sequence[int], *, part: int = 0, parts: int = 1) 
         finally:
             world.close()
             setattr(schedules, "fire_due", _FIRE)  # noqa: B010, mypy refuses to replace a function
+        if choice.stop and report.sentences:
+            break
     return report
 
 
@@ -59,6 +63,7 @@ class TickWorld(ChaosWorld):
 
     def __init__(self, folder: Path, *given: Any) -> None:
         super().__init__(folder, *given)
+        self._last_ticks: dict[str, int] = {}
         TaskSchedule.objects.all().delete()
         self.start = int(time.time()) - _DAYS_AGO * 86_400
         FileBackend.file.with_name("start").write_text(str(self.start))
@@ -72,6 +77,21 @@ class TickWorld(ChaosWorld):
 
     def _fire(self, now: object = None, **options: Any) -> schedules.Fired:
         return _FIRE(self.now, **options)
+
+    def go_on(self, invocation: Invocation, *, answer_arrives: bool = True) -> None:
+        super().go_on(invocation, answer_arrives=answer_arrives)
+        self._look_for_earlier_ticks()
+
+    def thaw(self, invocation: Invocation, *, answer_arrives: bool = True) -> None:
+        super().thaw(invocation, answer_arrives=answer_arrives)
+        self._look_for_earlier_ticks()
+
+    def _look_for_earlier_ticks(self) -> None:
+        """Report schedules that have moved back. They would send ticks again."""
+        for key, tick in TaskSchedule.objects.values_list("key", "last_tick"):
+            if tick < self._last_ticks.get(key, 0):
+                self.figures.accidents.append(f"{key} has moved back by {self._last_ticks[key] - tick} s")
+            self._last_ticks[key] = tick
 
     def tick(self, strikes: Sequence[Strike] = ()) -> Process:
         """Start periodic tasks in a new process, as cron does."""

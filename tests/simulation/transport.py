@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
+
+import redis
 
 from lambda_tasks.backends.base import BaseBackend, Taken
 from lambda_tasks.jobs import Job
 from lambda_tasks.locks.redis import RedisLock
 from lambda_tasks.strategies import get_lock
+
+#: Part of the keys that tell which locks are held, and how many milliseconds earlier than the locks they expire.
+_PROMISE: Final = "promise "
+_MARGIN: Final = 1_000
 
 
 class SendFailed(Exception):
@@ -47,17 +54,26 @@ def _as_sent(job: Job) -> dict[str, Any]:
 
 
 class PrefixedRedisLock(RedisLock):
-    """A `RedisLock` with keys that differ from those of other runs on the same server."""
-
-    def __init__(self, *, prefix: str, **options: Any) -> None:
-        super().__init__(**options)
-        self._prefix = prefix
+    """A `RedisLock` with keys that differ from those of other runs on the same server, and that can be lost."""
 
     def acquire(self, key: str, *, token: str, timeout: float) -> bool:
-        return super().acquire(self._prefix + key, token=token, timeout=timeout)
+        acquired = super().acquire(key, token=token, timeout=timeout)
+        if acquired:
+            # It tells for how long the lock must not be lost, and expires a little earlier.
+            self.client.set(f"{self._prefix}{_PROMISE}{token} {key}", 1, px=int(timeout * 1000) - _MARGIN)
+        return acquired
 
     def release(self, key: str, *, token: str) -> None:
-        super().release(self._prefix + key, token=token)
+        super().release(key, token=token)
+        self.client.delete(f"{self._prefix}{_PROMISE}{token} {key}")
+
+    def is_robbed(self, token: str) -> bool:
+        """Return whether `token` has lost a lock that it has not released and whose time is not over."""
+        promise = f"{self._prefix}{_PROMISE}{token} "
+        with suppress(redis.ConnectionError):
+            keys = [key.decode().removeprefix(promise) for key in self.client.keys(f"{promise}*")]
+            return any(self.client.get(self._prefix + key) != token.encode() for key in keys)
+        return False
 
     def lose_all(self) -> None:
         """Delete all locks, as after a failover to a replica without them."""

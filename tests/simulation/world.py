@@ -17,6 +17,7 @@ from django.db.models import F
 
 from lambda_tasks import maintenance, registry
 from lambda_tasks.database.clock import DatabaseNow
+from lambda_tasks.definition.keys import LOCK_KEY
 from lambda_tasks.handler import boot, handler
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.models import CancelRequest, OutboxMessage, TaskReason, TaskRecord, TaskStatus, UniqueKey
@@ -38,8 +39,14 @@ MAX_ROUNDS: Final = 400
 #: Deliveries after which time passes in steps of at least LONG_STEP seconds.
 PATIENT_ROUNDS: Final = 60
 LONG_STEP: Final = 120.0
+#: How often an impatient task is sent at most. It is sent about ten times until its longest wait is over.
+MAX_SENDS: Final = 30
+#: Seconds for which the lock of impatient tasks is held: longer than any world lasts.
+HELD_FOR: Final = 10_000_000
 #: The lowest order number of forged messages, which must never take effect.
 FORGED: Final = 50_000
+#: Parts of the errors with which PostgreSQL and MariaDB end a statement that has waited too long for a lock.
+_LOCK_TIMEOUTS: Final = ("due to lock timeout", "(1205,")
 #: The remaining time of an invocation, in milliseconds.
 _TIME_LEFT: Final = 900_000
 
@@ -117,7 +124,9 @@ class World:
         self.prevented: set[int] = set()
         self.order_of_root: dict[str, int] = {}
         self.sent: set[int] = set()
-        self._sent_ids: set[str] = set()
+        self._sent_ids: Tally[str] = Tally()
+        #: Whether a message was sent so often that it would be sent without end.
+        self._endless = False
         #: Orders whose messages were delivered again without a fault in their worker.
         self.repeated: set[int] = set()
         self.frozen: list[Invocation] = []
@@ -138,6 +147,9 @@ class World:
     def place(self, placements: Sequence[Placement], strikes: Sequence[Strike] = ()) -> Process:
         """Place orders in a new process, each in a separate transaction."""
         self.placements |= {placement.number: placement for placement in placements}
+        if any(placement.kind == "impatient" for placement in placements):
+            key = LOCK_KEY.format(task_name=tasks.impatient.name)
+            locks().acquire(key, token="another", timeout=HELD_FOR)
         process = Process(lambda: place_orders(placements), strikes)
         self.go_on(Invocation(process, orders=tuple(placement.number for placement in placements)))
         return process
@@ -248,7 +260,8 @@ class World:
         process = invocation.process
         for order in invocation.about:
             self._note(process, order)
-        if process.state == "hung" or (process.state == "raised" and not _may_raise(invocation)):
+        expected = _may_raise(invocation) or self._waited_for_key(invocation)
+        if process.state == "hung" or (process.state == "raised" and not expected):
             self.figures.accidents.append(
                 f"{_who(invocation)} {process.state} after {process.reached[-1:]} ({_strikes(process)}): "
                 f"{process.error}; also frozen: {[_strikes(invocation.process) for invocation in self.frozen]}"
@@ -265,6 +278,12 @@ class World:
         if not answer_arrives:
             self.repeated.update(map(order_of, invocation.batch))
         self.queue.settle(invocation.batch, process.answer if answer_arrives else None)
+
+    def _waited_for_key(self, invocation: Invocation) -> bool:
+        """Return whether a customer has waited too long for a unique key that a frozen customer has locked."""
+        frozen = any(other.orders and not other.cancels for other in self.frozen)
+        timed_out = any(text in str(invocation.process.error) for text in _LOCK_TIMEOUTS)
+        return frozen and timed_out and bool(invocation.orders) and not invocation.cancels
 
     def _look_for_needless_returns(self, invocation: Invocation) -> None:
         """Report messages that were handed back although their orders had no fault and no copy."""
@@ -296,7 +315,9 @@ class World:
                 if message_id in self._sent_ids:
                     self.figures.sent_again += 1
                     self.repeated.add(order_of(message))
-                self._sent_ids.add(message_id)
+                self._sent_ids[message_id] += 1
+                if kind_of(message) == "impatient" and self._sent_ids[message_id] > MAX_SENDS:
+                    self._endless = True
             self._read = lines.tell()
 
     def pass_time(self, seconds: float) -> None:
@@ -314,7 +335,8 @@ class World:
                 .values_list("pk", flat=True)
             )
             TaskRecord.objects.filter(pk__in=list(running)).update(
-                lease_until=F("lease_until") - timedelta(seconds=seconds)
+                lease_until=F("lease_until") - timedelta(seconds=seconds),
+                waiting_since=F("waiting_since") - timedelta(seconds=seconds),
             )
             waiting = OutboxMessage.objects.select_for_update(skip_locked=True).values_list("pk", flat=True)
             OutboxMessage.objects.filter(pk__in=list(waiting)).update(
@@ -340,6 +362,8 @@ class World:
                 self.pass_time(PAST_ANY_LEASE)
             else:
                 return
+            if self._endless:
+                break
         self.figures.accidents.append(f"{len(self.queue.messages)} messages are delivered without end")
 
     def _next_change(self, next_relay: float | None) -> float | None:
@@ -427,8 +451,11 @@ def _place_in_savepoint(placement: Placement, send: Callable[..., TaskHandle]) -
 
 def cancel_task(root_id: str) -> bool:
     """Cancel a task, and return whether this has prevented it, or its next retry, from starting."""
-    cancelled = TaskHandle(root_id).cancel()
-    return cancelled and TaskRecord.objects.chain(root_id).filter(reason=TaskReason.CANCELLED, claim=None).exists()
+    if not TaskHandle(root_id).cancel():
+        return False
+    if not CancelRequest.objects.filter(pk=root_id).exists():
+        return True  # without a request, no worker would notice that it was cancelled
+    return bool(TaskRecord.objects.chain(root_id).filter(reason=TaskReason.CANCELLED, claim=None).exists())
 
 
 def points_of_customer(folder: Path, kind: str = "plain") -> list[str]:

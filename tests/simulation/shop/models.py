@@ -34,6 +34,8 @@ class Span(models.Model):
     key = models.CharField(max_length=30)
     began = models.FloatField()
     ended = models.FloatField()
+    #: Whether the lock was gone at the end, although its time was not over.
+    robbed = models.BooleanField(default=False)
 
     def __str__(self) -> str:
         return f"{self.key} from {self.began} to {self.ended}"

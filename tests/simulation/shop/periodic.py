@@ -6,8 +6,7 @@ from typing import Final
 
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.definition.schedules import Every
-from lambda_tasks.logging import current_message_id
-from lambda_tasks.models import TaskRecord
+from lambda_tasks.execution.current import current_task
 from lambda_tasks.wire.ids import tick_id
 from tests.simulation.shop.tasks import Again, retry_number, take_effect
 from tests.simulation.transport import FileBackend
@@ -39,8 +38,10 @@ def tick_number(order: int, moment: float) -> int:
 )
 def periodic(*, order: int) -> None:
     """Take effect once for each tick. Every third tick needs a retry."""
-    root_id = str(TaskRecord.objects.get(pk=current_message_id()).root_id)
-    number = numbers_by_id()[root_id] - order
+    task = current_task()
+    assert task is not None
+    assert task.scheduled_for is not None
+    number = tick_number(order, task.scheduled_for.timestamp())
     take_effect(order + number)
     if number % 3 == 0 and retry_number() == 0:
         raise Again

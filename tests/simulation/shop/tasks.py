@@ -18,8 +18,9 @@ from lambda_tasks.exceptions import RetryLater
 from lambda_tasks.execution.current import current_task
 from lambda_tasks.logging import current_message_id
 from lambda_tasks.models import TaskRecord
+from lambda_tasks.settings import app_settings
 from tests.simulation.shop.models import Counter, Effect, Span
-from tests.simulation.transport import FileBackend
+from tests.simulation.transport import FileBackend, locks
 
 #: The reason with which tasks ask for a retry.
 NOT_YET: Final = "the warehouse is closed"
@@ -29,7 +30,12 @@ CHILD: Final = 10_000
 VALUES: Final = 2
 LIMIT: Final = 2
 #: The tasks whose calls may share one invocation.
-UNIQUE: Final = ("unique", "replacing")
+UNIQUE: Final = ("unique", "replacing", "postponed")
+#: Short time limits, with which locks expire in many worlds while their holders are frozen.
+SOFT: Final = 100
+HARD: Final = 150
+#: Seconds that a postponed task is delayed. With the outbox, its message waits there, where a call can rewrite it.
+DELAY: Final = 1_000 if app_settings.outbox else 60
 
 
 class Again(Exception):
@@ -182,12 +188,20 @@ def committing(*, order: int) -> None:
     take_effect(order)
 
 
+@lambda_task(atomic=False, on_crash="fail")
+def committing_once(*, order: int) -> None:
+    take_effect(order)
+
+
 @contextmanager
 def _span(key: str) -> Iterator[None]:
     """Store during which time the task ran. Nothing is stored if it does not commit."""
     began = time.time()
     yield
-    Span._default_manager.create(key=key, began=began, ended=time.time())
+    task = current_task()
+    assert task is not None
+    robbed = locks().is_robbed(task.root_id)
+    Span._default_manager.create(key=key, began=began, ended=time.time(), robbed=robbed)
 
 
 @lambda_task(singleton=lambda *, order: order % VALUES)
@@ -196,16 +210,22 @@ def keyed(*, order: int) -> None:
         take_effect(order)
 
 
-@lambda_task(max_concurrency=LIMIT)
+@lambda_task(max_concurrency=LIMIT, soft_timeout=SOFT, hard_timeout=HARD)
 def limited(*, order: int) -> None:
     with _span("limited"):
         take_effect(order)
 
 
-@lambda_task(singleton=True, on_contention="wait", max_wait=10_000_000)
+@lambda_task(singleton=True, on_contention="wait", max_wait=10_000_000, soft_timeout=SOFT, hard_timeout=HARD)
 def waiting(*, order: int) -> None:
     with _span("waiting"):
         take_effect(order)
+
+
+@lambda_task(singleton=True, on_contention="wait", max_wait=60)
+def impatient(*, order: int) -> None:
+    """Wait for a lock that stays held, unless a fault loses it."""
+    take_effect(order)
 
 
 @lambda_task(singleton=True, on_contention="skip")
@@ -221,6 +241,11 @@ def unique(*, order: int) -> None:
 
 @lambda_task(unique=lambda *, order: order % VALUES, on_duplicate="replace")
 def replacing(*, order: int) -> None:
+    take_effect(order)
+
+
+@lambda_task(unique=lambda *, order: order % VALUES, on_duplicate="replace", delay=DELAY)
+def postponed(*, order: int) -> None:
     take_effect(order)
 
 
