@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
@@ -44,17 +44,20 @@ def get_backend() -> BaseBackend:
 
     If LAMBDA_TASKS_EAGER is set, return the eager transport without an outbox.
     """
-    return cast("BaseBackend", _instances.get("backend") or _build("backend"))
+    backend: BaseBackend = _instances.get("backend") or _build("backend")
+    return backend
 
 
 def get_lock() -> BaseLock:
     """Return the lock strategy in LAMBDA_TASKS_LOCK."""
-    return cast("BaseLock", _instances.get("lock") or _build("lock"))
+    lock: BaseLock = _instances.get("lock") or _build("lock")
+    return lock
 
 
 def get_store() -> BaseStore:
     """Return the store of records in LAMBDA_TASKS_STORE."""
-    return cast("BaseStore", _instances.get("store") or _build("store"))
+    store: BaseStore = _instances.get("store") or _build("store")
+    return store
 
 
 def longest_delay() -> int:
@@ -80,7 +83,7 @@ def _chosen(kind: str) -> tuple[str, dict[str, Any]]:
     return chosen
 
 
-def _build(kind: str) -> object:
+def _build(kind: str) -> Any:
     with _building:
         if kind not in _instances:
             path, options = _chosen(kind)
