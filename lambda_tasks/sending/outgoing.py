@@ -56,7 +56,7 @@ def leave_on_commit(job: Job) -> None:
     departure = _Departure(job, _waiting_room(job.database))
     connection.on_commit(departure)
     if departure._job is not None:  # it waits for a commit
-        for names in _noted():
+        for names in _notes.current:
             names[job.message_id] = job.task_name
 
 
@@ -166,7 +166,7 @@ class _Departure:
             assert departure._job is not None
             jobs.append(departure._job)
             departure._job = None
-        for names in _noted():
+        for names in _notes.current:
             for job in jobs:
                 names.pop(job.message_id, None)
         dispatch(jobs)
@@ -235,20 +235,21 @@ class NotedNames:
         self._names = names
 
     def __enter__(self) -> None:
-        self._outer: Sequence[dict[str, str]] = _noted()
+        self._outer = _notes.current
         _notes.current = (*self._outer, self._names)
 
     def __exit__(self, *error: object) -> None:
         _notes.current = self._outer
 
 
-_notes = threading.local()
+class _Notes(threading.local):
+    """The dicts of the `NotedNames` that this thread is in."""
+
+    current: Sequence[dict[str, str]] = ()
+
+
+_notes = _Notes()
 _rooms = threading.local()
-
-
-def _noted() -> Sequence[dict[str, str]]:
-    names: Sequence[dict[str, str]] = getattr(_notes, "current", ())
-    return names
 
 
 def _waiting_room(using: str) -> deque[weakref.ref[_Departure]]:
