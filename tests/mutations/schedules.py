@@ -70,7 +70,7 @@ MUTATIONS: Final = (
     Mutation(
         "a retried tick loses the time at which it was sent",
         "jobs.py",
-        "    return task.measures_age or ids.made_at(root_id) is None\n",
+        "    return task.measures_age or not ids.tells_time(root_id)\n",
         "    return task.measures_age\n",
         TASKS + "::TestTicks",
     ),
