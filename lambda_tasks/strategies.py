@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lambda_tasks.stores.base import BaseStore
 
 EAGER_BACKEND: Final = "lambda_tasks.backends.eager.EagerBackend"
+SQS_BACKEND: Final = "lambda_tasks.backends.sqs.SQSBackend"
 OUTBOX_BACKEND: Final = "lambda_tasks.backends.outbox.OutboxBackend"
 
 #: The settings on which each strategy depends. After a change, a new instance is created.
@@ -46,6 +47,11 @@ def get_backend() -> BaseBackend:
     """
     backend: BaseBackend = _instances.get("backend") or _build("backend")
     return backend
+
+
+def sends_directly() -> bool:
+    """Return whether the transport is SQS without an outbox, without importing it."""
+    return _chosen("backend")[0] == SQS_BACKEND
 
 
 def get_lock() -> BaseLock:

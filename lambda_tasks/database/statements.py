@@ -68,18 +68,19 @@ class Slot(Value):
         return _Text(self.name) if isinstance(self.output_field, CharField | TextField) else self
 
 
-@dataclass(frozen=True, slots=True)
 class _Text:
     """A placeholder for a string that becomes a parameter without conversion by a model field."""
 
-    name: str
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
-@dataclass(frozen=True, slots=True)
-class _Hex:
+class _Hex(_Text):
     """A placeholder for an id that Django stores in a column of characters."""
 
-    name: str
+    __slots__ = ()
 
     def filled(self, values: Mapping[str, Any], connection: BaseDatabaseWrapper) -> str | None:
         value = values[self.name]

@@ -19,7 +19,6 @@ from lambda_tasks.exceptions import InvalidArguments, UnreachableTask, Unreachab
 from lambda_tasks.handles import TaskHandle, Withdrawn
 from lambda_tasks.jobs import Job
 from lambda_tasks.plugins import hooks, notify
-from lambda_tasks.sending.results import first_error, send_all
 from lambda_tasks.settings import delay_constraint
 from lambda_tasks.strategies import get_backend, longest_delay
 
@@ -114,6 +113,9 @@ def prepare(job: Job) -> None:
 
 def dispatch(jobs: Sequence[Job]) -> None:
     """Give `jobs` to the transport, and tell the plugins of each that it has taken. Raises the first error."""
+    # Imported here, because most workers send nothing.
+    from lambda_tasks.sending.results import first_error, send_all
+
     sent_hook = hooks().lambda_task_sent
     taken: set[str] = set()
     backend = get_backend()
