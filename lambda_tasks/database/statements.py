@@ -68,13 +68,11 @@ class Slot(Value):
         return _Text(self.name) if isinstance(self.output_field, CharField | TextField) else self
 
 
+@dataclass(frozen=True, slots=True)
 class _Text:
     """A placeholder for a string that becomes a parameter without conversion by a model field."""
 
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
 
 class _Hex(_Text):
