@@ -96,7 +96,7 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
 
 
 def _maintain(event: Mapping[str, Any], deadline: float | None) -> dict[str, Any]:
-    refuse_manual_commits(get_store().database)
+    refuse_manual_commits(connections[get_store().database])
     # Use new connections: open ones may have died during a freeze, and only a second attempt would succeed.
     close_connections()
     for connection in connections.all(initialized_only=True):

@@ -265,7 +265,7 @@ def carries_first_sent(task: Task, root_id: str) -> bool:
 
     That is so if the age matters, or if the id of the first one, such as that of a schedule's tick, does not tell.
     """
-    return task.measures_age or ids.made_at(root_id) is None
+    return task.measures_age or not ids.tells_time(root_id)
 
 
 def log_error(

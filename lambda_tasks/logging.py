@@ -63,7 +63,7 @@ class SteadyLogger(TaskLoggerAdapter):
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         given = kwargs.get("exc_info")
         error = given if isinstance(given, BaseException) else sys.exc_info()[1] if given else None
-        if (cause := _cause_of(error)) is not None:
+        if error is not None and (cause := _cause_of(error)) is not None:
             kwargs["extra"] = {"cause": traceback_text(cause), **(kwargs.get("extra") or {})}
         try:
             super().log(level, msg, *args, **kwargs)
@@ -74,10 +74,8 @@ class SteadyLogger(TaskLoggerAdapter):
                 super().log(level, "%s", "\n".join(lines), extra=kwargs.get("extra"))
 
 
-def _cause_of(error: BaseException | None) -> BaseException | None:
+def _cause_of(error: BaseException) -> BaseException | None:
     """Return the error that caused `error`. Formatters for JSON, such as Lambda's, print only `error` itself."""
-    if error is None:
-        return None
     return error.__cause__ if error.__suppress_context__ else error.__context__
 
 

@@ -21,7 +21,7 @@ from lambda_tasks import registry
 from lambda_tasks.database.errors import close_broken_connections, drain_pool, end_session
 from lambda_tasks.exceptions import InvalidEvent, InvalidSetting
 from lambda_tasks.recording.storable import shown
-from lambda_tasks.strategies import get_backend
+from lambda_tasks.strategies import get_backend, sends_directly
 
 if TYPE_CHECKING:
     from lambda_tasks.backends.outbox import OutboxBackend
@@ -51,6 +51,8 @@ _relayed_at: float | None = None
 
 def outbox() -> OutboxBackend | None:
     """Return the configured outbox, or None."""
+    if sends_directly():
+        return None
     backend = get_backend()
     # Checks for methods and not for a class, so that projects can write an outbox from scratch.
     return cast("OutboxBackend", backend) if backend.keeps and hasattr(backend, "relay") else None

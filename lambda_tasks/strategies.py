@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lambda_tasks.stores.base import BaseStore
 
 EAGER_BACKEND: Final = "lambda_tasks.backends.eager.EagerBackend"
+SQS_BACKEND: Final = "lambda_tasks.backends.sqs.SQSBackend"
 OUTBOX_BACKEND: Final = "lambda_tasks.backends.outbox.OutboxBackend"
 
 #: The settings on which each strategy depends. After a change, a new instance is created.
@@ -44,17 +45,25 @@ def get_backend() -> BaseBackend:
 
     If LAMBDA_TASKS_EAGER is set, return the eager transport without an outbox.
     """
-    return cast("BaseBackend", _instances.get("backend") or _build("backend"))
+    backend: BaseBackend = _instances.get("backend") or _build("backend")
+    return backend
+
+
+def sends_directly() -> bool:
+    """Return whether the transport is SQS without an outbox, without importing it."""
+    return _chosen("backend")[0] == SQS_BACKEND
 
 
 def get_lock() -> BaseLock:
     """Return the lock strategy in LAMBDA_TASKS_LOCK."""
-    return cast("BaseLock", _instances.get("lock") or _build("lock"))
+    lock: BaseLock = _instances.get("lock") or _build("lock")
+    return lock
 
 
 def get_store() -> BaseStore:
     """Return the store of records in LAMBDA_TASKS_STORE."""
-    return cast("BaseStore", _instances.get("store") or _build("store"))
+    store: BaseStore = _instances.get("store") or _build("store")
+    return store
 
 
 def longest_delay() -> int:
@@ -80,7 +89,7 @@ def _chosen(kind: str) -> tuple[str, dict[str, Any]]:
     return chosen
 
 
-def _build(kind: str) -> object:
+def _build(kind: str) -> Any:
     with _building:
         if kind not in _instances:
             path, options = _chosen(kind)

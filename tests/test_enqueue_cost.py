@@ -14,8 +14,12 @@ from django.test.utils import CaptureQueriesContext
 
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE
+from tests.calls import counted
 from tests.conftest import Sqs
 from tests.relay import Answer, Forward, Relay, running
+
+#: The most function calls of `execute_on_commit()` in a transaction, a few more than it needs.
+MOST_CALLS = 62
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -102,6 +106,21 @@ def test_enqueueing_sends_no_queries(relay: Relay) -> None:
         for number in range(20):
             greet.execute_on_commit(number=number)
     assert list(queries) == []
+
+
+def test_call_calls_few_functions(relay: Relay) -> None:
+    """Options that a task does not use must not cost its calls anything, and CPU time alone is too noisy to hold that.
+
+    If a change needs more calls of functions, look first whether it can do its work once per process, per commit or
+    per task definition, or only for the tasks that ask for it.
+    """
+    with transaction.atomic():
+        greet.execute_on_commit(number=0)  # without what a process does once
+        with counted() as calls:
+            for number in range(10):
+                greet.execute_on_commit(number=number)
+        transaction.set_rollback(True)
+    assert sum(calls.values()) / 10 <= MOST_CALLS, calls.most_common()
 
 
 def test_later_changes_of_arguments_are_not_sent(relay: Relay) -> None:

@@ -23,7 +23,10 @@ from lambda_tasks.handler import handler
 from lambda_tasks.models import TaskRecord
 from lambda_tasks.strategies import get_backend
 from tests.app.models import Effect
+from tests.calls import counted
 
+#: The most function calls of a plain task, a few more than it needs. Databases convert and guard in different ways.
+MOST_CALLS = {"sqlite": 283, "postgresql": 266, "mysql": 283}
 PLAIN = ["INSERT", "BEGIN", "UPDATE", "COMMIT"]
 
 
@@ -201,6 +204,23 @@ class TestWire:
         with override_settings(LAMBDA_TASKS_STORE=store), wire(database, tmp_path / "trace") as asked:
             handler({"Records": batch}, None)
         assert asked == ["SET", "BEGIN", "UPDATE", "COMMIT"] * 2
+
+
+@pytest.mark.databases(transaction=True)
+class TestCalls:
+    def test_plain_task_calls_few_functions(self, database: str, records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Options that a task does not use must not cost it anything, and CPU time alone is too noisy to hold that.
+
+        If a change needs more calls for each task, look first whether it can do its work once per process, per batch
+        or per task definition, or only for the tasks that ask for it.
+        """
+        # Without those of other tests, each of which is looked at before a message.
+        monkeypatch.setattr(connections, "all", lambda **_: [connections[database]])
+        first, batch = records(do_nothing, times=10), records(do_nothing, times=10)
+        assert handler({"Records": first}, None) == {"batchItemFailures": []}
+        with counted() as calls:
+            assert handler({"Records": batch}, None) == {"batchItemFailures": []}
+        assert sum(calls.values()) / 10 <= MOST_CALLS[connections[database].vendor], calls.most_common()
 
 
 @pytest.mark.databases(transaction=True)

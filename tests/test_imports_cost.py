@@ -37,6 +37,8 @@ HEAVY: Final = (
         "lambda_tasks.testing",
     ),
     *("lambda_tasks.backends.outbox", "lambda_tasks.backends.relay"),
+    *("lambda_tasks.backends.sqs", "lambda_tasks.backends.sqs_messages", "lambda_tasks.wire.queue_urls"),
+    "lambda_tasks.sending.results",
     *("lambda_tasks.definition.schedules", "lambda_tasks.operations.schedules", "cronsim"),
 )
 
@@ -310,6 +312,10 @@ PYDANTIC: Final = {"pydantic", "pydantic_core", "typing_extensions", "annotated_
 PLUGIN_SEARCH: Final = {"importlib.metadata", "zipfile"}
 #: The path to or from the transport.
 PIPELINE: Final = {"pluggy", "lambda_tasks.jobs", "lambda_tasks.outcomes"}
+SENDING: Final = {
+    *("lambda_tasks.backends.sqs", "lambda_tasks.backends.sqs_messages", "lambda_tasks.wire.queue_urls"),
+    "lambda_tasks.sending.results",
+}
 OUTBOX: Final = {"lambda_tasks.backends.outbox", "lambda_tasks.backends.relay"}
 WORKER: Final = PIPELINE | {"lambda_tasks.wire.deliveries", "lambda_tasks.secret_loader"}
 
@@ -330,17 +336,17 @@ def test_enqueueing_to_the_outbox_delays_boto3(
     in_web_process_with_outbox: dict[str, list[str]],
 ) -> None:
     for step in ("task enqueued", "ran eagerly"):
-        assert set(in_web_process_with_outbox[step]) - PLUGIN_SEARCH == PIPELINE | PYDANTIC | OUTBOX
+        assert set(in_web_process_with_outbox[step]) - PLUGIN_SEARCH == PIPELINE | PYDANTIC | SENDING | OUTBOX
     assert {"boto3", "botocore"} <= set(in_web_process_with_outbox["task sent"])
 
 
 def test_enqueueing_loads_pydantic_but_not_boto3(in_web_process: dict[str, list[str]]) -> None:
     # It does not load redis either.
-    assert set(in_web_process["task enqueued"]) - PLUGIN_SEARCH == PIPELINE | PYDANTIC
+    assert set(in_web_process["task enqueued"]) - PLUGIN_SEARCH == PIPELINE | PYDANTIC | SENDING
 
 
 def test_eager_task_loads_no_more_than_enqueueing(in_web_process: dict[str, list[str]]) -> None:
-    assert set(in_web_process["ran eagerly"]) - PLUGIN_SEARCH == PIPELINE | PYDANTIC
+    assert set(in_web_process["ran eagerly"]) - PLUGIN_SEARCH == PIPELINE | PYDANTIC | SENDING
 
 
 def test_boto3_is_loaded_at_the_first_send(in_web_process: dict[str, list[str]]) -> None:
@@ -375,7 +381,8 @@ def test_error_of_a_task_loads_no_more(in_worker: dict[str, list[str]]) -> None:
 def test_maintenance_loads_reaping_but_no_outbox(
     in_worker: dict[str, list[str]],
 ) -> None:
-    assert set(in_worker["maintenance done"]) == {*in_worker["failure recorded"], "lambda_tasks.operations.reaping"}
+    added = set(in_worker["maintenance done"]) - set(in_worker["failure recorded"])
+    assert added == {"lambda_tasks.operations.reaping"} | SENDING
 
 
 @pytest.mark.parametrize("step", ["handler imported", "booted"])
@@ -386,7 +393,7 @@ def test_cold_start_does_not_load_the_outbox(in_worker_with_outbox: dict[str, li
 def test_idle_outbox_worker_does_not_load_boto3(
     in_worker_with_outbox: dict[str, list[str]],
 ) -> None:
-    assert set(in_worker_with_outbox["message run"]) == WORKER | OUTBOX
+    assert set(in_worker_with_outbox["message run"]) == WORKER | SENDING | OUTBOX
     assert set(in_worker_with_outbox["maintenance done"]) - PLUGIN_SEARCH == (
-        WORKER | PYDANTIC | OUTBOX | {"lambda_tasks.operations.reaping"}
+        WORKER | PYDANTIC | SENDING | OUTBOX | {"lambda_tasks.operations.reaping"}
     )

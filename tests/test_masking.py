@@ -12,6 +12,7 @@ import pytest
 
 from lambda_tasks.backends import batches
 from lambda_tasks.decorators import lambda_task
+from lambda_tasks.exceptions import InvalidMessage
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Run
 from lambda_tasks.messages import SQSLambdaTaskMessage
@@ -20,6 +21,7 @@ from lambda_tasks.recording import masking
 from lambda_tasks.recording.masking import MASK, MAX_SIZE, WITHHELD, scrubbed, without_pieces
 from lambda_tasks.recording.storable import shown
 from lambda_tasks.recording.tracebacks import traceback_text
+from lambda_tasks.wire.invocation import Invocation
 
 KEY = "hunter2-abc\nsecond-line\r\n    third-one\n"
 LINES = ("hunter2-abc", "second-line", "third-one")
@@ -187,3 +189,8 @@ class TestForgedLines:
     def test_task_name_has_no_control_characters(self, name: str) -> None:
         with pytest.raises(ValueError, match="task_name"):
             SQSLambdaTaskMessage(task_name=name)
+
+    @pytest.mark.parametrize("name", ["a.b\ud800", "a\udfff.b"])
+    def test_task_name_has_no_lone_surrogates(self, name: str) -> None:
+        with pytest.raises(InvalidMessage, match="task_name: must be the dotted path of a task"):
+            Invocation.of_body(json.dumps({"task_name": name}))

@@ -171,8 +171,7 @@ class SQSBackend(BaseBackend):
 
     def validate(self, job: Job) -> None:
         """Refuse queues that are unknown or have no usable URL, and messages and attributes that SQS rejects."""
-        super().validate(job)
-        url = app_settings.queues[job.queue]
+        url = app_settings.queue_url(job.queue, task_name=job.task_name)
         if problem := problem_of(url) or self._missing_region(url):
             raise InvalidSetting(_named(job.queue, problem))
         attributes = attributes_of_retry(job)

@@ -105,9 +105,9 @@ def on_sound_connection(database: str, action: Callable[[], T]) -> T:
         return action()
 
 
-def commits_by_itself(database: str) -> bool:
+def commits_by_itself(connection: BaseDatabaseWrapper) -> bool:
     """Return whether Django commits a statement or an `atomic()` block on this database when it ends."""
-    return bool(connections[database].settings_dict["AUTOCOMMIT"])
+    return bool(connection.settings_dict["AUTOCOMMIT"])
 
 
 def manual_commits(database: str) -> str:
@@ -118,10 +118,10 @@ def manual_commits(database: str) -> str:
     )
 
 
-def refuse_manual_commits(database: str) -> None:
+def refuse_manual_commits(connection: BaseDatabaseWrapper) -> None:
     """Raise `InvalidSetting` if AUTOCOMMIT is False for this database."""
-    if not commits_by_itself(database):
-        raise InvalidSetting(manual_commits(database) + " Remove AUTOCOMMIT from it.")
+    if not commits_by_itself(connection):
+        raise InvalidSetting(manual_commits(connection.alias) + " Remove AUTOCOMMIT from it.")
 
 
 def close_broken_connections() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import MethodType, TracebackType
 from typing import Any, Final
 
@@ -33,24 +33,23 @@ _IMPLICIT: Final = (
 )
 _FLAGS: Final = re.IGNORECASE | re.DOTALL
 _ENDINGS: Final = {
-    "mysql": re.compile(rf"{_BEFORE}({_IMPLICIT})\b", _FLAGS),
-    None: re.compile(rf"{_BEFORE}({_END})\b", _FLAGS),
+    "mysql": rf"{_BEFORE}({_IMPLICIT})\b",
+    None: rf"{_BEFORE}({_END})\b",
 }
 #: A cheap search for one of them in a script, before the script is parsed. PyMySQL and mysqlclient interpolate the
 #: values into the statement, so for them a semicolon has to come first.
 _LATER: Final = {
-    "mysql": re.compile(rf";{_BEFORE}(?:{_IMPLICIT})\b", _FLAGS),
-    None: re.compile(rf"\b(?:{_END})\b", _FLAGS),
+    "mysql": rf";{_BEFORE}(?:{_IMPLICIT})\b",
+    None: rf"\b(?:{_END})\b",
 }
 #: Text in which a semicolon does not end the statement: strings, quoted names, function bodies, comments.
-_QUOTED: Final = re.compile(
+_QUOTED: Final = (
     r"'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\"|`[^`]*`|\$(\w*)\$.*?\$\1\$|--[^\n]*|/\*(?!M?!).*?\*/"
-    r"|\bBEGIN\s+ATOMIC\b.*?;\s*END\b",
-    _FLAGS,
+    r"|\bBEGIN\s+ATOMIC\b.*?;\s*END\b"
 )
 
 #: MySQL and MariaDB: statements that can run any other statement, including COMMIT.
-_OPAQUE: Final = re.compile(rf"{_BEFORE}(?:CALL|EXECUTE|BEGIN\s+NOT)\b", _FLAGS)
+_OPAQUE: Final = rf"{_BEFORE}(?:CALL|EXECUTE|BEGIN\s+NOT)\b"
 
 #: The first six characters of the statements that Django generates.
 _PLAIN: Final = frozenset(["SELECT", "INSERT", "UPDATE", "DELETE", b"SELECT", b"INSERT", b"UPDATE", b"DELETE"])
@@ -86,25 +85,35 @@ def ending_in(sql: object, vendor: str, *, used: bool = True) -> str | None:
     text = sql.decode("latin-1") if isinstance(sql, bytes | bytearray) else sql  # the keywords are ASCII
     if not isinstance(text, str):
         return None
-    first = _ENDINGS.get(vendor, _ENDINGS[None]).match(text)
+    first = _first_ending(text, vendor)
     if first is not None and used:
         return _words(first)
     # SQLite's execute() does not accept scripts, and the semicolons in a MariaDB procedure belong to its body.
     if ";" not in text or vendor == "sqlite" or (vendor == "mysql" and first is not None):
         return None
-    if first is None and _LATER.get(vendor, _LATER[None]).search(text) is None:
+    if first is None and _compiled(_LATER.get(vendor, _LATER[None])).search(text) is None:
         return None
     return _ending_in_script(text, vendor)
 
 
 def _ending_in_script(text: str, vendor: str) -> str | None:
-    statements = [each for each in _QUOTED.sub(" ", text).split(";") if each.strip()]
+    statements = [each for each in _compiled(_QUOTED).sub(" ", text).split(";") if each.strip()]
     if len(statements) < 2:
         return None
     for statement in statements:
-        if found := _ENDINGS.get(vendor, _ENDINGS[None]).match(statement):
+        if found := _first_ending(statement, vendor):
             return _words(found)
     return None
+
+
+def _first_ending(text: str, vendor: str) -> re.Match[str] | None:
+    return _compiled(_ENDINGS.get(vendor, _ENDINGS[None])).match(text)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern on its first use. A process whose tasks use only the ORM needs none of them."""
+    return re.compile(pattern, _FLAGS)
 
 
 def _words(found: re.Match[str]) -> str:
@@ -281,7 +290,7 @@ class Guard(AbstractContextManager["Guard"]):
             opaque = (
                 used
                 and not _is_plain(sql)
-                and _OPAQUE.match(_start(sql)) is not None
+                and _compiled(_OPAQUE).match(_start(sql)) is not None
                 and self._mariadb_in_transaction()
             )
             try:

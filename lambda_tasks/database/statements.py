@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from django.core.exceptions import ValidationError
@@ -60,11 +61,11 @@ class Slot(Value):
         """Return the slot's value in the form that the driver expects."""
         return self.output_field.get_db_prep_save(values[self.name], connection=connection)
 
-    def takes_text(self, connection: BaseDatabaseWrapper) -> bool:
-        """Return whether the driver accepts a string for the field without conversion."""
-        return isinstance(self.output_field, CharField | TextField) or (
-            isinstance(self.output_field, UUIDField) and connection.features.has_native_uuid_field
-        )
+    def place(self, connection: BaseDatabaseWrapper) -> Slot | _Text | _Hex:
+        """Return a cheaper placeholder if the value needs no conversion by the model field, or else the slot."""
+        if isinstance(self.output_field, UUIDField):
+            return (_Text if connection.features.has_native_uuid_field else _Hex)(self.name)
+        return _Text(self.name) if isinstance(self.output_field, CharField | TextField) else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,21 @@ class _Text:
     name: str
 
 
+class _Hex(_Text):
+    """A placeholder for an id that Django stores in a column of characters."""
+
+    __slots__ = ()
+
+    def filled(self, values: Mapping[str, Any], connection: BaseDatabaseWrapper) -> str | None:
+        value = values[self.name]
+        return None if value is None else UUID(str(value)).hex
+
+
+_CONVERTED: Final = (Slot, _Hex)
+
+
 def _places(params: Sequence[Any], connection: BaseDatabaseWrapper) -> tuple[Any, ...]:
-    return tuple(_Text(p.name) if isinstance(p, Slot) and p.takes_text(connection) else p for p in params)
+    return tuple(param.place(connection) if isinstance(param, Slot) else param for param in params)
 
 
 def _filled(places: Sequence[Any], values: Mapping[str, Any], connection: BaseDatabaseWrapper) -> list[Any]:
@@ -84,7 +98,7 @@ def _filled(places: Sequence[Any], values: Mapping[str, Any], connection: BaseDa
         values[place.name]
         if type(place) is _Text
         else place.filled(values, connection)
-        if isinstance(place, Slot)
+        if isinstance(place, _CONVERTED)
         else place
         for place in places
     ]

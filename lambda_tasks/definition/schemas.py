@@ -43,6 +43,11 @@ def adapted(schema: Any) -> Any:
     return _Adapter(schema).adapt(schema)
 
 
+def has_choices(schema: Any) -> bool:
+    """Return whether an adapted schema has unions whose choices `noting_choices()` notes."""
+    return any(part.get("type") == "json-or-python" and _original(part) is not part for part in _parts(schema))
+
+
 def for_writing(schema: Any) -> Any:
     """Return the schema of the serializer: it writes ints as ints where a float is annotated, and bytes as base64.
 

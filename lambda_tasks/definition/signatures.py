@@ -37,6 +37,8 @@ _KEYWORD_ONLY: Final = {
     "variadic": "Replace it with named parameters, as in def task(*, user_ids: list[int], options: dict[str, str]).",
 }
 
+#: The comparison for arguments without unions whose members could be confused.
+_WITHOUT_CHOICES: Final = same_by(lambda sent, arrived: False)
 _REMEDY: Final = (
     "Annotate it with a type that survives the conversion to JSON, or send a primary key and look it up in the task."
 )
@@ -108,7 +110,7 @@ class TaskSignature:
         validator = self._validator
         # Pydantic's errors quote the values. Raise outside of the except blocks, so that an `InvalidArguments` does
         # not have such an error as its `__context__`.
-        accepted = arrived = None
+        accepted = read = None
         try:
             accepted = validator.validate_python(dict(arguments))
         except pydantic_core.ValidationError as error:
@@ -117,16 +119,15 @@ class TaskSignature:
             raise InvalidArguments(f"Invalid arguments for {self.name}: {problems}")
         text = self._to_json(accepted)
         try:
-            with schemas.noting_choices() as read_as_another_member:
-                arrived = validator.validate_json(text)
+            read = self._read_back(text)
         except pydantic_core.ValidationError as error:
             culprit = self._culprit(accepted, lambda alone: pydantic_core.from_json(self._json(alone)))
             problems = self._problems(error, whole=culprit, quoting=True, sent=accepted)
-        if arrived is None:
+        if read is None:
             raise InvalidArguments(f"The arguments of {self.name} cannot be read back from JSON: {problems}. {_REMEDY}")
         encoded = self._read(text)
         self._refuse_unstorable(encoded, text)
-        self._refuse_changed(arguments, accepted, arrived, same_by(read_as_another_member))
+        self._refuse_changed(arguments, accepted, *read)
         return encoded
 
     def decode(self, encoded: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,6 +165,13 @@ class TaskSignature:
             reason = "" if culprit in self.sensitive else f": {quoted(lazy) if lazy is not None else error}"
             remedy = remedy_for(lazy) or _REMEDY
         raise InvalidArguments(f"Argument {culprit} of {self.name} cannot be written as JSON{reason}. {remedy}")
+
+    def _read_back(self, text: bytes) -> tuple[dict[str, Any], Comparison]:
+        """Return the arguments as they arrive, and the comparison that knows which members their unions have chosen."""
+        if not self._has_choices:
+            return self._validator.validate_json(text), _WITHOUT_CHOICES
+        with schemas.noting_choices() as read_as_another_member:
+            return self._validator.validate_json(text), same_by(read_as_another_member)
 
     def _read(self, text: bytes) -> dict[str, Any]:
         """Return the plain JSON values in `text`, and reject NaN and infinity, which a type's serializer may write."""
@@ -271,7 +279,15 @@ class TaskSignature:
     def _validator(self) -> SchemaValidator:
         from pydantic_core import SchemaValidator
 
-        return SchemaValidator(schemas.adapted(self._adapter.core_schema), **schemas.inside_models(SchemaValidator))
+        return SchemaValidator(self._adapted, **schemas.inside_models(SchemaValidator))
+
+    @cached_property
+    def _adapted(self) -> Any:
+        return schemas.adapted(self._adapter.core_schema)
+
+    @cached_property
+    def _has_choices(self) -> bool:
+        return schemas.has_choices(self._adapted)
 
     @cached_property
     def _serializer(self) -> SchemaSerializer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 from lambda_tasks.definition import keys
@@ -25,6 +26,7 @@ class Task(_OptionAttributes):
     def __init__(self, function: Callable[..., Any], options: Options) -> None:
         self.set_options(options)
         self.function = function
+        self.is_coroutine = iscoroutinefunction(function)
         self.signature = TaskSignature(function, sensitive=options.sensitive)
         if options.schedule:
             from lambda_tasks.definition.schedules import check_schedules

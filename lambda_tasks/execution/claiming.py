@@ -34,7 +34,8 @@ def claim(attempt: Attempt) -> Failed | Skipped | None:
         case Claimed(takeovers, waited, first):
             failpoints.reached("claim:after")
             attempt.claimed = True
-            run = attempt.run = replace(run, takeovers=takeovers, waited=waited)
+            if takeovers or waited:
+                run = attempt.run = replace(run, takeovers=takeovers, waited=waited)
             return _crashed_too_often(run) or _expired(run) or _cancelled(run, first=first)
         case Finished(status):
             run_logger.info("%s has already ended as %s; the delivery is acknowledged.", run.task_name, status)

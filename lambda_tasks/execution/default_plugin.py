@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING
 
 from lambda_tasks import registry
@@ -32,7 +31,7 @@ def lambda_task_resolve(task_name: str) -> Task:
 @hookimpl(trylast=True)
 def lambda_task_call(run: Run) -> object:
     function = run.task.function
-    if iscoroutinefunction(function):
+    if run.task.is_coroutine:
         # Bind the arguments here, because they may have the names of async_to_sync's own parameters.
         return run_coroutine(partial(function, **run.arguments), {})
     return function(**run.arguments)

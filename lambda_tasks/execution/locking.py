@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from time import monotonic
 from typing import Final
 
@@ -19,21 +19,23 @@ __all__ = ["LOCK_KEY", "held_lock", "lock_in_transaction"]
 
 #: The key that the transactions of one invocation and of its retries lock, but no others.
 CHAIN_KEY: Final = "lambda_tasks.singleton_chain.{root_id}"
+#: The context of a task without a lock.
+_WITHOUT_LOCK: Final = nullcontext()
+
+
+def held_lock(attempt: Attempt) -> AbstractContextManager[None]:
+    """Return a context that holds the lock of the run's task, or one of its locks, if the task has one.
+
+    An error on release never changes the outcome. Entering raises `LockError` if other invocations hold all locks, and
+    `LockUnavailable` if the lock server is unavailable, unless the lock's `fail_open` lets the task run without it.
+    """
+    return _held_slot(attempt) if locks(attempt.run.task) else _WITHOUT_LOCK
 
 
 @contextmanager
-def held_lock(attempt: Attempt) -> Iterator[None]:
-    """Hold the lock of the run's task, or one of its locks; an error on release never changes the outcome.
-
-    Raise `LockError` if other invocations hold all of them. Raise `LockUnavailable` if the lock server is unavailable,
-    unless the lock's `fail_open` lets the task run without it.
-    """
-    run = attempt.run
-    if not locks(run.task):
-        yield
-        return
+def _held_slot(attempt: Attempt) -> Iterator[None]:
     with ExitStack() as held:
-        attempt.lock_keys = _take_slot(run, held)
+        attempt.lock_keys = _take_slot(attempt.run, held)
         yield
 
 

@@ -10,8 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -105,11 +104,14 @@ def execute(message: Invocation, *, message_id: str, **details: Unpack[Details])
         refusal = claim(attempt)
         if isinstance(refusal, Skipped):
             return refusal
-        with claim_held(attempt):
+        try:
             outcome = perform(attempt) if refusal is None else refusal
             if isinstance(outcome, Wait):
                 return wait_for_lock(attempt, outcome)
             outcome = settle(attempt, outcome)
+        except Redeliver as redeliver:
+            extend_pause(redeliver, attempt)
+            raise
         _log_outcome(attempt.run, outcome)
         notify(hooks().lambda_task_finished, run=attempt.run, outcome=outcome)
         _raise_interrupt(outcome)
@@ -120,9 +122,10 @@ def prepare(message: Invocation, *, message_id: str, **details: Unpack[Details])
     """Resolve the task and decode its arguments, without writing to the database."""
     deadline = details.get("deadline")
     task = details.get("task") or resolve(message.task_name, deadline)
-    refuse_misconfiguration(task)
-    soft, hard = clamped(*task.timeouts(), deadline)
     database = get_store().database
+    connection = connections[database]
+    refuse_misconfiguration(task, connection)
+    soft, hard = clamped(*task.timeouts(), deadline)
     return Run(
         message=message,
         message_id=message_id,
@@ -136,7 +139,7 @@ def prepare(message: Invocation, *, message_id: str, **details: Unpack[Details])
         hard_timeout=hard,
         lease=lease_for(hard),
         database=database,
-        nested=connections[database].in_atomic_block,
+        nested=connection.in_atomic_block,
         deadline=deadline,
         limited=details.get("limited", True),
         first_sent=details.get("first_sent"),
@@ -151,11 +154,11 @@ def lease_for(hard_timeout: float) -> float:
     return hard_timeout + KILL_GRACE + WATCHDOG_DELAY + watchdog.SLACK + LEASE_MARGIN
 
 
-def refuse_misconfiguration(task: Task) -> None:
+def refuse_misconfiguration(task: Task, connection: BaseDatabaseWrapper) -> None:
     """Raise `ImproperlyConfigured` before the claim for errors in the settings, which are not the task's fault."""
     for name in ("max_retries", "max_takeovers"):
         getattr(app_settings, name)
-    refuse_manual_commits(get_store().database)
+    refuse_manual_commits(connection)
     if locks(task):
         get_lock().ensure_configured()
 
@@ -170,16 +173,11 @@ def clamped(soft: float, hard: float, deadline: float | None) -> tuple[float, fl
     return min(soft, 0.9 * left), left
 
 
-@contextmanager
-def claim_held(attempt: Attempt) -> Iterator[None]:
+def extend_pause(redeliver: Redeliver, attempt: Attempt) -> None:
     """Extend the pause of a message that must be redelivered to the end of its claim, unless the pause is exact."""
-    try:
-        yield
-    except Redeliver as redeliver:
-        if not redeliver.exact:
-            # An earlier delivery would only use up a receive, since the lease has not expired.
-            redeliver.visible_in = max(redeliver.visible_in or 0.0, attempt.lease_left)
-        raise
+    if not redeliver.exact:
+        # An earlier delivery would only use up a receive, since the lease has not expired.
+        redeliver.visible_in = max(redeliver.visible_in or 0.0, attempt.lease_left)
 
 
 def perform(attempt: Attempt) -> Outcome | Wait:

@@ -112,8 +112,7 @@ class TimeLimits:
             return self
         global _in_force
         self._outer_limits, _in_force = _in_force, self
-        self._outer = _OuterAlarm.suspend(self._clock)
-        signal.signal(signal.SIGALRM, self._on_alarm)
+        self._outer = _OuterAlarm.replace(self._on_alarm, self._clock)
         self._set_next_alarm()
         if self._on_overrun is not None:
             self._set_watchdog()
@@ -290,9 +289,11 @@ class _OuterAlarm:
         self._clock = clock
 
     @classmethod
-    def suspend(cls, clock: Callable[[], float]) -> _OuterAlarm:
+    def replace(cls, handler: Callable[[int, FrameType | None], object], clock: Callable[[], float]) -> _OuterAlarm:
+        """Stop the timer, and have `handler` handle the next alarms. Return what was set before."""
         left, interval = signal.setitimer(signal.ITIMER_REAL, 0)
-        return cls(signal.getsignal(signal.SIGALRM), clock() + left if left else None, interval, clock)
+        before = signal.signal(signal.SIGALRM, handler)
+        return cls(before, clock() + left if left else None, interval, clock)
 
     def seconds_left(self) -> float:
         return float("inf") if self._due is None else self._due - self._clock()

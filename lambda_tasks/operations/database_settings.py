@@ -40,7 +40,7 @@ def own_databases() -> list[str]:
 def check_entries() -> Iterator[CheckMessage]:
     """Check the entries in DATABASES, without a connection."""
     for alias in own_databases():
-        if not commits_by_itself(alias):
+        if not commits_by_itself(connections[alias]):
             yield Error(
                 manual_commits(alias),
                 hint=f"Remove AUTOCOMMIT from DATABASES[{alias!r}]. ATOMIC_REQUESTS is allowed.",

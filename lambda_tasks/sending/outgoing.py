@@ -19,7 +19,6 @@ from lambda_tasks.exceptions import InvalidArguments, UnreachableTask, Unreachab
 from lambda_tasks.handles import TaskHandle, Withdrawn
 from lambda_tasks.jobs import Job
 from lambda_tasks.plugins import hooks, notify
-from lambda_tasks.sending.results import first_error, send_all
 from lambda_tasks.settings import delay_constraint
 from lambda_tasks.strategies import get_backend, longest_delay
 
@@ -56,7 +55,7 @@ def leave_on_commit(job: Job) -> None:
     departure = _Departure(job, _waiting_room(job.database))
     connection.on_commit(departure)
     if departure._job is not None:  # it waits for a commit
-        for names in _noted():
+        for names in _notes.current:
             names[job.message_id] = job.task_name
 
 
@@ -114,6 +113,9 @@ def prepare(job: Job) -> None:
 
 def dispatch(jobs: Sequence[Job]) -> None:
     """Give `jobs` to the transport, and tell the plugins of each that it has taken. Raises the first error."""
+    # Imported here, because most workers send nothing.
+    from lambda_tasks.sending.results import first_error, send_all
+
     sent_hook = hooks().lambda_task_sent
     taken: set[str] = set()
     backend = get_backend()
@@ -166,7 +168,7 @@ class _Departure:
             assert departure._job is not None
             jobs.append(departure._job)
             departure._job = None
-        for names in _noted():
+        for names in _notes.current:
             for job in jobs:
                 names.pop(job.message_id, None)
         dispatch(jobs)
@@ -235,20 +237,21 @@ class NotedNames:
         self._names = names
 
     def __enter__(self) -> None:
-        self._outer: Sequence[dict[str, str]] = _noted()
+        self._outer = _notes.current
         _notes.current = (*self._outer, self._names)
 
     def __exit__(self, *error: object) -> None:
         _notes.current = self._outer
 
 
-_notes = threading.local()
+class _Notes(threading.local):
+    """The dicts of the `NotedNames` that this thread is in."""
+
+    current: Sequence[dict[str, str]] = ()
+
+
+_notes = _Notes()
 _rooms = threading.local()
-
-
-def _noted() -> Sequence[dict[str, str]]:
-    names: Sequence[dict[str, str]] = getattr(_notes, "current", ())
-    return names
 
 
 def _waiting_room(using: str) -> deque[weakref.ref[_Departure]]:

@@ -131,17 +131,18 @@ class ORMStore(BaseStore):
         return self._take_over(run, existing)
 
     def record(self, run: Run, outcome: Outcome) -> None:
-        reason = reason_of(outcome)
         match outcome:
             case Succeeded(result):
                 written = self._end(run, TaskStatus.SUCCESS, result=json_result(result), traceback=None)
             case Ignored(error):
+                reason = reason_of(outcome)
                 written = self._end(
                     run, TaskStatus.SUCCESS, result=None, traceback=run.traceback_text(error), reason=reason
                 )
             case Retry(error):
-                written = self._end_with_retry(run, run.retry_text(error), reason)
+                written = self._end_with_retry(run, run.retry_text(error), reason_of(outcome))
             case Failed(error):
+                reason = reason_of(outcome)
                 written = self._end(
                     run, TaskStatus.FAILED, result=None, traceback=run.traceback_text(error), reason=reason
                 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import reduce
+from operator import and_
 from typing import Final
 from uuid import UUID
 
@@ -30,8 +32,9 @@ NO_LEASE: Final = Q(lease_until=None)
 NOT_CLAIMED: Final = Q(claim=None)
 #: Used instead of `status = RUNNING` for a record whose key is known, because no index matches it. If PostgreSQL's
 #: statistics do not contain RUNNING records, it would use the index on status, and read an entry for each task that
-#: has ended since the start of the oldest snapshot.
-NOT_ENDED: Final = ~Q(status__in=[status for status in TaskStatus.values if status != TaskStatus.RUNNING])
+#: has ended since the start of the oldest snapshot. One condition for each status, because SQLite fills a temporary
+#: table for IN with three values.
+NOT_ENDED: Final = reduce(and_, (~Q(status=status) for status in TaskStatus.values if status != TaskStatus.RUNNING))
 
 _FIELDS: Final = {field.name: field for field in TaskRecord._meta.concrete_fields}
 

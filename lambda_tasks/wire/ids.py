@@ -71,8 +71,13 @@ def predecessor_id(root_id: str, n_retries: int) -> str | None:
 
 def made_at(message_id: str) -> float | None:
     """Return when `message_id` was created, in seconds since 1970; None for an id that is not a UUIDv7."""
-    parsed = uuid.UUID(message_id)
-    return (parsed.int >> 80) / 1000 if parsed.version == 7 else None
+    return int(message_id[:8] + message_id[9:13], 16) / 1000 if tells_time(message_id) else None
+
+
+def tells_time(message_id: str) -> bool:
+    """Return whether an id in its usual form is a UUIDv7, which contains the time of its creation."""
+    version, variant = message_id[14:15], message_id[19:20]
+    return version == "7" and variant in {"8", "9", "a", "b"}
 
 
 def canonical_id(raw: str) -> str:

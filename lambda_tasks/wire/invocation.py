@@ -12,8 +12,9 @@ from lambda_tasks.exceptions import InvalidMessage
 from lambda_tasks.recording.storable import MAX_DEPTH, shown, unstorable
 from lambda_tasks.wire.foreign import kind_of, kind_of_text
 
-#: Matches task names: dotted paths of at least two parts, without spaces and control characters.
-TASK_NAME: Final = re.compile(r"[^\s.\x00-\x1f\x7f-\x9f]+(\.[^\s.\x00-\x1f\x7f-\x9f]+)+")
+_NAME_PART: Final = r"[^\s.\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
+#: Matches task names: dotted paths of at least two parts, without spaces, control characters and lone surrogates.
+TASK_NAME: Final = re.compile(rf"{_NAME_PART}(\.{_NAME_PART})+")
 #: The limits of the columns of a record.
 MAX_NAME_LENGTH: Final = 255
 MAX_RETRY_NUMBER: Final = 2**31 - 1
@@ -101,17 +102,22 @@ def _problem_of(content: Any, body: str | None) -> str | None:
     """Return the problem of a decoded `body`, without quoting an argument; None if it is valid."""
     if not isinstance(content, dict):
         return f"body: must be a JSON object, not {type(content).__name__}"
-    if kind := kind_of(content):
+    if "task_name" not in content and (kind := kind_of(content)):
         return kind
-    if unknown := sorted(content.keys() - _FIELDS):
-        names = ", ".join(repr(shown(name)) for name in unknown[:_NAMED])
-        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        return f"body: has unknown fields: {names}{more}{'' if 'task_name' in content else _REMEDY}"
+    if not content.keys() <= _FIELDS:
+        return _problem_of_fields(content)
     return (
         _problem_of_name(content)
         or _problem_of_retries(content.get("n_retries", 0))
         or _problem_of_kwargs(content.get("kwargs", {}), body)
     )
+
+
+def _problem_of_fields(content: dict[str, Any]) -> str:
+    unknown = sorted(content.keys() - _FIELDS)
+    names = ", ".join(repr(shown(name)) for name in unknown[:_NAMED])
+    more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+    return f"body: has unknown fields: {names}{more}{'' if 'task_name' in content else _REMEDY}"
 
 
 def _problem_of_name(content: dict[str, Any]) -> str | None:
@@ -122,7 +128,7 @@ def _problem_of_name(content: dict[str, Any]) -> str | None:
         return f"task_name: must be a string, not {type(name).__name__}"
     if len(name) > MAX_NAME_LENGTH:
         return f"task_name: must have at most {MAX_NAME_LENGTH} characters"
-    if not TASK_NAME.fullmatch(name) or unstorable(name):
+    if not TASK_NAME.fullmatch(name):
         return "task_name: must be the dotted path of a task"
     return None
 

@@ -153,4 +153,11 @@ MUTATIONS: Final = (
         "    _OptionAttributes = Options\n",
         DECORATOR + "::TestCopies",
     ),
+    Mutation(
+        "the choices of unions are not noted",
+        "definition/signatures.py",
+        "        if not self._has_choices:\n",
+        "        if True:\n",
+        "tests/test_unions.py",
+    ),
 )

@@ -247,7 +247,7 @@ MUTATIONS: Final = (
     Mutation(
         "misconfiguration is found after the claim",
         "execution/pipeline.py",
-        "    refuse_misconfiguration(task)\n",
+        "    refuse_misconfiguration(task, connection)\n",
         "",
         "tests/test_documented_examples.py",
     ),

@@ -126,8 +126,8 @@ MUTATIONS: Final = (
     Mutation(
         "messages return while their claim is held",
         "execution/pipeline.py",
-        "            redeliver.visible_in = max(redeliver.visible_in or 0.0, attempt.lease_left)\n",
-        "            pass\n",
+        "        redeliver.visible_in = max(redeliver.visible_in or 0.0, attempt.lease_left)\n",
+        "        pass\n",
         KEPT,
     ),
     Mutation(

@@ -47,4 +47,11 @@ MUTATIONS: Final = (
         "        pass",
         IMPORTABLE,
     ),
+    Mutation(
+        "a worker that sends nothing imports the transport",
+        "maintenance.py",
+        "    if sends_directly():\n        return None\n",
+        "",
+        "tests/test_imports_cost.py",
+    ),
 )

@@ -47,8 +47,8 @@ MUTATIONS: Final = (
     Mutation(
         "the cause of a logged error is dropped",
         "logging.py",
-        "if (cause := _cause_of(error)) is not None:",
-        "if (cause := None) is not None:",
+        "(cause := _cause_of(error)) is not None:",
+        "(cause := None) is not None:",
         "tests/test_logging.py",
     ),
     Mutation(

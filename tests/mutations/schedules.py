@@ -70,8 +70,15 @@ MUTATIONS: Final = (
     Mutation(
         "a retried tick loses the time at which it was sent",
         "jobs.py",
-        "    return task.measures_age or ids.made_at(root_id) is None\n",
+        "    return task.measures_age or not ids.tells_time(root_id)\n",
         "    return task.measures_age\n",
+        TASKS + "::TestTicks",
+    ),
+    Mutation(
+        "any id is taken for one that contains a time",
+        "wire/ids.py",
+        '    return version == "7" and variant in {"8", "9", "a", "b"}\n',
+        "    return True\n",
         TASKS + "::TestTicks",
     ),
     Mutation(

@@ -175,8 +175,15 @@ MUTATIONS: Final = (
     Mutation(
         "task names can contain control characters",
         "wire/invocation.py",
-        r're.compile(r"[^\s.\x00-\x1f\x7f-\x9f]+(\.[^\s.\x00-\x1f\x7f-\x9f]+)+")',
-        r're.compile(r"[^\s.\x00]+(\.[^\s.\x00]+)+")',
+        r'_NAME_PART: Final = r"[^\s.\x00-\x1f\x7f-\x9f\ud800-\udfff]+"',
+        r'_NAME_PART: Final = r"[^\s.\x00\ud800-\udfff]+"',
+        MASKING,
+    ),
+    Mutation(
+        "task names can contain lone surrogates",
+        "wire/invocation.py",
+        r"\x7f-\x9f\ud800-\udfff]",
+        r"\x7f-\x9f]",
         MASKING,
     ),
 )

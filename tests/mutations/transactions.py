@@ -43,14 +43,14 @@ MUTATIONS: Final = (
     Mutation(
         "tasks are claimed without autocommit",
         "execution/pipeline.py",
-        "    refuse_manual_commits(get_store().database)\n",
+        "    refuse_manual_commits(connection)\n",
         "",
         MANUAL,
     ),
     Mutation(
         "maintenance runs without autocommit",
         "handler.py",
-        "    refuse_manual_commits(get_store().database)\n",
+        "    refuse_manual_commits(connections[get_store().database])\n",
         "",
         MANUAL,
     ),
