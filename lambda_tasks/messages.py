@@ -95,7 +95,7 @@ class SQSLambdaTask(BaseModel):
     delay: Annotated[int, Field(ge=0, le=MAX_KEPT_DELAY)] = 0
     queue: Annotated[str, Field(min_length=1)] = "default"
 
-    def execute_on_commit(self) -> TaskHandle:
+    def execute_on_commit(self) -> TaskHandle[Any]:
         """Send the invocation when the transaction commits, or immediately without a transaction.
 
         Invalid invocations raise an error here, inside the transaction: `UnknownQueue`, `MessageTooLarge`,
