@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lambda_tasks.messages import SQSLambdaTask
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 
 
@@ -39,7 +39,7 @@ class _Delay(int):
         )
 
 
-class LambdaTaskWrapper(Task, Generic[P, R]):
+class LambdaTaskWrapper(Task, Generic[P, R_co]):
     """A task: the decorated function, with its options as attributes and with methods that send it.
 
     Calling it calls the function directly.
@@ -48,13 +48,13 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
     option with an invalid value.
     """
 
-    function: Callable[P, R]
+    function: Callable[P, R_co]
     #: The alias in `using(database=…)`. The message is sent when the transaction on that database commits.
     database: str | None = None
     #: For a copy that `using()` has returned: the task that the module defines.
-    _original: LambdaTaskWrapper[P, R] | None = None
+    _original: LambdaTaskWrapper[P, R_co] | None = None
 
-    def __init__(self, function: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
+    def __init__(self, function: Callable[P, R_co], **options: Unpack[TaskOptions]) -> None:
         if isinstance(function, LambdaTaskWrapper):
             raise TypeError(f"{function.name} is already a task. Call its using() to change how it is sent.")
         super().__init__(function, Options.of(**options))
@@ -79,15 +79,15 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
         options = {name: getattr(self, name) for name in ("delay", "queue", "database")}
         return _using, (self._original, options)
 
-    def __copy__(self) -> LambdaTaskWrapper[P, R]:
+    def __copy__(self) -> LambdaTaskWrapper[P, R_co]:
         return self
 
-    def __deepcopy__(self, memo: dict[int, object]) -> LambdaTaskWrapper[P, R]:
+    def __deepcopy__(self, memo: dict[int, object]) -> LambdaTaskWrapper[P, R_co]:
         return self
 
     # The slash allows tasks to have a parameter named `self`.
 
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the function in this process and transaction: no queue, no record, no time limits."""
         return self.function(*args, **kwargs)
 
@@ -98,7 +98,7 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
         self: LambdaTaskWrapper[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskHandle[T]: ...
     @overload
-    def execute_on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+    def execute_on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]: ...
     def execute_on_commit(self, /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
         """Send the task when the transaction commits, or immediately without a transaction.
 
@@ -126,7 +126,7 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
         self: LambdaTaskWrapper[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskHandle[T]: ...
     @overload
-    async def aexecute_on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+    async def aexecute_on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]: ...
     async def aexecute_on_commit(self, /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
         """Send the task in a coroutine, as `execute_on_commit()` does.
 
@@ -142,7 +142,7 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
         self: LambdaTaskWrapper[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskHandle[T]: ...
     @overload
-    def execute_now(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+    def execute_now(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]: ...
     def execute_now(self, /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
         """Send the task immediately, even if a transaction is open, which may still be rolled back.
 
@@ -164,7 +164,7 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
         self: LambdaTaskWrapper[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> TaskHandle[T]: ...
     @overload
-    async def aexecute_now(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+    async def aexecute_now(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]: ...
     async def aexecute_now(self, /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
         """Send the task immediately in a coroutine, as `execute_now()` does."""
         from asgiref.sync import sync_to_async
@@ -180,7 +180,7 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
 
     def using(
         self, *, delay: int | None = None, queue: str | None = None, database: str | None = None
-    ) -> LambdaTaskWrapper[P, R]:
+    ) -> LambdaTaskWrapper[P, R_co]:
         """Return a copy of the task with a different delay, queue or database.
 
         `delay` is a number of seconds from 0 to 900, or up to a year with LAMBDA_TASKS_OUTBOX. `queue` is a name in
@@ -191,7 +191,7 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
                 f"database must be an alias in DATABASES ({', '.join(sorted(connections.settings))}), not {database!r}."
             )
         changes = {name: value for name, value in (("delay", delay), ("queue", queue)) if value is not None}
-        copy: LambdaTaskWrapper[P, R] = LambdaTaskWrapper.__new__(LambdaTaskWrapper)
+        copy: LambdaTaskWrapper[P, R_co] = LambdaTaskWrapper.__new__(LambdaTaskWrapper)
         copy.__dict__.update(self.__dict__)
         copy.set_options(Options.of(**{**vars(self.options), **changes}))
         copy.check_delays()
@@ -245,9 +245,9 @@ def _using(task: LambdaTaskWrapper[..., Any], options: dict[str, Any]) -> Lambda
 
 
 @overload
-def lambda_task(function: Callable[P, R], /) -> LambdaTaskWrapper[P, R]: ...
+def lambda_task(function: Callable[P, T], /) -> LambdaTaskWrapper[P, T]: ...
 @overload
-def lambda_task(**options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], LambdaTaskWrapper[P, R]]: ...
+def lambda_task(**options: Unpack[TaskOptions]) -> Callable[[Callable[P, T]], LambdaTaskWrapper[P, T]]: ...
 def lambda_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function a task, with or without options.
 

@@ -31,6 +31,8 @@ else:
 
     R_co = TypeVar("R_co", covariant=True)
 
+__all__ = ["TIMEOUT", "Polling", "TaskHandle", "Withdrawn", "cancel", "canonical"]
+
 #: Seconds for which `result()` waits, unless the call says otherwise.
 TIMEOUT: Final = 30.0
 
@@ -252,3 +254,13 @@ class Withdrawn:
 
     def __call__(self) -> None:
         return
+
+
+if not TYPE_CHECKING:  # otherwise type checkers would accept any name
+
+    def __getattr__(name):
+        if name != "Polling":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from lambda_tasks.awaiting.polling import Polling  # most processes do not wait for results
+
+        return Polling
