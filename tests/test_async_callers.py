@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import transaction
+from django.db import connections, transaction
 from django.http import HttpRequest, JsonResponse
 from django.test import AsyncRequestFactory
 
@@ -180,7 +180,10 @@ class TestErrors:
         monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
 
         async def view() -> Any:
-            return TaskHandle.from_id(new_message_id()).status
+            try:
+                return TaskHandle.from_id(new_message_id()).status
+            finally:
+                connections.close_all()  # those of the event loop's thread
 
         assert served(view) is None
 
