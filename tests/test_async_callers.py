@@ -213,7 +213,7 @@ class TestTransactions:
         execute(Invocation(enqueue.name, {}), message_id=new_message_id(), task=enqueue)
         assert len(backend().jobs) == 1
 
-    def test_call_in_a_synchronous_block_is_a_part_of_it(self) -> None:
+    def test_call_in_a_synchronous_block_rolls_back(self) -> None:
         @sync_to_async
         def sign_up() -> None:
             with suppress(Rollback), transaction.atomic():

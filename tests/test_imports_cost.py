@@ -37,6 +37,8 @@ HEAVY: Final = (
         "lambda_tasks.testing",
     ),
     *("lambda_tasks.backends.outbox", "lambda_tasks.backends.relay"),
+    *("lambda_tasks.awaiting.ends", "lambda_tasks.awaiting.polling"),
+    *("lambda_tasks.definition.returns", "lambda_tasks.execution.progress", "lambda_tasks.database.aside"),
     *("lambda_tasks.definition.schedules", "lambda_tasks.operations.schedules", "cronsim"),
 )
 

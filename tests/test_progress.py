@@ -182,7 +182,7 @@ class TestReports:
         assert run(act, store).progress == ReportedProgress(10, 10)
         assert stored == [0, 10]
 
-    def test_retry_begins_anew(self, store: str) -> None:
+    def test_retry_starts_without_progress(self, store: str) -> None:
         def fail() -> None:
             report(1, 2)
             raise Again
@@ -407,7 +407,7 @@ class TestCoroutines:
 
 
 @pytest.mark.django_db
-def test_progress_in_a_test_case_belongs_to_its_transaction(lambda_tasks_queue: TaskQueue) -> None:
+def test_progress_in_a_test_case_is_visible(lambda_tasks_queue: TaskQueue) -> None:
     actions.append(lambda: report(1, 2))
     with lambda_tasks_queue.commit():
         handle = work.execute_on_commit()

@@ -174,7 +174,7 @@ class TestEnds:
         with pytest.raises(TaskFailed, match=r"\(cancelled\)"):
             handle.result(poll=clock.polling())
 
-    def test_failed_task_has_no_sensitive_argument_in_its_error(self, store: str) -> None:
+    def test_error_contains_no_sensitive_argument(self, store: str) -> None:
         handle = login.using(database=store).execute_on_commit(token="hunter2")
         work()
         with pytest.raises(TaskFailed) as raised:
@@ -369,7 +369,7 @@ def test_question_does_not_read_mariadbs_snapshot(database: str) -> None:
 
 
 @pytest.mark.django_db
-def test_result_in_a_test_case_is_read_in_its_transaction(lambda_tasks_queue: TaskQueue) -> None:
+def test_result_is_visible_in_a_test_case(lambda_tasks_queue: TaskQueue) -> None:
     with lambda_tasks_queue.commit():
         handle = answer.execute_on_commit(number=7)
     lambda_tasks_queue.run_until_idle()
@@ -424,7 +424,7 @@ class TestStates:
         outbox().send_now([handle.message_id], using=store)
         assert handle.status == "SENT"
 
-    def test_kept_call_is_not_said_to_be_rolled_back(
+    def test_failed_commit_leaves_a_kept_call_unknown(
         self, store: str, settings: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """COMMIT has failed after the outbox has kept the message, so only the database knows."""

@@ -1,4 +1,4 @@
-"""Store the progress that a running task reports, beside its transaction and without ever holding it up."""
+"""Store the progress that a running task reports, outside of its transaction and without delaying it."""
 
 from __future__ import annotations
 
