@@ -46,7 +46,7 @@ class SendState:
     def __init__(self) -> None:
         #: `SENT` or `UNSENT` after the transport was called.
         self.result: str | None = None
-        #: Whether the transport has written the job into the transaction, whose COMMIT may have succeeded since.
+        #: Whether the transport has stored the job, to send it later. Then only the database knows what became of it.
         self.kept = False
         self._callback: weakref.ref[Any] | None = None
         self._thread = 0

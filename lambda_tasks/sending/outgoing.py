@@ -157,19 +157,21 @@ def dispatch(jobs: Sequence[Job], *, direct: bool = False) -> None:
         if error := first_error(send_all(backend.send, jobs, taken=take)):
             raise error
     except Exception:
+        _note_sent(jobs, taken, otherwise=UNSENT)
         for job in jobs:
-            _note_sent(job, SENT if job.message_id in taken else UNSENT)
             if job.unsent is not None and job.message_id not in taken:
                 job.unsent()
         raise
-    for job in jobs:
-        _note_sent(job, SENT)
+    _note_sent(jobs, taken, otherwise=None)
     failpoints.reached("send:after")
 
 
-def _note_sent(job: Job, result: str) -> None:
-    if job.state is not None:
-        job.state.result = result
+def _note_sent(jobs: Sequence[Job], taken: Set[str], *, otherwise: str | None) -> None:
+    """Tell the handles which jobs were taken. Without an error, the transport has stored the others."""
+    for job in jobs:
+        if job.state is not None:
+            job.state.kept = True
+            job.state.result = SENT if job.message_id in taken else otherwise
 
 
 class _Departure:

@@ -163,8 +163,8 @@ MUTATIONS: Final = (
     Mutation(
         "a message that the queue has not accepted is said to be sent",
         "sending/outgoing.py",
-        "            _note_sent(job, SENT if job.message_id in taken else UNSENT)\n",
-        "            _note_sent(job, SENT)\n",
+        "            job.state.result = SENT if job.message_id in taken else otherwise\n",
+        "            job.state.result = SENT\n",
         RESULTS + "::TestStates",
     ),
     Mutation(
