@@ -12,6 +12,7 @@ from lambda_tasks.database.aside import can_run_aside, run_aside
 from lambda_tasks.database.coroutines import in_coroutine
 from lambda_tasks.database.errors import on_sound_connection
 from lambda_tasks.jobs import Run
+from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.logging import run_logger
 from lambda_tasks.strategies import get_store
 
@@ -65,6 +66,8 @@ def _ask(run: Run) -> bool:
         return False
     try:
         return run_aside(lambda: get_store().cancel_requested(run))
+    except SoftTimeLimitExceeded:
+        raise  # it belongs to the task
     except Exception as error:
         text = run.scrubbed(f"{type(error).__name__}: {error}").strip()
         run_logger.warning("It is unknown whether %s was cancelled (%s).", run.task_name, text)

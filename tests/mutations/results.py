@@ -294,6 +294,13 @@ MUTATIONS: Final = (
         PROGRESS + "::TestErrors",
     ),
     Mutation(
+        "asking for a request to cancel swallows the soft limit",
+        "execution/cancelled.py",
+        "    except SoftTimeLimitExceeded:\n        raise",
+        "    except ZeroDivisionError:\n        raise",
+        "tests/test_cancelling.py::TestAsking",
+    ),
+    Mutation(
         "a note contains sensitive arguments",
         "execution/progress.py",
         "    if note and run.task.sensitive:\n",
