@@ -104,6 +104,12 @@ class SQSLambdaTask(BaseModel):
         """
         return outgoing.send_on_commit(self.new_job())
 
+    async def aexecute_on_commit(self) -> TaskHandle[Any]:
+        """Send the invocation in a coroutine, as `execute_on_commit()` does."""
+        from asgiref.sync import sync_to_async
+
+        return await sync_to_async(self.execute_on_commit)()
+
     def new_job(self, task: Any = None) -> Job:
         """Return a new job for this invocation, with a new id."""
         return Job.of_call(

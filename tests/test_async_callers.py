@@ -18,7 +18,7 @@ from lambda_tasks import TaskFailed, lambda_task
 from lambda_tasks.exceptions import InvalidArguments, ResultUnavailable
 from lambda_tasks.execution.pipeline import execute
 from lambda_tasks.handles import TaskHandle
-from lambda_tasks.models import OutboxMessage
+from lambda_tasks.models import OutboxMessage, SQSLambdaTask
 from lambda_tasks.outcomes import Succeeded
 from lambda_tasks.wire.ids import new_message_id
 from lambda_tasks.wire.invocation import Invocation
@@ -107,6 +107,13 @@ class TestTransports:
 
         assert served(view) == ["WAITING", True, "FAILED"]
         assert not OutboxMessage.objects.exists()
+
+    def test_stored_invocation_is_sent(self) -> None:
+        async def view() -> Any:
+            handle = await SQSLambdaTask.model_validate(double.serialize(number=1)).aexecute_on_commit()
+            return await handle.aresult(poll=Clock(work).polling())
+
+        assert served(view) == 2
 
     def test_outbox_sends_the_message(self, settings: Any) -> None:
         courier = use_outbox(settings, "default")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -29,6 +30,7 @@ from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.strategies import get_store
 from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.testing import TaskQueue
+from lambda_tasks.testing.contracts.crowd import AT_ONCE
 from lambda_tasks.wire.ids import new_message_id
 from lambda_tasks.wire.invocation import Invocation
 from tests.app.models import Effect
@@ -276,11 +278,25 @@ class TestSQLite:
         assert handle.wait() == "SUCCESS"
         assert handle.progress is None
 
+    def test_report_between_a_query_and_a_write_is_not_stored(self, store: str) -> None:
+        """Another connection that writes after the query would make the write fail."""
+
+        def act() -> None:
+            assert not Effect.objects.using(store).exists()
+            report(1, 2)
+            Effect.objects.using(store).create(name="a")
+
+        handle = run(act, store, work)
+        assert handle.wait() == "SUCCESS"
+        assert handle.progress is None
+
     def test_other_writer_does_not_hold_the_task_up(self, store: str, caplog: pytest.LogCaptureFixture) -> None:
         def act() -> None:
             with transaction.atomic(using=store):
                 Effect.objects.using(store).create(name="a")
+                began = time.monotonic()
                 report(1, 2)
+                assert time.monotonic() - began < AT_ONCE
             report(2, 3)
             next_second()
             report(2, 2)
