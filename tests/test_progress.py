@@ -278,7 +278,7 @@ class TestSQLite:
         assert handle.wait() == "SUCCESS"
         assert handle.progress is None
 
-    def test_report_between_a_query_and_a_write_is_not_stored(self, store: str) -> None:
+    def test_report_between_query_and_write_is_not_stored(self, store: str) -> None:
         """Another connection that writes after the query would make the write fail."""
 
         def act() -> None:
@@ -290,7 +290,12 @@ class TestSQLite:
         assert handle.wait() == "SUCCESS"
         assert handle.progress is None
 
-    def test_other_writer_does_not_hold_the_task_up(self, store: str, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize("mode", ["DEFERRED", "IMMEDIATE"])
+    def test_other_writer_does_not_hold_the_task_up(
+        self, store: str, mode: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(connections.settings[store]["OPTIONS"], "transaction_mode", mode)
+
         def act() -> None:
             with transaction.atomic(using=store):
                 Effect.objects.using(store).create(name="a")
@@ -463,7 +468,11 @@ def test_eager_task_reports(database: str, settings: Any, atomic: bool) -> None:
 def test_store_without_progress_opens_no_connection(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.LAMBDA_TASKS_STORE = "lambda_tasks.stores.null.NullStore"
     started: list[object] = []
-    monkeypatch.setattr(aside.AsideThread, "start", started.append)
+
+    def start(thread: object) -> None:
+        started.append(thread)
+
+    monkeypatch.setattr(aside.AsideThread, "start", start)
     prepared = prepare(Invocation(work.name, {}), message_id=new_message_id(), task=work)
     progress.report(prepared, 1, 2, "")
     assert started == []
