@@ -37,7 +37,7 @@ __all__ = ["TIMEOUT", "Polling", "TaskHandle", "Withdrawn", "cancel", "canonical
 TIMEOUT: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # with slots, TaskHandle[int](…) would raise TypeError before Python 3.13
 class TaskHandle(Generic[R_co]):
     """A reference to an invocation, with its id, its status and its result."""
 

@@ -459,6 +459,12 @@ class Unavailable(Courier):
 
 
 class TestFromId:
+    def test_handle_with_a_type_can_be_created(self) -> None:
+        handle = TaskHandle[int]("018f0000-0000-7000-8000-000000000000", "other")
+        assert handle == TaskHandle("018f0000-0000-7000-8000-000000000000", "other")
+        with pytest.raises(AttributeError):
+            handle.message_id = "another"  # type: ignore[misc]
+
     def test_id_is_made_canonical(self) -> None:
         key = UUID(int=7)
         for given in (key, str(key).upper(), key.hex):
