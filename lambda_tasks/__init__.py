@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from lambda_tasks.decorators import lambda_task
     from lambda_tasks.definition.retry import RetryPolicy
     from lambda_tasks.definition.schedules import Cron, Every
-    from lambda_tasks.exceptions import RetryLater, TaskCancelled
+    from lambda_tasks.exceptions import RetryLater, TaskCancelled, TaskFailed
     from lambda_tasks.execution.current import current_task
 
 __version__ = "1.0.0"
 
-__all__ = ["Cron", "Every", "RetryLater", "RetryPolicy", "TaskCancelled", "current_task", "lambda_task"]
+__all__ = ["Cron", "Every", "RetryLater", "RetryPolicy", "TaskCancelled", "TaskFailed", "current_task", "lambda_task"]
 
 #: The module of each name that can be imported from the package. It is loaded on first use, since Django imports the
 #: package before the settings and the apps are ready.
@@ -23,6 +23,7 @@ _MODULES = {
     "RetryLater": "lambda_tasks.exceptions",
     "RetryPolicy": "lambda_tasks.definition.retry",
     "TaskCancelled": "lambda_tasks.exceptions",
+    "TaskFailed": "lambda_tasks.exceptions",
     "current_task": "lambda_tasks.execution.current",
     "lambda_task": "lambda_tasks.decorators",
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from django.conf import settings as django_settings
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
 
 from lambda_tasks import registry
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from lambda_tasks.handles import TaskHandle
+    from lambda_tasks.jobs import Job
     from lambda_tasks.messages import SQSLambdaTask
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
 
 
 class _Delay(int):
@@ -36,7 +39,7 @@ class _Delay(int):
         )
 
 
-class LambdaTaskWrapper(Task, Generic[P, R]):
+class LambdaTaskWrapper(Task, Generic[P, R_co]):
     """A task: the decorated function, with its options as attributes and with methods that send it.
 
     Calling it calls the function directly.
@@ -45,13 +48,13 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
     option with an invalid value.
     """
 
-    function: Callable[P, R]
+    function: Callable[P, R_co]
     #: The alias in `using(database=…)`. The message is sent when the transaction on that database commits.
     database: str | None = None
     #: For a copy that `using()` has returned: the task that the module defines.
-    _original: LambdaTaskWrapper[P, R] | None = None
+    _original: LambdaTaskWrapper[P, R_co] | None = None
 
-    def __init__(self, function: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
+    def __init__(self, function: Callable[P, R_co], **options: Unpack[TaskOptions]) -> None:
         if isinstance(function, LambdaTaskWrapper):
             raise TypeError(f"{function.name} is already a task. Call its using() to change how it is sent.")
         super().__init__(function, Options.of(**options))
@@ -76,19 +79,27 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
         options = {name: getattr(self, name) for name in ("delay", "queue", "database")}
         return _using, (self._original, options)
 
-    def __copy__(self) -> LambdaTaskWrapper[P, R]:
+    def __copy__(self) -> LambdaTaskWrapper[P, R_co]:
         return self
 
-    def __deepcopy__(self, memo: dict[int, object]) -> LambdaTaskWrapper[P, R]:
+    def __deepcopy__(self, memo: dict[int, object]) -> LambdaTaskWrapper[P, R_co]:
         return self
 
     # The slash allows tasks to have a parameter named `self`.
 
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the function in this process and transaction: no queue, no record, no time limits."""
         return self.function(*args, **kwargs)
 
-    def execute_on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle:
+    # An `async def` task returns a coroutine when it is called, and its result is what the coroutine returns.
+
+    @overload
+    def execute_on_commit(
+        self: LambdaTaskWrapper[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[T]: ...
+    @overload
+    def execute_on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]: ...
+    def execute_on_commit(self, /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
         """Send the task when the transaction commits, or immediately without a transaction.
 
         The transaction is the one on `default`, or on the only other database with an open one. `using(database=…)`
@@ -100,13 +111,65 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
         """
         # Imported on first use, since most processes that import tasks do not send any.
         from lambda_tasks.database.commits import open_transaction
-        from lambda_tasks.jobs import Job
         from lambda_tasks.sending import outgoing
 
-        call = self._call(args, kwargs)
-        database = self.database or open_transaction()
-        job = Job.of_call(call, queue=self.queue, delay=self.delay, task=self, database=database)
-        return outgoing.send_on_commit(job)
+        job = self._job(args, kwargs, open_transaction)
+        try:
+            return outgoing.send_on_commit(job)
+        except SynchronousOnlyOperation as error:
+            from lambda_tasks.database.coroutines import synchronous_only
+
+            raise synchronous_only("execute_on_commit()", f"{self._short_name}.aexecute_on_commit(…)") from error
+
+    @overload
+    async def aexecute_on_commit(
+        self: LambdaTaskWrapper[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[T]: ...
+    @overload
+    async def aexecute_on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]: ...
+    async def aexecute_on_commit(self, /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
+        """Send the task in a coroutine, as `execute_on_commit()` does.
+
+        The transaction is the one of the thread in which the coroutine's synchronous code runs. An async view has none.
+        In an `async def` task, it is the task's own.
+        """
+        from asgiref.sync import sync_to_async
+
+        return await sync_to_async(self.execute_on_commit)(*args, **kwargs)
+
+    @overload
+    def execute_now(
+        self: LambdaTaskWrapper[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[T]: ...
+    @overload
+    def execute_now(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]: ...
+    def execute_now(self, /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
+        """Send the task immediately, even if a transaction is open, which may still be rolled back.
+
+        The outbox is not used, so that an error of the queue is raised here: boto3's exception if SQS rejects the
+        message. Otherwise the errors are those of `execute_on_commit()`. A delay may be as long as the queue allows.
+        Raises TypeError for a task with `unique`, whose key is a part of the transaction.
+
+        The worker may start before the transaction commits, and does not see what it has written.
+        """
+        from lambda_tasks.database.coroutines import refuse_coroutine
+        from lambda_tasks.sending import outgoing
+        from lambda_tasks.strategies import get_store
+
+        refuse_coroutine("execute_now()", f"{self._short_name}.aexecute_now(…)")
+        return outgoing.send_immediately(self._job(args, kwargs, lambda: get_store().database))
+
+    @overload
+    async def aexecute_now(
+        self: LambdaTaskWrapper[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[T]: ...
+    @overload
+    async def aexecute_now(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]: ...
+    async def aexecute_now(self, /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
+        """Send the task immediately in a coroutine, as `execute_now()` does."""
+        from asgiref.sync import sync_to_async
+
+        return await sync_to_async(self.execute_now)(*args, **kwargs)
 
     def serialize(self, /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         """Return the invocation as a dict of JSON values, after the same checks as in `execute_on_commit()`.
@@ -117,7 +180,7 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
 
     def using(
         self, *, delay: int | None = None, queue: str | None = None, database: str | None = None
-    ) -> LambdaTaskWrapper[P, R]:
+    ) -> LambdaTaskWrapper[P, R_co]:
         """Return a copy of the task with a different delay, queue or database.
 
         `delay` is a number of seconds from 0 to 900, or up to a year with LAMBDA_TASKS_OUTBOX. `queue` is a name in
@@ -128,7 +191,7 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
                 f"database must be an alias in DATABASES ({', '.join(sorted(connections.settings))}), not {database!r}."
             )
         changes = {name: value for name, value in (("delay", delay), ("queue", queue)) if value is not None}
-        copy: LambdaTaskWrapper[P, R] = LambdaTaskWrapper.__new__(LambdaTaskWrapper)
+        copy: LambdaTaskWrapper[P, R_co] = LambdaTaskWrapper.__new__(LambdaTaskWrapper)
         copy.__dict__.update(self.__dict__)
         copy.set_options(Options.of(**{**vars(self.options), **changes}))
         copy.check_delays()
@@ -147,6 +210,16 @@ class LambdaTaskWrapper(Task, Generic[P, R]):
 
                 if seconds > (longest := longest_delay()):
                     raise ValueError(delay_constraint(name, seconds, longest=longest))
+
+    @property
+    def _short_name(self) -> str:
+        return self.function.__name__
+
+    def _job(self, args: tuple[object, ...], kwargs: dict[str, Any], database: Callable[[], str]) -> Job:
+        from lambda_tasks.jobs import Job
+
+        call = self._call(args, kwargs)
+        return Job.of_call(call, queue=self.queue, delay=self.delay, task=self, database=self.database or database())
 
     def _invocation(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> SQSLambdaTask:
         from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
@@ -172,9 +245,9 @@ def _using(task: LambdaTaskWrapper[..., Any], options: dict[str, Any]) -> Lambda
 
 
 @overload
-def lambda_task(function: Callable[P, R], /) -> LambdaTaskWrapper[P, R]: ...
+def lambda_task(function: Callable[P, T], /) -> LambdaTaskWrapper[P, T]: ...
 @overload
-def lambda_task(**options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], LambdaTaskWrapper[P, R]]: ...
+def lambda_task(**options: Unpack[TaskOptions]) -> Callable[[Callable[P, T]], LambdaTaskWrapper[P, T]]: ...
 def lambda_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function a task, with or without options.
 

@@ -75,6 +75,26 @@ class TaskCancelled(LambdaTasksError):
     """The task was cancelled. A task may raise it to end as cancelled, after its `current_task().cancelled` is true."""
 
 
+class TaskFailed(LambdaTasksError):
+    """The task whose result was requested has failed.
+
+    `record` is its `TaskRecord`, or that of its last retry, `traceback` the text of the traceback in it, and `reason`
+    one of `TaskReason`.
+    """
+
+    __module__ = "lambda_tasks"  # where users import it from, and what tracebacks show
+
+    def __init__(self, message: str, *, record: Any = None, traceback: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.record = record
+        self.traceback = traceback
+        self.reason = reason
+
+
+class ResultUnavailable(LambdaTasksError):
+    """The task will not end while its caller waits: the transaction that sends it is open, or was rolled back."""
+
+
 class ResultNotSerializable(LambdaTasksError):
     """The return value of the task cannot be stored as JSON."""
 

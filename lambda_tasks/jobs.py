@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.exceptions import RetryLater
 from lambda_tasks.recording.masking import masked, scrubbed
@@ -26,6 +28,48 @@ from lambda_tasks.wire.attributes import (
 if TYPE_CHECKING:
     from lambda_tasks.definition.task import Task
     from lambda_tasks.wire.invocation import Invocation
+
+
+#: What this process knows of a call whose message is not in the database: its transaction is open, or was rolled back;
+#: the transport has accepted the message, or has raised an error.
+PENDING: Final = "PENDING"
+ROLLED_BACK: Final = "ROLLED_BACK"
+SENT: Final = "SENT"
+UNSENT: Final = "UNSENT"
+
+
+class SendState:
+    """How far this process has come with sending a job. The handle of the call reads it."""
+
+    __slots__ = ("_callback", "_thread", "kept", "result")
+
+    def __init__(self) -> None:
+        #: `SENT` or `UNSENT` after the transport was called.
+        self.result: str | None = None
+        #: Whether the transport has stored the job, to send it later. Then only the database knows what became of it.
+        self.kept = False
+        self._callback: weakref.ref[Any] | None = None
+        self._thread = 0
+
+    def wait_for(self, callback: object) -> None:
+        """Note the `on_commit` callback that sends the job. Django drops it if its transaction is rolled back."""
+        self._callback = weakref.ref(callback)
+        self._thread = threading.get_ident()
+
+    @property
+    def value(self) -> str | None:
+        """`PENDING`, `ROLLED_BACK`, `SENT` or `UNSENT`; None if that is unknown."""
+        waits = self._callback is not None and self._callback() is not None  # first: it leaves before it is dropped
+        if self.result is not None or self._callback is None:
+            return self.result
+        if waits:
+            return PENDING
+        return None if self.kept else ROLLED_BACK
+
+    @property
+    def waits_for_caller(self) -> bool:
+        """Whether the job is sent by a transaction that the calling thread has not ended yet."""
+        return self._thread == threading.get_ident() and self.value == PENDING
 
 
 @dataclass(frozen=True)
@@ -54,6 +98,8 @@ class Job:
     #: A callback for when the job can no longer get lost. With a transport that keeps jobs, it is called in the
     #: transaction that keeps the job, and otherwise after the transport has accepted it.
     secured: Callable[[], object] | None = field(default=None, repr=False, compare=False)
+    #: How far sending has come, if a handle wants to know it.
+    state: SendState | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_call(
@@ -67,7 +113,16 @@ class Job:
     ) -> Job:
         """Return a new job, the first of its chain, with a new id."""
         message_id = ids.new_message_id()
-        return cls(message, message_id, root_id=message_id, queue=queue, delay=delay, task=task, database=database)
+        return cls(
+            message,
+            message_id,
+            root_id=message_id,
+            queue=queue,
+            delay=delay,
+            task=task,
+            database=database,
+            state=SendState(),
+        )
 
     @classmethod
     def of_sent(

@@ -95,7 +95,7 @@ class SQSLambdaTask(BaseModel):
     delay: Annotated[int, Field(ge=0, le=MAX_KEPT_DELAY)] = 0
     queue: Annotated[str, Field(min_length=1)] = "default"
 
-    def execute_on_commit(self) -> TaskHandle:
+    def execute_on_commit(self) -> TaskHandle[Any]:
         """Send the invocation when the transaction commits, or immediately without a transaction.
 
         Invalid invocations raise an error here, inside the transaction: `UnknownQueue`, `MessageTooLarge`,
@@ -103,6 +103,12 @@ class SQSLambdaTask(BaseModel):
         rejects the message, boto3's exception is raised after the commit, unless the outbox is on.
         """
         return outgoing.send_on_commit(self.new_job())
+
+    async def aexecute_on_commit(self) -> TaskHandle[Any]:
+        """Send the invocation in a coroutine, as `execute_on_commit()` does."""
+        from asgiref.sync import sync_to_async
+
+        return await sync_to_async(self.execute_on_commit)()
 
     def new_job(self, task: Any = None) -> Job:
         """Return a new job for this invocation, with a new id."""

@@ -21,6 +21,7 @@ __all__ = [
     "OutboxMessage",
     "SQSLambdaTask",
     "SQSLambdaTaskMessage",
+    "TaskProgress",
     "TaskReason",
     "TaskRecord",
     "TaskSchedule",
@@ -219,6 +220,24 @@ class CancelRequest(models.Model):
 
     def __str__(self) -> str:
         return str(self.root_id)
+
+
+class TaskProgress(models.Model):
+    """How much of its work an invocation has done, as it has last reported. Only tasks that report have a row."""
+
+    id = models.UUIDField(_("message id"), primary_key=True, editable=False)
+    done = models.BigIntegerField(_("done"))
+    #: None if the task does not know it.
+    total = models.BigIntegerField(_("total"), null=True, blank=True)
+    note = models.CharField(_("note"), max_length=255, blank=True, default="")
+    updated_at = models.DateTimeField(_("updated"))
+
+    class Meta:
+        verbose_name = _("progress")
+        verbose_name_plural = _("progress")
+
+    def __str__(self) -> str:
+        return f"{self.done} [{self.pk}]"
 
 
 class UniqueKey(models.Model):

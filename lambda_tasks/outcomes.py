@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeAlias
 
 
@@ -150,3 +151,40 @@ class Progress:
     n_retries: int = 0
     #: Seconds since the newest invocation ended; 0 if it runs, or if that is unknown.
     idle: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The newest invocation of a chain of retries, by its record."""
+
+    message_id: str
+    #: The first invocation of the chain.
+    root_id: str
+    status: str
+    #: Why it has its status; empty if nothing but the status is known.
+    reason: str = ""
+    #: The result as JSON values.
+    result: Any = field(default=None, repr=False)
+    traceback: str = field(default="", repr=False)
+    task_name: str = ""
+    #: The record itself, for `TaskFailed.record`.
+    record: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedProgress:
+    """How much of its work a task has done, as it has last reported by `current_task().progress()`."""
+
+    done: int
+    #: None if the task does not know it.
+    total: int | None = None
+    note: str = ""
+    #: When it was written, by the database's clock; None before that.
+    updated: datetime | None = field(default=None, compare=False)
+
+    @property
+    def fraction(self) -> float | None:
+        """The part that is done, from 0 to 1; None if the total is unknown."""
+        if self.total is None:
+            return None
+        return min(self.done / self.total, 1.0) if self.total else 1.0

@@ -16,7 +16,7 @@ from lambda_tasks.decorators import lambda_task
 from lambda_tasks.limits.alarms import TimeLimits
 from lambda_tasks.logging import current_message_id, task_logger
 from lambda_tasks.maintenance import outbox
-from lambda_tasks.models import CancelRequest, OutboxMessage, TaskRecord, UniqueKey
+from lambda_tasks.models import CancelRequest, OutboxMessage, TaskProgress, TaskRecord, UniqueKey
 from lambda_tasks.settings import LOST_AFTER, whole_number
 from lambda_tasks.strategies import get_store
 
@@ -53,6 +53,7 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
         keys = {pk for pk, _ in batch}
         for alias in outboxes_elsewhere:
             spared.update(OutboxMessage.objects.using(alias).filter(pk__in=keys).values_list("pk", flat=True))
+        _delete_progress(database, keys - spared)
         _, rows = records.filter(pk__in=keys - spared).delete()
         if not rows.get(TaskRecord._meta.label) and keys.isdisjoint(spared):
             break  # another process has deleted them, but this transaction's snapshot still contains them
@@ -123,6 +124,12 @@ def _delete_old_requests(database: str, days: int) -> None:
     if router.allow_migrate_model(database, CancelRequest):
         old = from_now(-timedelta(days=days).total_seconds())
         CancelRequest.objects.using(database).filter(requested_at__lt=old).delete()
+
+
+def _delete_progress(database: str, keys: set[UUID]) -> None:
+    """Delete the progress of these invocations."""
+    if router.allow_migrate_model(database, TaskProgress):
+        TaskProgress.objects.using(database).filter(pk__in=keys).delete()
 
 
 def _databases_of_outboxes() -> set[str]:

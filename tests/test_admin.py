@@ -19,7 +19,7 @@ from django.utils import timezone as django_timezone
 
 from lambda_tasks.admin import listing, records
 from lambda_tasks.exceptions import MaxRetriesExceededError
-from lambda_tasks.models import TaskReason, TaskRecord, TaskStatus
+from lambda_tasks.models import TaskProgress, TaskReason, TaskRecord, TaskStatus
 from lambda_tasks.recording.tracebacks import dropped_text, traceback_text
 from lambda_tasks.tasks import cleanup_task_records
 
@@ -330,3 +330,35 @@ class TestReadOnly:
 
 def test_task_record_is_registered() -> None:
     assert TaskRecord in site._registry
+
+
+class TestProgress:
+    def shown(self, staff: Client, **fields: Any) -> str:
+        shown = record(status=TaskStatus.RUNNING)
+        TaskProgress.objects.create(id=shown.pk, updated_at=NOON, **fields)
+        content = staff.get(detail(shown)).content.decode()
+        [field] = re.findall(r'field-progress">.*?<div class="readonly">(.*?)</div>', content, re.DOTALL)
+        return str(field)
+
+    def test_page_shows_a_bar_with_text(self, staff: Client) -> None:
+        shown = self.shown(staff, done=1, total=4, note="reading <b>")
+        assert shown == (
+            '<progress max="100" value="25" aria-label="1 of 4">25%</progress> 1 of 4, 25% reading &lt;b&gt; '
+            "(2025-06-01 12:00:00)"
+        )
+
+    def test_bar_ends_at_the_total(self, staff: Client) -> None:
+        assert 'value="100"' in self.shown(staff, done=9, total=4)
+        assert 'value="100"' in self.shown(staff, done=0, total=0)
+
+    def test_unknown_total_has_no_bar(self, staff: Client) -> None:
+        assert self.shown(staff, done=7, note="rows") == "7 rows (2025-06-01 12:00:00)"
+
+    def test_record_without_reports_has_no_bar(self, staff: Client) -> None:
+        assert "<progress" not in staff.get(detail(record())).content.decode()
+
+    def test_list_reads_no_progress(self, staff: Client) -> None:
+        record()
+        with CaptureQueriesContext(connection) as queries:
+            listed(staff)
+        assert not [query for query in queries if "taskprogress" in query["sql"]]

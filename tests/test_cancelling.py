@@ -31,6 +31,7 @@ from lambda_tasks.execution.pipeline import execute
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import Run
+from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.models import CancelRequest, OutboxMessage, TaskReason, TaskRecord
 from lambda_tasks.outcomes import Failed, Outcome, Retry, Skipped, Succeeded
 from lambda_tasks.stores.orm import ORMStore
@@ -487,6 +488,16 @@ class TestAsking:
 
         self.run_asking(ask)
         assert queries == [100.0, 101.0, 102.1]
+
+    def test_soft_limit_reaches_the_task(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(*_: object) -> bool:
+            raise SoftTimeLimitExceeded
+
+        monkeypatch.setattr(ORMStore, "cancel_requested", interrupt)
+        actions["a"] = asks
+        outcome = run_now(act, name="a")
+        assert isinstance(outcome, Failed)
+        assert isinstance(outcome.error, SoftTimeLimitExceeded)
 
     def test_request_is_never_withdrawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = [100.0]

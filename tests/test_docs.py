@@ -46,9 +46,12 @@ import lambda_tasks
 from lambda_tasks import exceptions, handler, maintenance, registry, timeouts
 from lambda_tasks.backends import batches, outbox, relay, sqs, sqs_messages
 from lambda_tasks.definition.options import Options
+from lambda_tasks.execution import progress
+from lambda_tasks.handles import TIMEOUT, Polling
+from lambda_tasks.jobs import PENDING, ROLLED_BACK, SENT, UNSENT
 from lambda_tasks.limits import alarms
 from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
-from lambda_tasks.models import OutboxMessage, TaskRecord, TaskStatus
+from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskStatus
 from lambda_tasks.operations import checks
 from lambda_tasks.settings import MAX_DELAY, MAX_KEPT_DELAY, LambdaTasksSettings, Setting, app_settings
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
@@ -539,7 +542,12 @@ def test_every_field_of_the_outbox_is_documented(field: Any) -> None:
     assert f"\n| `{field.name}` |" in section(DOCS / "reference/record.md", "The outbox")
 
 
-@pytest.mark.parametrize("status", [*TaskStatus, relay.WAITING, relay.DEAD])
+@pytest.mark.parametrize("field", TaskProgress._meta.fields, ids=lambda field: field.name)
+def test_every_field_of_the_progress_is_documented(field: Any) -> None:
+    assert f"\n| `{field.name}` |" in section(DOCS / "reference/record.md", "The progress")
+
+
+@pytest.mark.parametrize("status", [*TaskStatus, relay.WAITING, relay.DEAD, PENDING, ROLLED_BACK, SENT, UNSENT])
 def test_every_status_of_a_handle_is_documented(status: str) -> None:
     assert f'`"{status}"`' in section(DOCS / "howto/outbox.md", "The status of a task")
 
@@ -575,6 +583,19 @@ def test_numbers_on_pages_match_the_code() -> None:
     assert sqs_messages.MAX_BYTES == 2**20
     assert sqs_messages.MAX_ATTRIBUTES - 2 == 8
     assert f"which is {app_settings.max_retries} by default" in (DOCS / "howto/retries.md").read_text()
+
+
+def test_numbers_of_results_match_the_code() -> None:
+    page = DOCS / "howto/results.md"
+    waiting = section(page, "How it waits")
+    assert f"again after {Polling().first:g} seconds" in waiting
+    assert f"double up to {Polling().longest:g} seconds" in waiting
+    assert f"it is {TIMEOUT:g} seconds by default" in section(page, "What it returns")
+    reports = page.read_text()
+    assert f"up to {progress.MAX_NOTE} characters" in reports
+    assert f"tries again after {progress.PAUSE_AFTER_ERROR:g} seconds" in reports
+    assert progress.INTERVAL == 1
+    assert "at most one a second" in reports
 
 
 def test_numbers_of_the_outbox_match_the_code() -> None:

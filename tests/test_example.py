@@ -202,6 +202,7 @@ def test_documented_address_triggers_a_recorded_task(browser: Browser) -> None:
         ("failure", ["FAILED"], "CardRefused: "),
         ("ignored", ["SUCCESS"], "Unsubscribed: "),
         ("retry", ["RETRYING", "RETRYING", "SUCCESS"], '"Reserved on attempt 3."'),
+        ("progress", ["SUCCESS"], "20"),
         ("async", ["SUCCESS"], '"DOGE": 2.0'),
         ("delay", ["SUCCESS"], '"Reminded'),
         ("tomorrow", ["SUCCESS"], '"Reminded'),
@@ -230,6 +231,14 @@ def test_card_number_is_never_shown(browser: Browser) -> None:
     assert "CardRefused" in record
     assert "card_number" in record
     assert "4242" not in record + browser.get("/records/")
+
+
+def test_import_reports_its_progress(browser: Browser) -> None:
+    log_in(browser)
+    browser.get("/")
+    (message_id,) = json.loads(browser.post("/trigger/", kind="progress", name="Bob"))["sent"]
+    record = browser.get(f"/admin/lambda_tasks/taskrecord/{message_id}/change/")
+    assert '<progress max="100" value="100" aria-label="20 of 20">100%</progress>' in record
 
 
 def test_plugin_counts_and_measures(browser: Browser) -> None:
@@ -379,6 +388,7 @@ def test_demo_runs_every_kind_of_task(demo: tuple[subprocess.Popen[str], Path]) 
         "build_report": ["SUCCESS"],
         "search_archive": ["FAILED"],
         "fetch_rates": ["SUCCESS"],
+        "import_products": ["SUCCESS"],
         "send_reminder": ["SUCCESS"],
         "pack_parcel": ["SUCCESS"],
     }

@@ -15,6 +15,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from lambda_tasks.backends.memory import MemoryBackend
+from lambda_tasks.database.aside import AsideThread
 from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
 from lambda_tasks.definition.retry import RetryPolicy
 from lambda_tasks.exceptions import RetryLater
@@ -77,6 +78,14 @@ def look_around() -> None:
 
 
 @lambda_task
+def report_progress() -> None:
+    task = current_task()
+    assert task is not None
+    for number in range(100):
+        task.progress(number)
+
+
+@lambda_task
 def fail() -> None:
     raise ValueError("x")
 
@@ -128,6 +137,15 @@ class TestStatements:
 
     def test_current_task_adds_no_statements(self, database: str, records: Any) -> None:
         assert verbs(database, records(look_around)) == PLAIN
+
+    def test_progress_adds_no_statements_to_the_connection(self, database: str, records: Any) -> None:
+        assert verbs(database, records(report_progress)) == PLAIN
+
+    def test_task_without_progress_reads_no_other_table(self, database: str, records: Any) -> None:
+        batch = records(do_nothing)
+        with CaptureQueriesContext(connections[database]) as queries:
+            handler({"Records": batch}, None)
+        assert [query["sql"] for query in queries if "progress" in query["sql"].lower()] == []
 
     @pytest.mark.parametrize("task", [ignore, fail], ids=lambda task: task.__name__)
     def test_task_that_raises(self, database: str, records: Any, task: Any) -> None:
@@ -242,6 +260,17 @@ class TestConnections:
         assert len(sessions) >= 6
         assert len(set(map(id, sessions))) == 1
         assert connection.connection is None
+
+    def test_only_reports_open_another_connection(
+        self, database: str, records: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started: list[AsideThread[Any]] = []
+        start = AsideThread.start
+        monkeypatch.setattr(AsideThread, "start", lambda thread: (started.append(thread), start(thread)))
+        handler({"Records": records(do_nothing)}, None)
+        assert started == []
+        handler({"Records": records(report_progress)}, None)
+        assert len(started) == (0 if database == "sqlite" else 1)  # a hundred reports in one second
 
     def test_persistent_connection_is_reused_by_the_next_batch(self, database: str, records: Any) -> None:
         connection = connections[database]

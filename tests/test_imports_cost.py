@@ -39,6 +39,8 @@ HEAVY: Final = (
     *("lambda_tasks.backends.outbox", "lambda_tasks.backends.relay"),
     *("lambda_tasks.backends.sqs", "lambda_tasks.backends.sqs_messages", "lambda_tasks.wire.queue_urls"),
     "lambda_tasks.sending.results",
+    *("lambda_tasks.awaiting.ends", "lambda_tasks.awaiting.polling"),
+    *("lambda_tasks.definition.returns", "lambda_tasks.execution.progress", "lambda_tasks.database.aside"),
     *("lambda_tasks.definition.schedules", "lambda_tasks.operations.schedules", "cronsim"),
 )
 

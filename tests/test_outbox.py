@@ -458,7 +458,7 @@ def test_refused_message_is_dead_and_others_are_sent(
     assert (dead.due_at, dead.attempts, dead.error) == (None, 1, "Refusal: number 2 is not wanted")
     assert waiting.due_at is not None
     assert waiting.attempts == 1
-    assert [handle.status for handle in handles] == [None, "DEAD", "WAITING", None]
+    assert [handle.status for handle in handles] == ["SENT", "DEAD", "WAITING", "SENT"]
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (
             logging.WARNING,
@@ -645,7 +645,7 @@ def test_handle_shows_each_state_of_its_message(settings: Any, fails: bool) -> N
     seen.append(handle.status)
     handler({"Records": courier.take_records()}, None)
     seen.append(handle.status)
-    assert seen == [None, "WAITING", None, "FAILED" if fails else "SUCCESS"]
+    assert seen == ["PENDING", "WAITING", None, "FAILED" if fails else "SUCCESS"]
 
 
 @lambda_task
@@ -681,7 +681,7 @@ def test_handle_reads_only_records_without_the_outbox(settings: Any) -> None:
     courier = get_backend()
     assert isinstance(courier, Courier)
     handle = note.execute_on_commit(number=1)
-    assert handle.status is None
+    assert handle.status == "SENT"
     handler({"Records": courier.take_records()}, None)
     assert handle.status == "SUCCESS"
 

@@ -31,6 +31,7 @@ from lambda_tasks.jobs import Job, Run
 from lambda_tasks.models import OutboxMessage, TaskRecord, TaskStatus
 from lambda_tasks.outcomes import Claimed, Failed, Finished, Lost, Retry, Succeeded
 from lambda_tasks.stores.orm import ORMStore
+from lambda_tasks.strategies import get_store
 from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.wire import ids
 from lambda_tasks.wire.invocation import Invocation
@@ -298,6 +299,17 @@ def find_a_chain() -> None:
     assert [record.n_retries for record in TaskRecord.objects.chain(str(key(103)))] == [0, 1]
 
 
+def find_the_end_of_a_chain() -> None:
+    """Find it as `handle.result()` does."""
+    found = get_store().latest(str(key(103)))
+    assert found is not None
+    assert found.record.n_retries == 1
+
+
+def find_the_progress_of_a_chain() -> None:
+    assert get_store().read_progress(str(key(103))) is None
+
+
 def find_the_latest_record() -> None:
     assert TaskRecord.objects.latest().pk == key(ROWS - 1)
     assert TaskRecord.objects.filter(status=TaskStatus.FAILED).latest().status == TaskStatus.FAILED
@@ -363,6 +375,8 @@ STATEMENTS: Final[dict[Callable[[], None], set[str]]] = {
     settle_lost: {PRIMARY_KEY},
     clean_up: {START, PRIMARY_KEY, OUTBOX_KEY},
     find_a_chain: {PRIMARY_KEY, RETRIES},
+    find_the_end_of_a_chain: {PRIMARY_KEY, RETRIES},
+    find_the_progress_of_a_chain: {PRIMARY_KEY, RETRIES},
     find_the_latest_record: {START, STATUS_START},
     relay_due_messages: {DUE, OUTBOX_KEY},
     relay_to_a_closed_queue: {DUE, OUTBOX_KEY},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -20,6 +21,8 @@ REFUSED = sorted(Path(__file__).parent.glob("typing/refused/[a-z]*.py"))
 PROGRAMS = ACCEPTED + REFUSED
 #: Programs whose types must also be known without the plugin of django-stubs, as to pyright.
 WITHOUT_PLUGIN = sorted(Path(__file__).parent.glob("typing/without_plugin/[a-z]*.py"))
+#: Programs that pyright must judge like mypy, if it is installed.
+FOR_PYRIGHT = [program for program in PROGRAMS if program.stem in ("results", "results_of_handles")]
 
 Complaints = dict[int, set[str]]
 
@@ -66,6 +69,26 @@ def test_only_wrong_lines_are_refused(complaints: dict[Path, Complaints], progra
     expected = marked(program)
     assert expected
     assert dict(complaints[program]) == expected
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("program", FOR_PYRIGHT, ids=lambda program: program.stem)
+def test_pyright_agrees(program: Path, tmp_path: Path) -> None:
+    command = shutil.which("basedpyright") or shutil.which("pyright")
+    if command is None:
+        pytest.skip("pyright is not installed")
+    config = {"include": [str(program)], "extraPaths": [str(ROOT)], "typeCheckingMode": "standard"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
+    run = subprocess.run(
+        [command, "--outputjson", "--pythonpath", sys.executable, "-p", str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    found = json.loads(run.stdout)["generalDiagnostics"]
+    lines = {each["range"]["start"]["line"] + 1 for each in found if each["severity"] == "error"}
+    assert lines == set(marked(program)), found
 
 
 @pytest.mark.thorough

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from django.db import transaction
 
@@ -21,7 +21,7 @@ class Kind:
     name: str
     title: str
     text: str
-    send: Callable[[Order], list[TaskHandle]]
+    send: Callable[[Order], list[TaskHandle[Any]]]
     #: Whether kind=everything sends it too.
     in_everything: bool = True
 
@@ -30,11 +30,11 @@ class Kind:
 CARD: Final = "4242 4242 4242 4242"
 
 
-def count_stock_twice(order: Order) -> list[TaskHandle]:
+def count_stock_twice(order: Order) -> list[TaskHandle[Any]]:
     return [tasks.count_stock.execute_on_commit(order_id=order.pk) for _ in range(2)]
 
 
-def send_and_roll_back(order: Order) -> list[TaskHandle]:
+def send_and_roll_back(order: Order) -> list[TaskHandle[Any]]:
     tasks.send_receipt.execute_on_commit(order_id=order.pk, name=order.customer)
     transaction.set_rollback(True)
     return []
@@ -82,6 +82,12 @@ KINDS: Final = (
         "Hard timeout",
         "The search ignores its soft limit, and is interrupted by its hard limit.",
         lambda order: [tasks.search_archive.execute_on_commit(order_id=order.pk)],
+    ),
+    Kind(
+        "progress",
+        "Progress",
+        "An import of 20 rows reports how far it has come.",
+        lambda order: [tasks.import_products.execute_on_commit(order_id=order.pk)],
     ),
     Kind(
         "async",

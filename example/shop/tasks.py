@@ -82,6 +82,23 @@ def build_report(*, order_id: int) -> dict[str, int | bool]:
     return {"pages": pages, "complete": complete}
 
 
+@lambda_task(atomic=False)
+def import_products(*, order_id: int, rows: int = 20) -> int:
+    """Progress: the page and the admin show a bar while the task runs.
+
+    SQLite has one writer, so a task reports there only with `atomic=False`.
+    """
+    task = current_task()
+    for row in range(rows):
+        if task is not None:
+            task.progress(row, total=rows, note=f"row {row + 1}")
+        time.sleep(0.1)
+    OrderEvent.objects.create(order_id=order_id, text="products imported")
+    if task is not None:
+        task.progress(rows, total=rows)
+    return rows
+
+
 @lambda_task(soft_timeout=1, hard_timeout=2)
 def search_archive(*, order_id: int) -> str:
     """Hard timeout: the task ignores its soft limit, and is interrupted by its hard limit."""

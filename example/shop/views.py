@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods
 
-from lambda_tasks.models import OutboxMessage, TaskRecord
+from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord
 from shop.kinds import KINDS, chosen_kinds
 from shop.models import Measurement, Order
 from shop.records import outcome, seconds, short_name
@@ -50,12 +50,14 @@ def trigger(request: HttpRequest) -> HttpResponse:
 def records(request: HttpRequest) -> JsonResponse:
     """Return the data of the page: the outbox, next due first, and the records, newest first."""
     now = timezone.now()
-    newest = TaskRecord.objects.order_by("-start_time", "-pk")[:RECORDS_SHOWN]
+    newest = list(TaskRecord.objects.order_by("-start_time", "-pk")[:RECORDS_SHOWN])
+    running = [record.pk for record in newest if record.status == TaskRecord.TaskStatus.RUNNING]
+    bars = TaskProgress.objects.in_bulk(running)
     kept = OutboxMessage.objects.order_by("due_at", "pk").defer("body", "attributes")[:OUTBOX_SHOWN]
     return JsonResponse(
         {
             "outbox": [_kept(message) for message in kept],
-            "records": [_record(record, now) for record in newest],
+            "records": [_record(record, now, bars.get(record.pk)) for record in newest],
             "measurements": [
                 {
                     "task": short_name(row.task_name),
@@ -85,7 +87,7 @@ def _name(text: str) -> str:
     return " ".join(text.replace("\x00", "").split())[:60] or "Alice"
 
 
-def _record(record: TaskRecord, now: Any) -> dict[str, Any]:
+def _record(record: TaskRecord, now: Any, bar: TaskProgress | None) -> dict[str, Any]:
     return {
         "id": str(record.pk),
         "task": short_name(record.task_name),
@@ -95,6 +97,7 @@ def _record(record: TaskRecord, now: Any) -> dict[str, Any]:
         "started": record.start_time,
         "seconds": seconds(record, now=now),
         "outcome": outcome(record),
+        "progress": bar and {"done": bar.done, "total": bar.total, "note": bar.note},
         "url": reverse("admin:lambda_tasks_taskrecord_change", args=[record.pk]),
     }
 

@@ -17,9 +17,11 @@ from django.utils.translation import gettext_lazy as _
 
 from lambda_tasks.admin import listing
 from lambda_tasks.admin.listing import LargeTableAdmin, LargeTableList, as_json, preformatted, to_the_second
-from lambda_tasks.models import TaskReason, TaskRecord, TaskRecordQuerySet
+from lambda_tasks.models import TaskProgress, TaskReason, TaskRecord, TaskRecordQuerySet
+from lambda_tasks.outcomes import ReportedProgress
 from lambda_tasks.recording.tracebacks import without_later_lines
 from lambda_tasks.registry import registered_tasks
+from lambda_tasks.stores.following import reported
 
 if TYPE_CHECKING:
     _Records = QuerySet[TaskRecord]
@@ -78,7 +80,7 @@ class TaskRecordAdmin(LargeTableAdmin):
     limit_notice = _("Only 10,000 records are listed. Use the filters to find others.")
     fieldsets = (
         (None, {"fields": ("id", "task_name", "status", "arguments")}),
-        (_("Run"), {"fields": ("queue", "started", "ended", "seconds", "takeovers")}),
+        (_("Run"), {"fields": ("queue", "started", "ended", "seconds", "progress", "takeovers")}),
         (_("Outcome"), {"fields": ("returned", "error")}),
         (_("Retries"), {"fields": ("n_retries", "chain")}),
     )
@@ -113,6 +115,13 @@ class TaskRecordAdmin(LargeTableAdmin):
             return None
         return f"{(record.end_time - record.start_time).total_seconds():.3f}"
 
+    @admin.display(description=_("progress"))
+    def progress(self, record: TaskRecord) -> str | None:
+        """Return a bar with its percentage, if the task has reported its progress."""
+        for row in TaskProgress.objects.using(record._state.db).filter(pk=record.pk):
+            return _bar(reported(row))
+        return None
+
     @admin.display(description=_("outcome"))
     def outcome(self, record: TaskRecord) -> str | None:
         """Return the line of the traceback that names the error of the task, or the result."""
@@ -146,6 +155,16 @@ class TaskRecordAdmin(LargeTableAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+
+def _bar(progress: ReportedProgress) -> str:
+    updated = to_the_second(progress.updated)
+    if progress.total is None or progress.fraction is None:
+        return format_html("{} {} ({})", progress.done, progress.note, updated)
+    text = _("%(done)s of %(total)s") % {"done": progress.done, "total": progress.total}
+    percent = f"{progress.fraction:.0%}"
+    bar = '<progress max="{}" value="{}" aria-label="{}">{}</progress> {}, {} {} ({})'
+    return format_html(bar, 100, round(100 * progress.fraction), text, percent, text, percent, progress.note, updated)
 
 
 def _latest(records: _Records) -> _Records:

@@ -67,6 +67,16 @@ class BaseBackend(ABC):
         """
         raise NotImplementedError
 
+    @property
+    def direct(self) -> BaseBackend:
+        """The transport to which `execute_now()` gives a job. A transport that keeps jobs returns the one behind it."""
+        if self.keeps:
+            raise NotImplementedError(
+                f"{type(self).__name__} cannot send a message immediately. Implement its property `direct`, or call "
+                "execute_on_commit()."
+            )
+        return self
+
     def status(self, message_id: str, *, database: str) -> str | None:
         """Return the status of a job that is not on its queue yet, or None if the transport does not keep it."""
         return None

@@ -78,6 +78,10 @@ class OutboxBackend(BaseBackend):
         chosen = self._databases or [router.db_for_write(OutboxMessage)]
         return list(dict.fromkeys([*chosen, get_store().database]))
 
+    @property
+    def direct(self) -> BaseBackend:
+        return self.transport
+
     def validate(self, job: Job) -> None:
         """Refuse databases that have no outbox, and everything that the transport refuses."""
         # A retry is kept with its record, even if a router has changed since the task ran.

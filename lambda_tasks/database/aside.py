@@ -36,6 +36,17 @@ def run_aside(action: Callable[[], T]) -> T:
     return cast(T, thread.result)
 
 
+def run_aside_without_waiting(action: Callable[[], T], database: str) -> T:
+    """Do the same on an SQLite database that another connection may be writing to; then it raises OperationalError."""
+
+    def act() -> T:
+        with connections[database].cursor() as cursor:
+            cursor.execute("PRAGMA busy_timeout = 0")
+        return action()
+
+    return run_aside(act)
+
+
 class AsideThread(threading.Thread, Generic[T]):
     """A thread of the library that uses the database for the thread that waits for it."""
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import SchemaSerializer, SchemaValidator
 
+    from lambda_tasks.definition.returns import ReturnType
+
 _KINDS: Final[dict[Any, str]] = {
     inspect.Parameter.POSITIONAL_ONLY: "positional",
     inspect.Parameter.POSITIONAL_OR_KEYWORD: "positional",
@@ -234,6 +236,13 @@ class TaskSignature:
 
     def _problems(self, error: Any, *, whole: str = "arguments", **options: Any) -> str:
         return problems_of(error, whole=whole, hidden=self.sensitive, **options)
+
+    @cached_property
+    def returned(self) -> ReturnType:
+        """The type of the results. Only processes that read results need it."""
+        from lambda_tasks.definition.returns import ReturnType
+
+        return ReturnType(read_signature(self.function).return_annotation, self._globals)
 
     @cached_property
     def _plain(self) -> PlainArguments | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final
@@ -10,8 +9,10 @@ from typing import Final
 from django.db import connections
 
 from lambda_tasks.database.aside import can_run_aside, run_aside
+from lambda_tasks.database.coroutines import in_coroutine
 from lambda_tasks.database.errors import on_sound_connection
 from lambda_tasks.jobs import Run
+from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.logging import run_logger
 from lambda_tasks.strategies import get_store
 
@@ -57,7 +58,7 @@ def is_cancelled(run: Run) -> bool:
 
 def _ask(run: Run) -> bool:
     connection = connections[run.database]
-    if not _in_event_loop():  # where Django refuses queries
+    if not in_coroutine():  # where Django refuses queries
         # Only the caller's connection sees what its transaction has written.
         if (run.nested and connection.in_atomic_block) or not can_run_aside(connection):
             return get_store().cancel_requested(run)
@@ -65,15 +66,9 @@ def _ask(run: Run) -> bool:
         return False
     try:
         return run_aside(lambda: get_store().cancel_requested(run))
+    except SoftTimeLimitExceeded:
+        raise  # it belongs to the task
     except Exception as error:
         text = run.scrubbed(f"{type(error).__name__}: {error}").strip()
         run_logger.warning("It is unknown whether %s was cancelled (%s).", run.task_name, text)
         return False
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -118,6 +118,26 @@ class CurrentTask:
 
         return is_cancelled(self._watch.run)
 
+    def progress(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Report how much of the work is done, for `handle.progress` and the admin.
+
+        Call it as often as you like: at most one report a second is stored, and always the first one and that with
+        `done == total`. It is stored outside of the task's transaction, so that others see it while the task runs. An
+        error of the database is logged and does not affect the task. On SQLite, only reports of tasks with
+        `atomic=False` are stored. A note longer than 255 characters is cut off.
+
+        Raises TypeError or ValueError unless the numbers are integers from 0, and the note a string.
+        """
+        from lambda_tasks.execution.progress import report  # only tasks that report pay for the import
+
+        report(self._watch.run, done, total, note)
+
+    async def aprogress(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Report how much of the work is done, as `progress()` does, without blocking the event loop."""
+        from asgiref.sync import sync_to_async
+
+        await sync_to_async(self.progress)(done, total, note)
+
     def seconds_left(self) -> float:
         """Return the seconds until the soft timeout; 0 after it, and infinity without time limits."""
         limits = self._watch.limits

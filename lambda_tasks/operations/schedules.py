@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from django.db import connections, transaction
 
@@ -166,7 +166,7 @@ def resume(key: str, now: Moment = None) -> list[str]:
     return list(chosen)
 
 
-def run_now(key: str, now: Moment = None) -> list[TaskHandle]:
+def run_now(key: str, now: Moment = None) -> list[TaskHandle[Any]]:
     """Send the task of a schedule once, in addition to its ticks, and return the handles.
 
     It is sent when the transaction commits. It gets the schedule's arguments and queue, and `now` as its scheduled

@@ -17,7 +17,7 @@ from lambda_tasks import failpoints, registry
 from lambda_tasks.database.commits import before_commit, rescue_callbacks
 from lambda_tasks.exceptions import InvalidArguments, UnreachableTask, UnreachableTaskWarning
 from lambda_tasks.handles import TaskHandle, Withdrawn
-from lambda_tasks.jobs import Job
+from lambda_tasks.jobs import SENT, UNSENT, Job
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.settings import delay_constraint
 from lambda_tasks.strategies import get_backend, longest_delay
@@ -25,7 +25,7 @@ from lambda_tasks.strategies import get_backend, longest_delay
 logger = logging.getLogger("lambda_tasks.outgoing")
 
 
-def send_on_commit(job: Job) -> TaskHandle:
+def send_on_commit(job: Job) -> TaskHandle[Any]:
     """Check `job`, and send it when the transaction on its database commits, or now if none is open.
 
     If the transport keeps jobs, that COMMIT also makes the job durable. A job of a task with `unique` is sent only if
@@ -35,7 +35,27 @@ def send_on_commit(job: Job) -> TaskHandle:
     return accept(job, leave_on_commit)
 
 
-def accept(job: Job, leave: Callable[[Job], object]) -> TaskHandle:
+def send_immediately(job: Job) -> TaskHandle[Any]:
+    """Check `job`, and give it to the transport now, past the outbox and whatever transaction is open.
+
+    Raise TypeError for a task with `unique`, whose key belongs to the caller's transaction.
+    """
+    if job.task is not None and job.task.unique is not False:
+        raise TypeError(
+            f"{job.task_name} has the option unique, so execute_now() cannot send it: its key is a part of the "
+            "transaction, which may be rolled back. Call execute_on_commit()."
+        )
+    prepare(job, direct=True)
+    dispatch([job], direct=True)
+    return handle_of(job)
+
+
+def handle_of(job: Job) -> TaskHandle[Any]:
+    """Return the handle of a job that was created by a call."""
+    return TaskHandle(job.message_id, job.database, task=job.task, state=job.state)
+
+
+def accept(job: Job, leave: Callable[[Job], object]) -> TaskHandle[Any]:
     """Call `leave` with the checked `job`, unless its task has `unique` and its key is held."""
     if job.task is not None and job.task.unique is not False:
         from lambda_tasks.sending.unique import send_unique  # most processes never send such a task
@@ -43,7 +63,7 @@ def accept(job: Job, leave: Callable[[Job], object]) -> TaskHandle:
         return send_unique(job, leave)
     leave(job)
     failpoints.reached("enqueue:before_commit")
-    return TaskHandle(job.message_id, job.database)
+    return handle_of(job)
 
 
 def leave_on_commit(job: Job) -> None:
@@ -53,6 +73,8 @@ def leave_on_commit(job: Job) -> None:
         before_commit(connection, _keep_leaving)
     rescue_callbacks(connection, _send_dropped)
     departure = _Departure(job, _waiting_room(job.database))
+    if job.state is not None:
+        job.state.wait_for(departure)
     connection.on_commit(departure)
     if departure._job is not None:  # it waits for a commit
         for names in _notes.current:
@@ -89,13 +111,16 @@ def _send_dropped(dropped: Sequence[Any], error: BaseException) -> None:
             logger.exception("Tasks of a committed transaction could not be sent.")
 
 
-def prepare(job: Job) -> None:
-    """Let plugins and the transport refuse `job`, and warn about a task that workers will not find."""
-    backend = get_backend()
+def prepare(job: Job, *, direct: bool = False) -> None:
+    """Let plugins and the transport refuse `job`, and warn about a task that workers will not find.
+
+    With `direct`, the transport is the one behind the outbox.
+    """
+    backend = get_backend().direct if direct else get_backend()
     sending: Any = hooks().lambda_task_sending
     if sending.get_hookimpls():  # asking is cheaper than calling a hook that has no implementation
         sending(job=job)
-    if job.delay > backend.max_delay and job.delay > (longest := longest_delay()):
+    if job.delay > backend.max_delay and job.delay > (longest := backend.max_delay if direct else longest_delay()):
         raise InvalidArguments(f"{job.task_name}: {delay_constraint('delay', job.delay, longest=longest)}")
     backend.validate(job)
     if not backend.leaves_process or job.task is None:
@@ -111,14 +136,17 @@ def prepare(job: Job) -> None:
         )
 
 
-def dispatch(jobs: Sequence[Job]) -> None:
-    """Give `jobs` to the transport, and tell the plugins of each that it has taken. Raises the first error."""
+def dispatch(jobs: Sequence[Job], *, direct: bool = False) -> None:
+    """Give `jobs` to the transport, and tell the plugins of each that it has taken. Raises the first error.
+
+    With `direct`, the transport is the one behind the outbox.
+    """
     # Imported here, because most workers send nothing.
     from lambda_tasks.sending.results import first_error, send_all
 
     sent_hook = hooks().lambda_task_sent
     taken: set[str] = set()
-    backend = get_backend()
+    backend = get_backend().direct if direct else get_backend()
 
     def take(job: Job) -> None:
         taken.add(job.message_id)
@@ -131,11 +159,21 @@ def dispatch(jobs: Sequence[Job]) -> None:
         if error := first_error(send_all(backend.send, jobs, taken=take)):
             raise error
     except Exception:
+        _note_sent(jobs, taken, otherwise=UNSENT)
         for job in jobs:
             if job.unsent is not None and job.message_id not in taken:
                 job.unsent()
         raise
+    _note_sent(jobs, taken, otherwise=None)
     failpoints.reached("send:after")
+
+
+def _note_sent(jobs: Sequence[Job], taken: Set[str], *, otherwise: str | None) -> None:
+    """Tell the handles which jobs were taken. Without an error, the transport has stored the others."""
+    for job in jobs:
+        if job.state is not None:
+            job.state.kept = True
+            job.state.result = SENT if job.message_id in taken else otherwise
 
 
 class _Departure:
@@ -223,6 +261,8 @@ def keep_departures(departures: Sequence[_Departure]) -> None:
         failpoints.reached("outbox:after_insert")
         for departure in unkept:
             departure._kept = True
+            if departure._job is not None and departure._job.state is not None:
+                departure._job.state.kept = True
 
 
 class NotedNames:

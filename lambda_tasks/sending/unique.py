@@ -56,7 +56,7 @@ class State(Enum):
     ENDED = "ended"
 
 
-def send_unique(job: Job, leave: Callable[[Job], object]) -> TaskHandle:
+def send_unique(job: Job, leave: Callable[[Job], object]) -> TaskHandle[Any]:
     """Send the checked `job` on commit unless its key is held; then do what its task's `on_duplicate` says.
 
     `leave` is called with the job, inside the transaction that writes its key. Raise `DuplicateTask` if
@@ -80,7 +80,7 @@ def send_unique(job: Job, leave: Callable[[Job], object]) -> TaskHandle:
             return _sent(leave, job, unsent=partial(_free, key, job))
         if task.on_duplicate == "replace":
             return _replaced(leave, job, key, holder, state)
-    handle = TaskHandle(holder.message_id, job.database, created=False)
+    handle = TaskHandle(holder.message_id, job.database, created=False, task=job.task)
     if task.on_duplicate == "raise":  # after the block, which would otherwise break the caller's transaction
         raise DuplicateTask(
             f"{job.task_name} has the unique key of an earlier call that has not ended: {holder.message_id}. "
@@ -105,12 +105,12 @@ def _sent(
     *,
     unsent: Callable[[], object],
     secured: Callable[[], object] | None = None,
-) -> TaskHandle:
+) -> TaskHandle[Any]:
     # A transport that keeps jobs does not lose them: the key and the job are committed together.
     undo = None if get_backend().keeps else unsent
     leave(replace(job, unsent=undo, secured=secured))
     failpoints.reached("enqueue:before_commit")
-    return TaskHandle(job.message_id, job.database)
+    return TaskHandle(job.message_id, job.database, task=job.task, state=job.state)
 
 
 # The rows of keys
@@ -200,10 +200,10 @@ def _is_kept(message_id: str, database: str) -> bool:
     return get_backend().status(message_id, database=database) not in (None, "DEAD")
 
 
-def _replaced(leave: Callable[[Job], object], job: Job, key: str, holder: Holder, state: State) -> TaskHandle:
+def _replaced(leave: Callable[[Job], object], job: Job, key: str, holder: Holder, state: State) -> TaskHandle[Any]:
     """Give the waiting call the new arguments, or send the new call instead of it, or after the one that runs."""
     if state is State.WAITING and get_backend().rewrite(job, message_id=holder.message_id, using=job.database):
-        return TaskHandle(holder.message_id, job.database, created=False)
+        return TaskHandle(holder.message_id, job.database, created=False, task=job.task)
     _hand_over(key, job)
     sent = partial(_sent, leave, job, unsent=partial(_hand_back, key, job, holder))
     if state is State.STARTED:

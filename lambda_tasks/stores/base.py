@@ -9,7 +9,16 @@ from typing import ClassVar
 from django.core.checks import CheckMessage
 
 from lambda_tasks.jobs import Job, Run
-from lambda_tasks.outcomes import Cancellation, Claim, Failed, Lost, Outcome, Progress
+from lambda_tasks.outcomes import (
+    Cancellation,
+    Claim,
+    Failed,
+    Latest,
+    Lost,
+    Outcome,
+    Progress,
+    ReportedProgress,
+)
 
 
 class BaseStore(ABC):
@@ -21,6 +30,8 @@ class BaseStore(ABC):
 
     #: Whether the store implements `wait()`. If not, a task with `on_contention="wait"` is retried instead.
     waits: ClassVar[bool] = False
+    #: Whether the store implements `write_progress()`. If not, `current_task().progress()` does nothing.
+    keeps_progress: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -128,6 +139,29 @@ class BaseStore(ABC):
         """
         status = self.status(root_id)
         return None if status is None else Progress(status)
+
+    def latest(self, message_id: str) -> Latest | None:
+        """Return the newest invocation of the chain of retries that `message_id` began, or None without a record.
+
+        For the id of a retry, return that retry, whose `root_id` names the chain. It must not take more than one query.
+        `TaskHandle.result()` calls this repeatedly, also in a thread of its own. The default raises
+        NotImplementedError.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not return results. Use ORMStore in LAMBDA_TASKS_STORE, or implement latest()."
+        )
+
+    def write_progress(self, run: Run, progress: ReportedProgress) -> bool:
+        """Store the progress of `run`. Return False, and change nothing, if the run no longer holds its claim.
+
+        Do not wait for the locks of other transactions: return False instead. The method is called outside of the
+        task's transaction, mostly in a thread of its own. `progress.updated` is None: use the store's clock.
+        """
+        return False
+
+    def read_progress(self, message_id: str) -> ReportedProgress | None:
+        """Return the progress of the newest invocation of a chain, as `latest()` finds it, or None without any."""
+        return None
 
     def replace(self, message_id: str, *, task_name: str, queue: str) -> bool:
         """Record an invocation that no worker has claimed as SUCCESS, with the reason `replaced`: it never runs.

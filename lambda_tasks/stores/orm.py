@@ -31,16 +31,18 @@ from lambda_tasks.outcomes import (
     Failed,
     Finished,
     Ignored,
+    Latest,
     Lost,
     Mismatch,
     Outcome,
     Progress,
+    ReportedProgress,
     Retry,
     Succeeded,
 )
 from lambda_tasks.recording.tracebacks import traceback_text
 from lambda_tasks.results import json_result
-from lambda_tasks.stores import cancelling, keyed
+from lambda_tasks.stores import cancelling, following, keyed
 from lambda_tasks.stores.base import BaseStore
 from lambda_tasks.stores.reasons import reason_of
 from lambda_tasks.stores.rows import (
@@ -81,6 +83,7 @@ class ORMStore(BaseStore):
     """
 
     waits = True
+    keeps_progress = True
 
     def __init__(self, *, database: str | None = None, durable_claims: bool = True) -> None:
         if not isinstance(durable_claims, bool):
@@ -184,6 +187,15 @@ class ORMStore(BaseStore):
 
     def progress(self, root_id: str) -> Progress | None:
         return keyed.progress(root_id, self.database)
+
+    def latest(self, message_id: str) -> Latest | None:
+        return following.latest(message_id, self.database)
+
+    def write_progress(self, run: Run, progress: ReportedProgress) -> bool:
+        return following.write_progress(run, progress)
+
+    def read_progress(self, message_id: str) -> ReportedProgress | None:
+        return following.read_progress(message_id, self.database)
 
     def replace(self, message_id: str, *, task_name: str, queue: str) -> bool:
         return keyed.replace(message_id, task_name=task_name, queue=queue, database=self.database)

@@ -256,6 +256,18 @@ class BackendContract:
         assert not [result for result in backend.send([job]) if isinstance(result, Taken)]
         assert list(self.received(backend)) == []
 
+    def test_direct_transport_sends_immediately(self, backend: BaseBackend) -> None:
+        try:
+            direct = backend.direct
+        except NotImplementedError:
+            pytest.skip("this transport keeps jobs, and cannot send them immediately")
+        assert direct.keeps is False
+        job = self.new_job()
+        direct.validate(job)
+        results, error = self.results(direct, [job])
+        assert (list(map(type, results)), error) == ([Taken], None)
+        assert [message.message_id for message in self.received(backend)] == [job.message_id]
+
     def test_unknown_job_has_no_status(self, backend: BaseBackend) -> None:
         [job] = self.new_jobs(1)
         assert backend.status(job.message_id, database=job.database) is None

@@ -17,6 +17,7 @@ from lambda_tasks.results import json_result
 from lambda_tasks.stores.base import BaseStore
 from lambda_tasks.testing.contracts.cancelled import CancelledInvocations
 from lambda_tasks.testing.contracts.crowd import ROUNDS, InThread, confidential, crowd, skew, together, winners
+from lambda_tasks.testing.contracts.followed import FollowedInvocations
 from lambda_tasks.testing.contracts.forged import ForgedMessages
 from lambda_tasks.testing.contracts.keyed import KeyedInvocations
 from lambda_tasks.testing.contracts.samples import AWKWARD_ERRORS, STORABLE, UNSTORABLE, nested
@@ -34,7 +35,7 @@ STATUS_OF: Final[Mapping[type, str]] = {
 _each_outcome = pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: type(outcome).__name__)
 
 
-class StoreContract(CancelledInvocations, ForgedMessages, KeyedInvocations):
+class StoreContract(CancelledInvocations, FollowedInvocations, ForgedMessages, KeyedInvocations):
     """Tests that every store of records must pass. Override `store`, `stored` and `delete`.
 
     The tests commit. With pytest-django, mark the subclass with `django_db(transaction=True)` and all its `databases`.

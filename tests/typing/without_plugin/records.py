@@ -15,7 +15,8 @@ def send(*, order: int) -> str:
 
 
 handle = send.execute_on_commit(order=1)
-assert_type(handle, TaskHandle)
+assert_type(handle, TaskHandle[str])
+assert_type(handle.result(), str)
 assert_type(TaskRecord.objects.chain(handle.message_id), TaskRecordQuerySet)
 assert_type(TaskRecord.objects.using("default").chain(handle.message_id), TaskRecordQuerySet)
 assert_type(TaskRecord.objects.filter(status=TaskStatus.FAILED).chain(handle.message_id), TaskRecordQuerySet)

@@ -31,6 +31,13 @@ function taskCell(record) {
   return cell(parts);
 }
 
+function outcomeCell(record) {
+  if (!record.progress) return cell(element("span", record.outcome, { title: record.outcome }), "outcome");
+  const { done, total, note } = record.progress;
+  const text = `${done} of ${total}`;
+  return cell([element("progress", text, { max: total, value: done, "aria-label": text }), ` ${text} ${note}`], "outcome");
+}
+
 function recordRow(record) {
   const row = document.createElement("tr");
   if (shownStatus.get(record.id) !== record.status) row.className = "changed";
@@ -39,7 +46,7 @@ function recordRow(record) {
     taskCell(record),
     cell(element("span", record.status, { class: `status ${record.status}` })),
     cell(record.seconds.toFixed(2), "number"),
-    cell(element("span", record.outcome, { title: record.outcome }), "outcome"),
+    outcomeCell(record),
     cell(new Date(record.started).toLocaleTimeString([], { hour12: false })),
   );
   return row;

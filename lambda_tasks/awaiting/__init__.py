@@ -1,0 +1,1 @@
+"""Wait for the end of an invocation, and read its result."""
