@@ -117,11 +117,11 @@ class ORMStore(BaseStore):
         if existing.claim == UUID(run.claim):
             # Claimed before, but the response was lost.
             return Claimed(existing.takeovers, existing.waited, first=False)
-        if existing.cancelled_unclaimed:
+        if existing.cancelled_unclaimed and not existing.recorded.task_name:
             return cancelling.finished(run)
-        if existing.replaced:
-            return Finished(existing.status)  # its arguments are not recorded
-        if reason := misfit(run, existing.recorded):
+        # The record of a call that was cancelled or replaced while it waited may lack its arguments.
+        known = not (existing.cancelled_unclaimed or existing.replaced)
+        if reason := misfit(run, existing.recorded, arguments=known):
             return Claimed() if self._replace_remembered(run) else Mismatch(reason)
         if existing.status != TaskStatus.RUNNING:
             return Finished(existing.status)
@@ -372,9 +372,8 @@ class ORMStore(BaseStore):
 
         The invocation's own message was still in the queue at that time, so it cannot have sent a retry.
         """
-        remembered = self._records(run.database).filter(
-            pk=run.message_id, status=TaskStatus.RETRYING, claim=None, traceback=_FORGOTTEN
-        )
+        # Without the status, whose index PostgreSQL might read instead of the primary key.
+        remembered = self._records(run.database).filter(pk=run.message_id, claim=None, traceback=_FORGOTTEN)
         return bool(
             remembered.update(
                 task_name=run.task_name,

@@ -69,6 +69,27 @@ MUTATIONS: Final = (
         ENDED + "::TestRefused",
     ),
     Mutation(
+        "statements with their own settings are not checked",
+        "database/guards.py",
+        '"mysql": re.compile(rf"{_BEFORE}{_SETTINGS}({_IMPLICIT})',
+        '"mysql": re.compile(rf"{_BEFORE}({_IMPLICIT})',
+        ENDED + "::TestRefused::test_implicit_commit_is_refused",
+    ),
+    Mutation(
+        "procedures with their own settings are not checked",
+        "database/guards.py",
+        "{_BEFORE}{_SETTINGS}(?:CALL",
+        "{_BEFORE}(?:CALL",
+        ENDED + "::TestNoticed::test_procedure_with_its_own_settings_is_noticed",
+    ),
+    Mutation(
+        "only the first setting of a SET statement is checked",
+        "database/guards.py",
+        'SET\\b{_AUTOCOMMIT}"',
+        'SET\\s+AUTOCOMMIT"',
+        ENDED + "::TestRefused::test_implicit_commit_is_refused",
+    ),
+    Mutation(
         "commit() of the driver is not refused",
         "database/guards.py",
         "        if self._used:\n            self._refuse(words)",
