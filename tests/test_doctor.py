@@ -617,6 +617,19 @@ def test_connect_timeout_may_be_in_the_environment(healthy: Cloud, monkeypatch: 
         assert healthy.ids() == []
 
 
+@pytest.mark.django_db
+def test_server_that_may_lose_commits_is_found(healthy: Cloud) -> None:
+    if connections["default"].vendor != "postgresql":
+        pytest.skip("on other databases, only an administrator may change the setting")
+    with database_settings(OPTIONS=LIMITS):
+        assert healthy.ids() == []
+        with connections["default"].cursor() as cursor:
+            cursor.execute("SET LOCAL synchronous_commit TO off")  # as if the role had it
+        finding = only_finding(healthy)
+    assert (finding.id, finding.level, finding.subject) == ("D305", "warning", "database 'default'")
+    assert "synchronous_commit=off" in finding.text
+
+
 # The outbox
 
 

@@ -775,6 +775,17 @@ class TestQueueOutages:
         record = record_of(message_id)
         assert (record.status, record.takeovers) == ("RUNNING", 3)
 
+    def test_broken_module_uses_up_no_takeovers(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
+    ) -> None:
+        """As during a faulty deployment."""
+        (tmp_path / "broken_for_hours.py").write_text("1 / 0\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        settings.LAMBDA_TASKS_MODULES = ["broken_for_hours"]
+        message_id = lost_record("broken_for_hours.task")
+        self.reap_hourly(outbox=False)
+        assert (record_of(message_id).status, record_of(message_id).takeovers) == ("RUNNING", 0)
+
     def test_sent_message_counts_as_a_takeover(self) -> None:
         message_id = lost_record()
         for takeovers in (1, 2, 3):

@@ -97,6 +97,13 @@ MUTATIONS: Final = (
         LOST + "::TestGivenUp",
     ),
     Mutation(
+        "a module that cannot be imported uses up takeovers",
+        "operations/reaping.py",
+        "        if trouble is not None:\n            _withdraw",
+        "        if False:\n            _withdraw",
+        LOST + "::TestQueueOutages",
+    ),
+    Mutation(
         "a lost task is resent to another queue",
         "operations/reaping.py",
         "return lost.queue if known else task.queue",

@@ -34,6 +34,13 @@ MUTATIONS: Final = (
         REFUSALS + "::TestLockedTable",
     ),
     Mutation(
+        "a refused check for a request to cancel keeps the claim",
+        "execution/claiming.py",
+        "        give_back_if_possible(attempt)\n",
+        "",
+        REFUSALS + "::TestLibraryStatements",
+    ),
+    Mutation(
         "a refused record of FAILED keeps the claim",
         "execution/settling.py",
         "if is_infrastructure(error) and _may_be_rerun(attempt, outcome, kept):",
