@@ -38,6 +38,7 @@ from lambda_tasks.outcomes import (
     Retry,
     Succeeded,
 )
+from lambda_tasks.recording.described import described
 from lambda_tasks.recording.tracebacks import traceback_text
 from lambda_tasks.results import json_result
 from lambda_tasks.stores import cancelling, keyed
@@ -83,6 +84,8 @@ class ORMStore(BaseStore):
     waits = True
 
     def __init__(self, *, database: str | None = None, durable_claims: bool = True) -> None:
+        if not isinstance(database, str | None):
+            raise TypeError(f"database must be an alias in DATABASES, not {described(database)}")
         if not isinstance(durable_claims, bool):
             raise TypeError(f"durable_claims must be True or False, not {durable_claims!r}.")
         self._database = database
