@@ -109,6 +109,8 @@ class TestResending:
     def test_other_records_are_left_alone(self, fields: dict[str, Any]) -> None:
         lost_record(**fields)
         before = list(records().values())
+        with transaction.atomic(using=get_store().database):
+            assert get_store().lost(older_than=LOST_AFTER, limit=10) == []
         assert reap() == Reaped()
         assert list(records().values()) == before
         assert backend().jobs == []
