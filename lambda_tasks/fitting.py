@@ -47,9 +47,12 @@ def misfit_of_ids(run: Run) -> str | None:
     return None
 
 
-def misfit(run: Run, recorded: Recorded) -> str | None:
-    """Return why the record with the id of `run` cannot belong to the same invocation; None if it can."""
-    return _difference(run, recorded, run.n_retries, "the record of its id")
+def misfit(run: Run, recorded: Recorded, *, arguments: bool = True) -> str | None:
+    """Return why the record with the id of `run` cannot belong to the same invocation; None if it can.
+
+    `arguments=False` does not compare the arguments, which a record may lack.
+    """
+    return _difference(run, recorded, run.n_retries, "the record of its id", arguments=arguments)
 
 
 def misfit_of_sender(run: Run, recorded: Recorded) -> str | None:
@@ -57,7 +60,7 @@ def misfit_of_sender(run: Run, recorded: Recorded) -> str | None:
     return _difference(run, recorded, run.n_retries - 1, "the record of the invocation that it claims to retry")
 
 
-def _difference(run: Run, recorded: Recorded, n_retries: int, record: str) -> str | None:
+def _difference(run: Run, recorded: Recorded, n_retries: int, record: str, *, arguments: bool = True) -> str | None:
     names = (run.task_name, run.task.name, *run.task.aliases)
     if recorded.task_name not in names:
         return f"{record} belongs to a different task, {shown(recorded.task_name)}"
@@ -65,7 +68,7 @@ def _difference(run: Run, recorded: Recorded, n_retries: int, record: str) -> st
         return f"{record} has n_retries={recorded.n_retries}"
     if run.n_retries and recorded.root_id is not None and str(recorded.root_id) != run.root_id:
         return f"{record} belongs to the chain of {recorded.root_id}"
-    if not _same_arguments(run, recorded.kwargs):
+    if arguments and not _same_arguments(run, recorded.kwargs):
         return f"{record} has different arguments"
     return None
 

@@ -32,6 +32,7 @@ from lambda_tasks.definition.schedules import Every
 from lambda_tasks.execution.backoff import in_words, survived_outage
 from lambda_tasks.management.commands.lambda_tasks import Command
 from lambda_tasks.models import OutboxMessage, TaskSchedule
+from lambda_tasks.operations import database_settings as database_checks
 from lambda_tasks.operations.doctor import Finding, connect_to_aws, diagnose, findings
 from lambda_tasks.operations.doctor.asking import remedy_for
 from lambda_tasks.operations.schedules import fire_due
@@ -178,6 +179,13 @@ def database_settings(**settings: Any) -> Iterator[None]:
         yield
     finally:
         connection.settings_dict = before
+
+
+@pytest.fixture(autouse=True)
+def _durable_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not ask the server of the tests, which may not wait for its disk."""
+    for vendor in list(database_checks._SETTINGS):
+        monkeypatch.setitem(database_checks._SETTINGS, vendor, ())
 
 
 @pytest.fixture(autouse=True)
@@ -615,6 +623,30 @@ def test_connect_timeout_may_be_in_the_environment(healthy: Cloud, monkeypatch: 
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "5")
     with database_settings(OPTIONS=LIMITS | {"connect_timeout": None}):
         assert healthy.ids() == []
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("value", "ids"), [("off", ["D305"]), ("on", [])])
+def test_server_that_may_lose_commits_is_found(
+    healthy: Cloud, value: str, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (("synchronous_commit", f"SELECT '{value}'", ("off",)),)
+    monkeypatch.setitem(database_checks._SETTINGS, connections["default"].vendor, asked)
+    found = healthy.findings()
+    assert [(finding.id, finding.level, finding.subject) for finding in found] == [
+        (id, "warning", "database 'default'") for id in ids
+    ]
+    assert all(finding.text.startswith("synchronous_commit=off: COMMIT does not wait") for finding in found)
+
+
+def test_unavailable_database_leaves_durability_unasked(healthy: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setitem(database_checks._SETTINGS, connections["default"].vendor, (("fsync", "SHOW fsync", ("off",)),))
+    monkeypatch.setattr(connections["default"], "cursor", refuse)
+    finding = only_finding(healthy)
+    assert (finding.id, finding.subject) == ("D001", "database 'default'")
 
 
 # The outbox

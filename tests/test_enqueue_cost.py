@@ -19,7 +19,7 @@ from tests.conftest import Sqs
 from tests.relay import Answer, Forward, Relay, running
 
 #: The most function calls of `execute_on_commit()` in a transaction, a few more than it needs.
-MOST_CALLS = 62
+MOST_CALLS = 66
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutations import ROOT, all_mutations
+from tests.named_tests import find_class, find_test
 from tests.simulation.protocols import PROTOCOLS
 
 pytestmark = pytest.mark.once
@@ -33,8 +34,19 @@ def test_each_mutation_changes_something() -> None:
 
 
 def test_tests_of_each_mutation_exist() -> None:
-    files = {mutation.tests.partition("::")[0].partition(" ")[0] for mutation in all_mutations()}
-    assert [file for file in sorted(files) if not Path(ROOT, file).exists()] == []
+    """Otherwise pytest stops with an error, and shows nothing about the mutation."""
+    named = {mutation.tests for mutation in all_mutations()}
+    assert [tests for tests in sorted(named) if not exists(tests)] == []
+
+
+def exists(tests: str) -> bool:
+    """Return whether a file, a class or a test exists, as pytest names it."""
+    path, *names = tests.partition("[")[0].split("::")
+    if not names:
+        return Path(ROOT, path).exists()
+    if len(names) == 1 and names[0].startswith("Test"):
+        return find_class(ROOT / path, names[0]) is not None
+    return find_test(ROOT / path, *names) is not None
 
 
 def test_all_families_are_counted() -> None:

@@ -29,8 +29,8 @@ from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import TaskLostError
 from lambda_tasks.jobs import Job, Run
 from lambda_tasks.models import OutboxMessage, TaskRecord, TaskStatus
-from lambda_tasks.outcomes import Claimed, Failed, Finished, Lost, Retry, Succeeded
-from lambda_tasks.stores.orm import ORMStore
+from lambda_tasks.outcomes import Claimed, Failed, Finished, Lost, Prevented, Retry, Succeeded
+from lambda_tasks.stores.orm import _FORGOTTEN, ORMStore
 from lambda_tasks.strategies import get_store
 from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.wire import ids
@@ -258,6 +258,33 @@ def release() -> None:
     ORMStore().release(mine(100))
 
 
+def release_crashed() -> None:
+    ORMStore().release_crashed(mine(100))
+
+
+def wait_for_the_lock() -> None:
+    ORMStore().wait(mine(100), seconds=10)
+
+
+def cancel_while_it_waits() -> None:
+    TaskRecord.objects.filter(pk=key(100)).update(claim=None)
+    assert ORMStore().cancel(str(key(100)), None) == Prevented(str(key(100)))
+
+
+def claim_cancelled() -> None:
+    """Claim an invocation that was cancelled before anything else was known of it."""
+    cancelled = {"status": "FAILED", "reason": "cancelled", "claim": None, "task_name": ""}
+    TaskRecord.objects.filter(pk=key(101)).update(**cancelled)
+    assert ORMStore().claim(new_run(101)) == Finished("FAILED")
+
+
+def claim_remembered() -> None:
+    """Claim an invocation whose record a forged retry has created."""
+    forged = {"status": "RETRYING", "claim": None, "traceback": _FORGOTTEN, "task_name": "shop.tasks.forged"}
+    TaskRecord.objects.filter(pk=key(103)).update(**forged)
+    assert ORMStore().claim(new_run(103)) == Claimed()
+
+
 def check_success() -> None:
     assert not ORMStore().has_succeeded(mine(100))
 
@@ -369,6 +396,11 @@ STATEMENTS: Final[dict[Callable[[], None], set[str]]] = {
     record_failure: {PRIMARY_KEY},
     record_retry: {PRIMARY_KEY},
     release: {PRIMARY_KEY},
+    release_crashed: {PRIMARY_KEY},
+    wait_for_the_lock: {PRIMARY_KEY},
+    cancel_while_it_waits: {PRIMARY_KEY},
+    claim_cancelled: {PRIMARY_KEY},
+    claim_remembered: {PRIMARY_KEY},
     check_success: {PRIMARY_KEY},
     list_claimed: set(),  # by key or by status: both select few rows
     find_lost: {STATUS_START},
@@ -417,6 +449,10 @@ BY_KEY: Final = (
     record_failure,
     record_retry,
     release,
+    release_crashed,
+    wait_for_the_lock,
+    claim_cancelled,
+    claim_remembered,
     check_success,
     list_claimed,
     settle_lost,

@@ -194,6 +194,19 @@ class TestWrongKind:
         told = findings(settings, **{setting: "broken_strategy.Lock"})
         assert any(setting in message and "RuntimeError: out of order" in message for message in told)
 
+    @pytest.mark.parametrize(
+        ("setting", "value"),
+        [
+            ("LAMBDA_TASKS_STORE", ("lambda_tasks.stores.orm.ORMStore", {"database": ["default"]})),
+            ("LAMBDA_TASKS_STORE", ("lambda_tasks.stores.orm.ORMStore", {"database": 5})),
+            ("LAMBDA_TASKS_BACKEND", ("lambda_tasks.backends.outbox.OutboxBackend", {"databases": [["default"]]})),
+        ],
+    )
+    def test_alias_of_the_wrong_type_is_a_finding(self, settings: Any, setting: str, value: Any) -> None:
+        path, options = value
+        told = findings(settings, **{setting: {"BACKEND": path, "OPTIONS": options}})
+        assert any(message.startswith(f"lambda_tasks.E004: {setting}") for message in told)
+
     def test_option_that_raises_is_a_finding(self, settings: Any) -> None:
         told = findings(settings, LAMBDA_TASKS_LOCK={"BACKEND": f"{__name__}.Quoting", "OPTIONS": {"quiet": "it"}})
         assert any("E004: LAMBDA_TASKS_LOCK" in each and "ValueError: it does not work" in each for each in told)

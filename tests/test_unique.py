@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
@@ -31,6 +32,7 @@ from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.testing import collect_tasks
 from lambda_tasks.testing.contracts import InThread
 from lambda_tasks.wire import ids
+from lambda_tasks.wire.invocation import Invocation
 from tests.app.models import Effect
 from tests.courier import COURIER, OUTBOX, outbox
 
@@ -328,6 +330,14 @@ class TestReplacing:
         assert deliver(old) == []
         assert effects() == []
         assert records().get(pk=first.message_id).reason == "replaced"
+
+    def test_other_work_with_its_id_is_kept(self, transport: MemoryBackend) -> None:
+        first = call(replacing, number=1)
+        call(replacing, number=1, name="b")
+        [old, _] = transport.take()
+        other = Invocation(replacing_defaults.name, old.message.kwargs)
+        assert deliver(replace(old, message=other)) == [first.message_id]
+        assert deliver(old) == []
 
     def test_third_call_replaces_the_second(self, transport: MemoryBackend) -> None:
         for name in "abc":

@@ -57,7 +57,9 @@ class OutboxBackend(BaseBackend):
     def __init__(
         self, *, transport: Any = "lambda_tasks.backends.sqs.SQSBackend", databases: Sequence[str] | None = None
     ) -> None:
-        if databases is not None and (isinstance(databases, str) or not databases):
+        if databases is not None and (
+            isinstance(databases, str) or not databases or not all(isinstance(alias, str) for alias in databases)
+        ):
             raise TypeError(f"databases must be a list of aliases in DATABASES, not {described(databases)}")
         try:
             path, options = strategy(transport, "transport")

@@ -23,23 +23,31 @@ from lambda_tasks.exceptions import TransactionBroken
 
 #: Text that may precede the first word. MariaDB executes the content of `/*! … */`.
 _BEFORE: Final = r"(?:[\s;(]+|--[^\n]*(?:\n|\Z)|/\*(?!M?!).*?\*/|/\*M?!\d*)*"
+#: One character of a list of settings, or a string in it.
+_PIECE: Final = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|"
+#: MariaDB: settings for a single statement, which precede it.
+_SETTINGS: Final = rf"(?:SET\s+STATEMENT\s(?:{_PIECE}[^;'\"])*?\sFOR\s+)?"
+#: MySQL and MariaDB: an assignment to `autocommit`, maybe after others.
+_AUTOCOMMIT: Final = (
+    rf"(?:(?:{_PIECE}[^;,'\"])*,)*\s*(?:(?:SESSION|LOCAL)\s+|@@(?:(?:SESSION|LOCAL)\s*\.\s*)?)?`?AUTOCOMMIT"
+)
 _END: Final = r"COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b)"
 #: Statements that commit the open transaction (MariaDB's list of implicit commits).
 _IMPLICIT: Final = (
     r"COMMIT|ROLLBACK(?!\s+(?:WORK\s+)?TO\b)|BEGIN(?!\s+NOT\b)|START\s+TRANSACTION|TRUNCATE|ALTER|RENAME|GRANT|REVOKE|"
     r"CREATE(?!\s+(?:OR\s+REPLACE\s+)?TEMPORARY\b)|DROP(?!\s+TEMPORARY\b)|OPTIMIZE|REPAIR|LOCK\s+TABLES?|FLUSH|RESET|"
     r"(?:ANALYZE|CHECK)\s+(?:(?:LOCAL|NO_WRITE_TO_BINLOG)\s+)?TABLE|(?:LOAD|CACHE)\s+INDEX|(?:UN)?INSTALL|"
-    r"SET\s+(?:PASSWORD|(?:SESSION\s+|@@SESSION\.|@@)?AUTOCOMMIT)"
+    rf"SET\s+PASSWORD|SET\b{_AUTOCOMMIT}"
 )
 _FLAGS: Final = re.IGNORECASE | re.DOTALL
 _ENDINGS: Final = {
-    "mysql": rf"{_BEFORE}({_IMPLICIT})\b",
+    "mysql": rf"{_BEFORE}{_SETTINGS}({_IMPLICIT})\b",
     None: rf"{_BEFORE}({_END})\b",
 }
 #: A cheap search for one of them in a script, before the script is parsed. PyMySQL and mysqlclient interpolate the
 #: values into the statement, so for them a semicolon has to come first.
 _LATER: Final = {
-    "mysql": rf";{_BEFORE}(?:{_IMPLICIT})\b",
+    "mysql": rf";{_BEFORE}{_SETTINGS}(?:{_IMPLICIT})\b",
     None: rf"\b(?:{_END})\b",
 }
 #: Text in which a semicolon does not end the statement: strings, quoted names, function bodies, comments.
@@ -49,7 +57,7 @@ _QUOTED: Final = (
 )
 
 #: MySQL and MariaDB: statements that can run any other statement, including COMMIT.
-_OPAQUE: Final = rf"{_BEFORE}(?:CALL|EXECUTE|BEGIN\s+NOT)\b"
+_OPAQUE: Final = rf"{_BEFORE}{_SETTINGS}(?:CALL|EXECUTE|BEGIN\s+NOT)\b"
 
 #: The first six characters of the statements that Django generates.
 _PLAIN: Final = frozenset(["SELECT", "INSERT", "UPDATE", "DELETE", b"SELECT", b"INSERT", b"UPDATE", b"DELETE"])
@@ -117,7 +125,9 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _words(found: re.Match[str]) -> str:
-    return " ".join(found[1].upper().split())
+    """Return the keywords for an error message, without the values of other settings."""
+    words = found[1].upper().split()
+    return " ".join(words if "," not in found[1] else [words[0], words[-1].rpartition(",")[2]])
 
 
 def session_in_transaction(vendor: str, driver: Any) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from django.db import InternalError, OperationalError
+from django.db import InternalError, OperationalError, connections
 
 from lambda_tasks import failpoints
 from lambda_tasks.database.errors import LOCKED_PAUSE, is_conflict, is_lock_timeout, on_sound_connection
 from lambda_tasks.database.infrastructure import is_read_only
 from lambda_tasks.exceptions import Redeliver, TaskCancelled, TaskCrashedError, TaskExpiredError
 from lambda_tasks.execution.attempt import Attempt
+from lambda_tasks.execution.settling import give_back_if_possible, pause_after
 from lambda_tasks.fitting import misfit_of_ids
 from lambda_tasks.jobs import Run
 from lambda_tasks.logging import run_logger
@@ -36,7 +37,7 @@ def claim(attempt: Attempt) -> Failed | Skipped | None:
             attempt.claimed = True
             if takeovers or waited:
                 run = attempt.run = replace(run, takeovers=takeovers, waited=waited)
-            return _crashed_too_often(run) or _expired(run) or _cancelled(run, first=first)
+            return _crashed_too_often(run) or _expired(run) or _cancelled(attempt, first=first)
         case Finished(status):
             run_logger.info("%s has already ended as %s; the delivery is acknowledged.", run.task_name, status)
             notify(hooks().lambda_task_skipped, message_id=run.message_id, reason="finished")
@@ -93,14 +94,26 @@ def _crashed_too_often(run: Run) -> Failed | None:
     return None
 
 
-def _cancelled(run: Run, *, first: bool) -> Failed | None:
-    """Return a failure if the task was cancelled during an earlier run. A first run of a first invocation has none."""
+def _cancelled(attempt: Attempt, *, first: bool) -> Failed | None:
+    """Return a failure if the task was cancelled during an earlier run. A first run of a first invocation has none.
+
+    If the database refuses to answer, release the claim, which would otherwise count as that of a dead worker.
+    """
+    run = attempt.run
     if first and not run.n_retries and not run.takeovers:
         return None
     # Imported here, because most invocations do not need it.
     from lambda_tasks.execution.cancelled import is_requested
 
-    if not is_requested(run):
+    try:
+        requested = is_requested(run)
+    except Exception as error:
+        if connections[run.database].in_atomic_block:
+            raise  # in a caller's transaction, as in eager mode, the claim is rolled back
+        give_back_if_possible(attempt)
+        reason = f"the database does not tell whether {run.task_name} was cancelled"
+        raise Redeliver(reason, visible_in=pause_after(error)) from error
+    if not requested:
         return None
     return Failed(TaskCancelled(f"cancelled: {run.task_name} was cancelled during an earlier run, and not run again."))
 

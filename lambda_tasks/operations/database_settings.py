@@ -61,7 +61,10 @@ def check_sessions(databases: Collection[str]) -> Iterator[CheckMessage]:
     for alias in own_databases():
         if alias not in databases:
             continue
-        setting = _forgetful_setting(connections[alias])
+        try:
+            setting = forgetful_setting(connections[alias])
+        except DatabaseError:
+            continue  # Django or the next query reports the error
         if setting is not None:
             yield Warning(
                 f"Database {alias!r} has {setting}: a crash of its server may undo tasks that were acknowledged, "
@@ -72,15 +75,15 @@ def check_sessions(databases: Collection[str]) -> Iterator[CheckMessage]:
             )
 
 
-def _forgetful_setting(connection: BaseDatabaseWrapper) -> str | None:
-    """Return the setting with which the server may lose commits in a crash, or None if it is safe or unknown."""
-    try:
-        with connection.cursor() as cursor:
-            for name, sql, forgetful in _SETTINGS.get(connection.vendor, ()):
-                cursor.execute(sql)
-                value = str(cursor.fetchone()[0])
-                if value in forgetful:
-                    return f"{name}={value}"
-    except DatabaseError:
-        return None  # Django or the next query reports the error
+def forgetful_setting(connection: BaseDatabaseWrapper) -> str | None:
+    """Return the setting with which the server may lose commits in a crash, or None if there is none."""
+    asked = _SETTINGS.get(connection.vendor, ())
+    if not asked:
+        return None
+    with connection.cursor() as cursor:
+        for name, sql, forgetful in asked:
+            cursor.execute(sql)
+            value = str(cursor.fetchone()[0])
+            if value in forgetful:
+                return f"{name}={value}"
     return None

@@ -124,6 +124,8 @@ def _settle(store: BaseStore, lost: Lost, older_than: int, reaped: Reaped) -> No
             return
         if not store.offer(lost, older_than=older_than):
             return  # its worker is alive after all, or another reaper has recovered it
+        if trouble is not None:
+            _withdraw(lost)  # a deployment that is repaired later must not use up takeovers
         if _send(store, lost, task, trouble):
             reaped.sent_again += 1
         else:

@@ -6,7 +6,6 @@ from typing import Any, Final
 from uuid import UUID
 
 from django.db import IntegrityError, OperationalError, connections, transaction
-from django.db.models import Q
 
 from lambda_tasks import failpoints
 from lambda_tasks.database.clock import DatabaseNow
@@ -20,8 +19,6 @@ from lambda_tasks.recording.tracebacks import traceback_text
 from lambda_tasks.stores.rows import NOT_ENDED
 from lambda_tasks.wire import ids
 
-#: A record that cancelling has created or ended while no worker held it.
-CANCELLED_UNCLAIMED: Final = Q(status=TaskStatus.FAILED, reason=TaskReason.CANCELLED, claim=None)
 #: How often cancelling starts again because a worker was faster.
 _ATTEMPTS: Final = 3
 
@@ -55,11 +52,12 @@ def is_requested(database: str, root_id: str) -> bool:
 
 
 def finished(run: Run) -> Finished:
-    """Return the answer to the claim of an invocation that was cancelled before it ran.
+    """Return the answer to the claim of an invocation that was cancelled before anything but its id was known.
 
-    Its message may contain what the record lacks.
+    Complete its record from its message.
     """
-    TaskRecord.objects.using(run.database).filter(CANCELLED_UNCLAIMED, pk=run.message_id, task_name="").update(
+    # Without the status and the reason, whose indexes PostgreSQL might read instead of the primary key.
+    TaskRecord.objects.using(run.database).filter(pk=run.message_id, claim=None, task_name="").update(
         task_name=run.task_name,
         kwargs=run.recorded_kwargs,
         queue=run.queue,

@@ -40,6 +40,7 @@ from lambda_tasks.outcomes import (
     Retry,
     Succeeded,
 )
+from lambda_tasks.recording.described import described
 from lambda_tasks.recording.tracebacks import traceback_text
 from lambda_tasks.results import json_result
 from lambda_tasks.stores import cancelling, following, keyed
@@ -86,6 +87,8 @@ class ORMStore(BaseStore):
     keeps_progress = True
 
     def __init__(self, *, database: str | None = None, durable_claims: bool = True) -> None:
+        if not isinstance(database, str | None):
+            raise TypeError(f"database must be an alias in DATABASES, not {described(database)}")
         if not isinstance(durable_claims, bool):
             raise TypeError(f"durable_claims must be True or False, not {durable_claims!r}.")
         self._database = database
@@ -120,11 +123,11 @@ class ORMStore(BaseStore):
         if existing.claim == UUID(run.claim):
             # Claimed before, but the response was lost.
             return Claimed(existing.takeovers, existing.waited, first=False)
-        if existing.cancelled_unclaimed:
+        if existing.cancelled_unclaimed and not existing.recorded.task_name:
             return cancelling.finished(run)
-        if existing.replaced:
-            return Finished(existing.status)  # its arguments are not recorded
-        if reason := misfit(run, existing.recorded):
+        # The record of a call that was cancelled or replaced while it waited may lack its arguments.
+        known = not (existing.cancelled_unclaimed or existing.replaced)
+        if reason := misfit(run, existing.recorded, arguments=known):
             return Claimed() if self._replace_remembered(run) else Mismatch(reason)
         if existing.status != TaskStatus.RUNNING:
             return Finished(existing.status)
@@ -385,9 +388,8 @@ class ORMStore(BaseStore):
 
         The invocation's own message was still in the queue at that time, so it cannot have sent a retry.
         """
-        remembered = self._records(run.database).filter(
-            pk=run.message_id, status=TaskStatus.RETRYING, claim=None, traceback=_FORGOTTEN
-        )
+        # Without the status, whose index PostgreSQL might read instead of the primary key.
+        remembered = self._records(run.database).filter(pk=run.message_id, claim=None, traceback=_FORGOTTEN)
         return bool(
             remembered.update(
                 task_name=run.task_name,

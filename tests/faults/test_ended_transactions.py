@@ -154,6 +154,10 @@ class TestRefused:
             "BEGIN",
             "start  transaction",
             "SET autocommit = 1",
+            "SET @a = 'b, c', LOCAL autocommit = 1",
+            "SET @@local.autocommit = 1",
+            "SET STATEMENT max_statement_time = 5 FOR TRUNCATE TABLE app_effect",
+            "SET STATEMENT max_statement_time = 5 FOR COMMIT",
             "ANALYZE TABLE app_effect",
             "LOCK TABLES app_effect WRITE",
         ],
@@ -275,6 +279,13 @@ class TestNoticed:
         assert "was ended by CALL ended_commit before the task finished" in (record.traceback or "")
 
     @on_mariadb
+    def test_procedure_with_its_own_settings_is_noticed(self, database: str) -> None:
+        execute("CREATE OR REPLACE PROCEDURE ended_commit() BEGIN COMMIT; END")
+        record = deliver(lambda: execute("SET STATEMENT max_statement_time = 5 FOR CALL ended_commit()"))
+        assert record.status == "FAILED"
+        assert "was ended by SET STATEMENT before the task finished" in (record.traceback or "")
+
+    @on_mariadb
     def test_procedure_without_a_commit_is_allowed(self, database: str) -> None:
         execute("CREATE OR REPLACE PROCEDURE ended_nothing() BEGIN SET @a = 1; END")
         assert deliver(lambda: execute("CALL ended_nothing()")).status == "SUCCESS"
@@ -379,6 +390,13 @@ class TestDeadlocks:
         ("/*M!100100 DROP TABLE t */", "mysql", "DROP"),
         ("ANALYZE SELECT 1", "mysql", None),
         ("SET @@session.autocommit=1", "mysql", "SET @@SESSION.AUTOCOMMIT"),
+        ("SET `autocommit` = 1", "mysql", "SET `AUTOCOMMIT"),
+        ("SET @a = 'secret', autocommit = 1", "mysql", "SET AUTOCOMMIT"),
+        ("SET @a = ', autocommit = 1'", "mysql", None),
+        ("SET GLOBAL autocommit = 1", "mysql", None),
+        ("SET STATEMENT sql_mode = 'a FOR b' FOR DROP TABLE t", "mysql", "DROP"),
+        ("SET STATEMENT max_statement_time = 1 FOR SELECT 1 FOR UPDATE", "mysql", None),
+        ("SELECT 1; SET STATEMENT max_statement_time = 1 FOR COMMIT", "mysql", "COMMIT"),
         ("CREATE TRIGGER t AFTER INSERT ON a BEGIN SELECT 1; END", "sqlite", None),
         ("UPDATE a SET b = 'x; COMMIT'", "mysql", None),
         ("ENDLESS", "postgresql", None),

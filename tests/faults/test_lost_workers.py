@@ -109,6 +109,8 @@ class TestResending:
     def test_other_records_are_left_alone(self, fields: dict[str, Any]) -> None:
         lost_record(**fields)
         before = list(records().values())
+        with transaction.atomic(using=get_store().database):
+            assert get_store().lost(older_than=LOST_AFTER, limit=10) == []
         assert reap() == Reaped()
         assert list(records().values()) == before
         assert backend().jobs == []
@@ -774,6 +776,17 @@ class TestQueueOutages:
             self.reap_hourly(outbox=True)
         record = record_of(message_id)
         assert (record.status, record.takeovers) == ("RUNNING", 3)
+
+    def test_broken_module_uses_up_no_takeovers(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
+    ) -> None:
+        """As during a faulty deployment."""
+        (tmp_path / "broken_for_hours.py").write_text("1 / 0\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        settings.LAMBDA_TASKS_MODULES = ["broken_for_hours"]
+        message_id = lost_record("broken_for_hours.task")
+        self.reap_hourly(outbox=False)
+        assert (record_of(message_id).status, record_of(message_id).takeovers) == ("RUNNING", 0)
 
     def test_sent_message_counts_as_a_takeover(self) -> None:
         message_id = lost_record()

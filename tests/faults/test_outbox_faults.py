@@ -570,7 +570,7 @@ class TestPartialFailures:
             else:
                 assert (row.attempts, row.error) == (1, "ConnectionError: SQS is busy")
                 assert row.due_at is not None
-        assert [handle.status for handle in handles] == [None, "WAITING", "DEAD", None, "WAITING"]
+        assert [handle.status for handle in handles] == ["SENT", "WAITING", "DEAD", "SENT", "WAITING"]
 
         PickyBackend.is_in_trouble = False
         assert relay().total == 0

@@ -16,8 +16,11 @@ from lambda_tasks.database.errors import LOCKED_PAUSE
 from lambda_tasks.database.infrastructure import is_infrastructure, is_read_only
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.handler import handler
+from lambda_tasks.jobs import Job
 from lambda_tasks.models import TaskRecord
 from lambda_tasks.strategies import get_backend, get_store
+from lambda_tasks.wire.ids import new_message_id, retry_id
+from lambda_tasks.wire.invocation import Invocation
 from tests.app.models import Effect
 
 on_all = pytest.mark.databases("sqlite", "postgres", "mariadb", transaction=True)
@@ -222,6 +225,20 @@ class TestLibraryStatements:
         message = message_of(leave_but_once)
         at(monkeypatch, "task:enter", raising(refusal))
         assert deliver(message)
+        assert not deliver(message, receives=2)
+        assert (ran, state()) == (["a"], (["a"], "SUCCESS"))
+
+    def test_refused_cancel_check_lets_an_unrepeatable_retry_run(
+        self, database: str, refusal: DatabaseError, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A retry looks for a request to cancel after its claim, before it is called."""
+        root = new_message_id()
+        retry = Invocation(leave_but_once.name, {"name": "a"}, 1)
+        message = event_record(Job(retry, retry_id(root, 1), root_id=root))
+        with monkeypatch.context() as refused:
+            refused.setattr(type(get_store()), "cancel_requested", lambda *_: raising(refusal)())
+            assert deliver(message)
+        assert (state(), records().get().claim, records().get().takeovers) == (([], "RUNNING"), None, 0)
         assert not deliver(message, receives=2)
         assert (ran, state()) == (["a"], (["a"], "SUCCESS"))
 

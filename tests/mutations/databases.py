@@ -39,21 +39,21 @@ MUTATIONS: Final = (
         "execution/locking.py",
         "acquired = lock.acquire(key, token=run.root_id,",
         "acquired = lock.acquire(key, token=run.message_id,",
-        SINGLETON + "::TestAwayAtAcquire",
+        SINGLETON + "::TestUnavailableLock",
     ),
     Mutation(
         "fail_open is ignored",
         "execution/locking.py",
         "if not lock.fail_open:",
         "if True:",
-        SINGLETON + "::TestAwayAtAcquire",
+        SINGLETON + "::TestUnavailableLock",
     ),
     Mutation(
         "delays during a lock outage do not grow",
         "execution/default_plugin.py",
         "policy.spread() * (1 << min(run.n_retries, 10))",
         "policy.spread()",
-        SINGLETON + "::TestAwayAtAcquire",
+        SINGLETON + "::TestUnavailableLock",
     ),
     Mutation(
         "a conflict does not cause a rerun",
@@ -116,7 +116,7 @@ MUTATIONS: Final = (
         "execution/locking.py",
         "    except Exception as error:\n        # The task's own",
         "    except ZeroDivisionError as error:\n        # The task's own",
-        SINGLETON + "::TestLostWhileRunning",
+        SINGLETON + "::TestLockLostWhileRunning",
     ),
     Mutation(
         "a deadlock in PostgreSQL is not recognized",
@@ -285,7 +285,7 @@ MUTATIONS: Final = (
         "execution/errors.py",
         "    elif connection.closed_in_transaction and not connection.in_atomic_block:\n        pass",
         "    elif False:\n        pass",
-        DATABASE + "::TestOwnDoing",
+        DATABASE + "::TestConnectionClosedByTask",
     ),
     Mutation(
         "a lock timeout during a claim counts as an outage",

@@ -127,8 +127,8 @@ MUTATIONS: Final = (
     Mutation(
         "a replaced record is compared with its message",
         "stores/orm.py",
-        "        if existing.replaced:\n",
-        "        if False:\n",
+        "not (existing.cancelled_unclaimed or existing.replaced)",
+        "not existing.cancelled_unclaimed",
         UNIQUE + "::TestReplacing",
     ),
     Mutation(

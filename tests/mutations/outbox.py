@@ -8,12 +8,12 @@ from tests.mutations import Mutation
 
 FAULTS: Final = "tests/faults/test_outbox_faults.py"
 CALLERS: Final = FAULTS + "::TestCallers"
-SESSIONS: Final = FAULTS + "::TestSessionsOfCallers"
+SESSIONS: Final = FAULTS + "::TestCallersSessions"
 RELAYS: Final = FAULTS + "::TestRelays"
-STANDS_STILL: Final = FAULTS + "::TestARelayThatStandsStill"
+STANDS_STILL: Final = FAULTS + "::TestFrozenRelay"
 PARTIAL: Final = FAULTS + "::TestPartialFailures"
 RETRIES: Final = FAULTS + "::TestRetries"
-COMMITS: Final = FAULTS + "::TestRetriesWhoseCommitIsStruck"
+COMMITS: Final = FAULTS + "::TestRetriesWithLostCommit"
 
 RELAY: Final = "tests/test_outbox_relay.py"
 OVERTAKEN: Final = RELAY + "::TestOvertaken"

@@ -17,7 +17,7 @@ MUTATIONS: Final = (
         "execution/errors.py",
         "    elif refused_by_database(attempt, error, limits):\n",
         "    elif False:\n",
-        REFUSALS + "::TestOwnStatements",
+        REFUSALS + "::TestLibraryStatements",
     ),
     Mutation(
         "a demoted server fails the task",
@@ -34,25 +34,32 @@ MUTATIONS: Final = (
         REFUSALS + "::TestLockedTable",
     ),
     Mutation(
+        "a refused check for a request to cancel keeps the claim",
+        "execution/claiming.py",
+        "        give_back_if_possible(attempt)\n",
+        "",
+        REFUSALS + "::TestLibraryStatements",
+    ),
+    Mutation(
         "a refused record of FAILED keeps the claim",
         "execution/settling.py",
         "if is_infrastructure(error) and _may_be_rerun(attempt, outcome, kept):",
         "if False:",
-        REFUSALS + "::TestOwnStatements",
+        REFUSALS + "::TestLibraryStatements",
     ),
     Mutation(
         "a sender reruns after its retry was sent",
         "execution/settling.py",
         "return not sent and not (attempt.called",
         "return not (attempt.called",
-        REFUSALS + "::TestOwnStatements",
+        REFUSALS + "::TestLibraryStatements",
     ),
     Mutation(
         "a refused record repeats a task that must not repeat",
         "execution/settling.py",
         'return not sent and not (attempt.called and run.task.on_crash == "fail")',
         "return not sent",
-        REFUSALS + "::TestOwnStatements",
+        REFUSALS + "::TestLibraryStatements",
     ),
     Mutation(
         "a claim on a demoted server does not count as an outage",
@@ -66,7 +73,7 @@ MUTATIONS: Final = (
         "database/infrastructure.py",
         '("53", "58")',
         '("58",)',
-        REFUSALS + "::TestWhichErrors",
+        REFUSALS + "::TestIsInfrastructure",
     ),
     Mutation(
         "the watchdog can end the process after the commit",

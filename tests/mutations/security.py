@@ -89,6 +89,20 @@ MUTATIONS: Final = (
         SETTINGS,
     ),
     Mutation(
+        "the database of a store can have any type",
+        "stores/orm.py",
+        "        if not isinstance(database, str | None):\n",
+        "        if False:\n",
+        SETTINGS + "::TestWrongKind",
+    ),
+    Mutation(
+        "the databases of the outbox can have any type",
+        "backends/outbox.py",
+        " or not all(isinstance(alias, str) for alias in databases)",
+        "",
+        SETTINGS + "::TestWrongKind",
+    ),
+    Mutation(
         "checks depend on earlier imports",
         "operations/checks.py",
         "    registry.import_tasks_of_apps()\n    messages: list",

@@ -33,12 +33,12 @@ MUTATIONS: Final = (
         "fitting.py",
         "    if run.message_id != ids.retry_id(run.root_id, run.n_retries):\n",
         "    if False:\n",
-        FORGED + "::TestRetriesThatAreNone",
+        FORGED + "::TestForgedRetries",
     ),
     Mutation(
         "a message is not compared with an existing record",
         "stores/orm.py",
-        "        if reason := misfit(run, existing.recorded):\n",
+        "        if reason := misfit(run, existing.recorded, arguments=known):\n",
         "        if reason := None:\n",
         MODEL,
     ),
@@ -54,14 +54,14 @@ MUTATIONS: Final = (
         "fitting.py",
         "    if recorded.task_name not in names:\n",
         "    if False:\n",
-        FORGED + "::TestIdsUsedTwice",
+        FORGED + "::TestReusedIds",
     ),
     Mutation(
         "a record under an alias is rejected",
         "fitting.py",
         "(run.task_name, run.task.name, *run.task.aliases)",
         "(run.task_name,)",
-        FORGED + "::TestWhatFits",
+        FORGED + "::TestMatchingMessages",
     ),
     Mutation(
         "retry counts are not compared",
@@ -80,9 +80,9 @@ MUTATIONS: Final = (
     Mutation(
         "arguments are not compared",
         "fitting.py",
-        "    if not _same_arguments(run, recorded.kwargs):\n",
+        "    if arguments and not _same_arguments(run, recorded.kwargs):\n",
         "    if False:\n",
-        FORGED + "::TestIdsUsedTwice",
+        FORGED + "::TestReusedIds",
     ),
     Mutation(
         "masked arguments are compared",
@@ -110,7 +110,7 @@ MUTATIONS: Final = (
         "fitting.py",
         " or (sent and not recorded and _has_required(run)):",
         ":",
-        FORGED + "::TestWhatFits",
+        FORGED + "::TestMatchingMessages",
     ),
     Mutation(
         "a forged retry discards a waiting invocation",
@@ -131,6 +131,20 @@ MUTATIONS: Final = (
         "stores/rows.py",
         "reduce(and_, (~Q(status=status) for status in TaskStatus.values if status != TaskStatus.RUNNING))",
         "Q(status=TaskStatus.RUNNING)",
+        PLANS + "::test_statement_by_key_ignores_misleading_statistics",
+    ),
+    Mutation(
+        "a cancelled record is completed by its status and reason",
+        "stores/cancelling.py",
+        'filter(pk=run.message_id, claim=None, task_name="").update(',
+        'filter(pk=run.message_id, status="FAILED", reason="cancelled", claim=None, task_name="").update(',
+        PLANS + "::test_statement_by_key_ignores_misleading_statistics",
+    ),
+    Mutation(
+        "the record of a forged retry is replaced by its status",
+        "stores/orm.py",
+        "filter(pk=run.message_id, claim=None, traceback=_FORGOTTEN)",
+        'filter(pk=run.message_id, status="RETRYING", claim=None, traceback=_FORGOTTEN)',
         PLANS + "::test_statement_by_key_ignores_misleading_statistics",
     ),
     Mutation(

@@ -69,6 +69,27 @@ MUTATIONS: Final = (
         ENDED + "::TestRefused",
     ),
     Mutation(
+        "statements with their own settings are not checked",
+        "database/guards.py",
+        '"mysql": rf"{_BEFORE}{_SETTINGS}({_IMPLICIT})',
+        '"mysql": rf"{_BEFORE}({_IMPLICIT})',
+        ENDED + "::TestRefused::test_implicit_commit_is_refused",
+    ),
+    Mutation(
+        "procedures with their own settings are not checked",
+        "database/guards.py",
+        "{_BEFORE}{_SETTINGS}(?:CALL",
+        "{_BEFORE}(?:CALL",
+        ENDED + "::TestNoticed::test_procedure_with_its_own_settings_is_noticed",
+    ),
+    Mutation(
+        "only the first setting of a SET statement is checked",
+        "database/guards.py",
+        'SET\\b{_AUTOCOMMIT}"',
+        'SET\\s+AUTOCOMMIT"',
+        ENDED + "::TestRefused::test_implicit_commit_is_refused",
+    ),
+    Mutation(
         "commit() of the driver is not refused",
         "database/guards.py",
         "        if self._used:\n            self._refuse(words)",
@@ -134,9 +155,16 @@ MUTATIONS: Final = (
     Mutation(
         "a server that can lose commits is not reported",
         "operations/database_settings.py",
-        "                if value in forgetful:",
-        "                if False:",
+        "            if value in forgetful:",
+        "            if False:",
         "tests/test_checks.py",
+    ),
+    Mutation(
+        "the doctor does not report a server that can lose commits",
+        "operations/doctor/databases.py",
+        "    _look_at_durability(doctor, alias)\n",
+        "",
+        "tests/test_doctor.py",
     ),
     Mutation(
         "workers do not watch for new connections",

@@ -12,6 +12,7 @@ from django.db.models import Count, Min
 from lambda_tasks.database.clock import from_now
 from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.models import OutboxMessage
+from lambda_tasks.operations.database_settings import forgetful_setting
 from lambda_tasks.operations.doctor.findings import OVERDUE, Doctor, Finding
 
 if TYPE_CHECKING:
@@ -39,6 +40,27 @@ def look_at_database(doctor: Doctor, alias: str) -> None:
         doctor.findings += _missing_limits(subject, options)
         if "service" not in options:  # otherwise, the timeouts are in the connection service file
             _look_at_statement_timeout(doctor, alias, options)
+    _look_at_durability(doctor, alias)
+
+
+def _look_at_durability(doctor: Doctor, alias: str) -> None:
+    """Ask the server whether COMMIT waits for its disk, as `check --database` does."""
+    subject = f"database {alias!r}"
+    try:
+        setting = forgetful_setting(connections[alias])
+    except DATABASE_ERRORS as error:
+        if all(finding.subject != subject or finding.id != "D001" for finding in doctor.findings):
+            _skipped(doctor, subject, error, "Make sure that the database can be reached from this machine.")
+        return
+    if setting is not None:
+        doctor.find(
+            "D305",
+            subject,
+            f"{setting}: COMMIT does not wait for the disk, so a crash of the server may undo tasks that were "
+            "acknowledged.",
+            "Leave the setting at its default for this server, database and role. To make only claims faster, use "
+            "durable_claims=False of ORMStore.",
+        )
 
 
 def look_at_outbox(doctor: Doctor, alias: str) -> None:

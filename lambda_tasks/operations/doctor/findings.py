@@ -42,6 +42,7 @@ LEVELS: Final[Mapping[str, Level]] = {
     "D302": "warning",
     "D303": "warning",
     "D304": "warning",
+    "D305": "warning",
     "D401": "error",
     "D402": "error",
     "D403": "warning",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from django.db import transaction
 
@@ -11,6 +13,7 @@ from lambda_tasks.outcomes import (
     Claimed,
     Failed,
     Finished,
+    Mismatch,
     Prevented,
     Requested,
     Retry,
@@ -18,8 +21,9 @@ from lambda_tasks.outcomes import (
     TooLate,
 )
 from lambda_tasks.stores.base import BaseStore
-from lambda_tasks.testing.contracts.crowd import ROUNDS, confidential, crowd
+from lambda_tasks.testing.contracts.crowd import ROUNDS, confidential, crowd, renamed
 from lambda_tasks.testing.contracts.store_kit import StoreKit
+from lambda_tasks.wire.invocation import Invocation
 
 _ERROR = ValueError("what the task raised")
 
@@ -54,6 +58,21 @@ class CancelledInvocations(StoreKit):
         run = self.new_run(store, kwargs={"number": 7})
         waiting = Job(run.message, run.message_id, root_id=run.root_id, task=run.task)
         assert store.cancel(run.message_id, waiting) == Prevented(run.message_id)
+        assert store.claim(run) == Finished("FAILED")
+
+    def test_cancelled_message_of_an_unknown_task_never_starts(self, store: BaseStore) -> None:
+        """The record may lack the arguments, since it is unknown which of them are sensitive."""
+        run = self.new_run(store, kwargs={"number": 7})
+        waiting = Job(run.message, run.message_id, root_id=run.root_id)
+        assert store.cancel(run.message_id, waiting) == Prevented(run.message_id)
+        assert store.claim(run) == Finished("FAILED")
+
+    def test_cancelled_id_is_a_mismatch_for_another_task(self, store: BaseStore) -> None:
+        run = self.new_run(store, kwargs={"number": 7})
+        waiting = Job(run.message, run.message_id, root_id=run.root_id, task=run.task)
+        assert store.cancel(run.message_id, waiting) == Prevented(run.message_id)
+        forged = replace(run, task=renamed, message=Invocation(renamed.name, run.message.kwargs))
+        assert isinstance(store.claim(forged), Mismatch)
         assert store.claim(run) == Finished("FAILED")
 
     def test_cancelling_stores_no_sensitive_argument(self, store: BaseStore) -> None:

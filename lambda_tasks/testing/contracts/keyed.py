@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from django.db import transaction
 
 from lambda_tasks.exceptions import LeaseLost
-from lambda_tasks.outcomes import Busy, Claimed, Failed, Finished, Retry, Succeeded
+from lambda_tasks.outcomes import Busy, Claimed, Failed, Finished, Mismatch, Retry, Succeeded
 from lambda_tasks.stores.base import BaseStore
-from lambda_tasks.testing.contracts.crowd import ROUNDS, crowd, example, together, winners
+from lambda_tasks.testing.contracts.crowd import ROUNDS, crowd, example, renamed, together, winners
 from lambda_tasks.testing.contracts.store_kit import Stored, StoreKit
+from lambda_tasks.wire.invocation import Invocation
 
 _ERROR = ValueError("what the task raised")
 
@@ -91,6 +94,14 @@ class KeyedInvocations(StoreKit):
             pytest.skip("this store does not implement replace()")
         assert store.claim(run) == Finished("SUCCESS")
         assert self.status(store, run) == "SUCCESS"
+
+    def test_replaced_id_is_a_mismatch_for_another_task(self, store: BaseStore) -> None:
+        run = self.new_run(store, kwargs={"number": 1})
+        if not store.replace(run.message_id, task_name=example.name, queue="default"):
+            pytest.skip("this store does not implement replace()")
+        forged = replace(run, task=renamed, message=Invocation(renamed.name, run.message.kwargs))
+        assert isinstance(store.claim(forged), Mismatch)
+        assert store.claim(run) == Finished("SUCCESS")
 
     def test_claimed_invocation_is_not_replaced(self, store: BaseStore) -> None:
         run = self.claimed_run(store)
