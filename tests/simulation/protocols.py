@@ -176,7 +176,7 @@ PROTOCOLS: Final = (
     without(
         "a task that was cancelled before a takeover runs",
         "execution/claiming.py",
-        "    if not is_requested(run):\n",
+        "    if not requested:\n",
         "    if True:\n",
         "plain",
         "killed",
