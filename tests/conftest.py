@@ -24,7 +24,7 @@ from django.db import connections, transaction
 from django.test import TransactionTestCase
 from moto.server import ThreadedMotoServer
 
-from lambda_tasks import registry
+from lambda_tasks import registry, strategies
 from tests import services
 from tests.services import Missing, Server
 
@@ -234,6 +234,16 @@ def _schedules_end_with_their_test() -> Iterator[None]:
     for name, task in list(registry._tasks.items()):
         if task.schedule:
             del registry._tasks[name]
+
+
+# Transports
+
+
+@pytest.fixture(autouse=True)
+def _messages_end_with_their_test() -> Iterator[None]:
+    """Empty the memory transport after each test. Another test would run the messages, too."""
+    yield
+    getattr(strategies._instances.get("backend"), "jobs", []).clear()
 
 
 # SQS
