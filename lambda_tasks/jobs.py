@@ -62,9 +62,9 @@ class SendState:
         waits = self._callback is not None and self._callback() is not None  # first: it leaves before it is dropped
         if self.result is not None or self._callback is None:
             return self.result
-        if waits:
-            return PENDING
-        return None if self.kept else ROLLED_BACK
+        if self.kept:
+            return None  # even if something, such as the traceback of an error, still refers to the callback
+        return PENDING if waits else ROLLED_BACK
 
     @property
     def waits_for_caller(self) -> bool:

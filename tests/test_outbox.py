@@ -34,7 +34,7 @@ from lambda_tasks.exceptions import (
 )
 from lambda_tasks.handler import handler
 from lambda_tasks.hookspecs import hookimpl
-from lambda_tasks.jobs import Job
+from lambda_tasks.jobs import Job, SendState
 from lambda_tasks.messages import SQSLambdaTask
 from lambda_tasks.models import OutboxMessage, TaskRecord
 from lambda_tasks.operations import reaping as lost
@@ -627,6 +627,24 @@ def test_message_that_expired_in_the_outbox_fails(settings: Any) -> None:
 
 
 # The state of a message
+
+
+@committing
+def test_message_is_not_pending_because_something_refers_to_its_callback(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traceback of a failed request does so, until the garbage collector has run."""
+    referred: list[object] = []
+    wait_for = SendState.wait_for
+
+    def refer(state: SendState, callback: object) -> None:
+        referred.append(callback)
+        wait_for(state, callback)
+
+    monkeypatch.setattr(SendState, "wait_for", refer)
+    use_outbox(settings).away = {"default"}
+    handle = note.execute_on_commit(number=1)
+    assert (len(referred), handle.status) == (1, "WAITING")
 
 
 @committing

@@ -1,18 +1,15 @@
-"""Run small simulations, and check that the list of failpoints is complete."""
+"""Run small simulations."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 import lambda_tasks
-from lambda_tasks.failpoints import POINTS
 from tests.simulation.report import Report
 
 pytestmark = [pytest.mark.thorough, pytest.mark.once]
@@ -29,19 +26,6 @@ def simulate(report: Path, *arguments: str) -> Report:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return Report.from_json(report.read_text())
-
-
-def points_in_the_code() -> Iterator[str]:
-    for file in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "failpoints.reached":
-                (name,) = node.args
-                assert isinstance(name, ast.Constant), f"{file}:{node.lineno} must pass a literal name"
-                yield name.value
-
-
-def test_points_in_the_code_are_listed() -> None:
-    assert set(points_in_the_code()) == set(POINTS)
 
 
 def test_random_worlds_lose_and_double_nothing(postgres: object, redis_server: object, tmp_path: Path) -> None:

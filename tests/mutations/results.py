@@ -149,9 +149,16 @@ MUTATIONS: Final = (
     Mutation(
         "a kept call is said to be rolled back",
         "jobs.py",
-        "        return None if self.kept else ROLLED_BACK\n",
-        "        return ROLLED_BACK\n",
+        "        if self.kept:\n",
+        "        if False:\n",
         RESULTS + "::TestStates",
+    ),
+    Mutation(
+        "a kept call is said to be pending while its callback lives",
+        "jobs.py",
+        "        if self.kept:\n",
+        "        if self.kept and not waits:\n",
+        "tests/test_outbox.py::test_message_is_not_pending_because_something_refers_to_its_callback",
     ),
     Mutation(
         "a rolled back call is said to be pending",
