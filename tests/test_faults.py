@@ -1,13 +1,16 @@
-"""The table of faults names existing tests that run, one or more for each fault."""
+"""The table of faults names existing tests that run, one or more for each fault. The failpoints are listed."""
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from lambda_tasks.failpoints import POINTS
 from tests.named_tests import ROOT, find, is_unkept, read_rows
 
 pytestmark = pytest.mark.once
@@ -51,3 +54,19 @@ def test_tests_of_the_faults_must_pass() -> None:
 def test_every_fault_suite_file_is_on_page() -> None:
     files = {f"tests/faults/{path.name}" for path in Path(__file__).with_name("faults").glob("test_*.py")}
     assert files - {test.partition("::")[0] for test in NAMED} == set()
+
+
+# Failpoints
+
+
+def points_in_the_code() -> Iterator[str]:
+    for file in (ROOT / "lambda_tasks").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "failpoints.reached":
+                (name,) = node.args
+                assert isinstance(name, ast.Constant), f"{file}:{node.lineno} must pass a literal name"
+                yield name.value
+
+
+def test_points_in_the_code_are_listed() -> None:
+    assert set(points_in_the_code()) == set(POINTS)

@@ -9,13 +9,11 @@ from typing import Final
 
 import pytest
 
-import lambda_tasks
 from tests.simulation.report import Report
 
 pytestmark = [pytest.mark.thorough, pytest.mark.once]
 
-PACKAGE: Final = Path(lambda_tasks.__file__).parent
-ROOT: Final = PACKAGE.parent
+ROOT: Final = Path(__file__).parent.parent.parent
 #: Seconds that a small run may take on a busy machine.
 PATIENCE: Final = 240
 

@@ -22,11 +22,13 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("tests.simulation", "sweep", "--kinds", *_KINDS),
     ("tests.simulation.protocols", "--seeds=5", "--first-seed=11"),
     ("tests.simulation", "sweep", *_OUTBOX),
-    ("tests.simulation", "chaos", "--seeds", "8"),
-    ("tests.simulation", "chaos", "--seeds", "4", "--outbox=yes"),
+    ("tests.simulation", "chaos", "--seeds", "6"),
+    ("tests.simulation", "chaos", "--seeds", "3", "--outbox=yes"),
+    ("tests.simulation", "chaos", "--seeds", "2", "--database=mariadb"),
     ("tests.simulation", "crashes", "--seeds", "2", "--durable-claims=no"),
-    ("tests.simulation", "ticks", "--seeds", "4"),
-    ("tests.simulation", "ticks", "--seeds", "4", "--outbox=yes"),
+    ("tests.simulation", "ticks", "--seeds", "2"),
+    ("tests.simulation", "ticks", "--seeds", "2", "--outbox=yes"),
+    ("tests.simulation", "ticks", "--seeds", "1", "--database=mariadb"),
 )
 
 
