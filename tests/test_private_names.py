@@ -7,6 +7,7 @@ a default, so a change of them would pass unnoticed. docs/architecture.md lists 
 from __future__ import annotations
 
 import copy
+import re
 import resource
 import sqlite3
 import sys
@@ -36,6 +37,8 @@ from tests.services import Missing, Server
 from tests.settings import SERVERS
 
 PACKAGE: Final = Path(__file__).parent.parent / "lambda_tasks"
+#: The file that reads the private names of Django.
+DJANGO: Final = "database/private_names.py"
 #: Seconds to wait for another thread.
 PATIENCE: Final = 30
 
@@ -70,22 +73,22 @@ def private(name: str, *files: str) -> Private:
     return NAMES[-1]
 
 
-FROM_TESTCASE: Final = private("_from_testcase", "database/commits.py")
-ROLLBACK_EXC: Final = private("rollback_exc", "execution/pipeline.py")
-RUN_ON_COMMIT: Final = private("run_on_commit", "sending/outgoing.py", "execution/pipeline.py")
-SAVEPOINT_IDS: Final = private("savepoint_ids", "contrib/postgres.py")
-CLOSED: Final = private("closed_in_transaction", "execution/pipeline.py", "execution/errors.py", "database/guards.py")
-ERRORS_OCCURRED: Final = private("errors_occurred", "handler.py")
-IS_MARIADB: Final = private("mysql_is_mariadb", "database/guards.py")
-ISOLATION_LEVEL: Final = private("isolation_level", "backends/batches.py")
+FROM_TESTCASE: Final = private("_from_testcase", DJANGO)
+ROLLBACK_EXC: Final = private("rollback_exc", DJANGO)
+RUN_ON_COMMIT: Final = private("run_on_commit", DJANGO)
+SAVEPOINT_IDS: Final = private("savepoint_ids", DJANGO)
+CLOSED: Final = private("closed_in_transaction", DJANGO)
+ERRORS_OCCURRED: Final = private("errors_occurred", DJANGO)
+IS_MARIADB: Final = private("mysql_is_mariadb", DJANGO)
+ISOLATION_LEVEL: Final = private("isolation_level", DJANGO)
 WORK_ITEM: Final = private("_WorkItem", "limits/alarms.py")
 CURSOR_FACTORY: Final = private("cursor_factory", "database/guards.py")
 STATUS: Final = private("transaction_status", "database/guards.py", "database/errors.py", "contrib/postgres.py")
 SERVER_STATUS: Final = private("server_status", "database/guards.py")
 USER_AGENT: Final = private("user_agent", "backends/sqs.py")
 TOKEN: Final = private("token", "locks/cache.py")
-TABLE: Final = private("_table", "locks/cache.py")
-CACHE: Final = private("_cache", "locks/cache.py")
+TABLE: Final = private("_table", DJANGO)
+CACHE: Final = private("_cache", DJANGO)
 IN_MEMORY: Final = private("is_in_memory_db", "database/aside.py")
 
 
@@ -93,6 +96,13 @@ IN_MEMORY: Final = private("is_in_memory_db", "database/aside.py")
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: name.name)
 def test_files_use_the_name(name: Private) -> None:
     assert [file for file in name.files if name.name not in (PACKAGE / file).read_text()] == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.files == (DJANGO,)], ids=lambda name: name.name)
+def test_one_file_reads_the_name(name: Private) -> None:
+    read = re.compile(rf"\.{name.name}\b|\"{name.name}\"")
+    files = [path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if read.search(path.read_text())]
+    assert files == [DJANGO]
 
 
 def record(number: int) -> TaskRecord:

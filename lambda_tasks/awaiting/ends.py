@@ -8,6 +8,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from lambda_tasks.database.aside import can_run_aside, run_aside
+from lambda_tasks.database.private_names import blocks_of_test_case
 from lambda_tasks.exceptions import ResultUnavailable, TaskFailed
 from lambda_tasks.jobs import PENDING, ROLLED_BACK, SENT, UNSENT
 from lambda_tasks.outcomes import Latest
@@ -104,7 +105,7 @@ def _in_own_transaction(connection: BaseDatabaseWrapper) -> bool:
     """Return whether a transaction is open that is not that of a Django TestCase, which contains everything."""
     if not connection.in_atomic_block:
         return not connection.get_autocommit()
-    return not any(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+    return not blocks_of_test_case(connection)
 
 
 def result_of(end: Latest, task: Task | None) -> Any:

@@ -20,6 +20,7 @@ from lambda_tasks.backends.base import BaseBackend, Refused, SendResult, Taken, 
 from lambda_tasks.backends.rows import job_of
 from lambda_tasks.database.clock import DatabaseNow, from_now
 from lambda_tasks.database.errors import is_conflict
+from lambda_tasks.database.private_names import isolation_level
 from lambda_tasks.database.statements import OrmCall, Slot, Statement, Statements, deletion, selection, with_text
 from lambda_tasks.exceptions import InvalidArguments, InvalidMessage, MessageTooLarge
 from lambda_tasks.jobs import Job
@@ -253,7 +254,7 @@ def _lock_no_gaps(connection: BaseDatabaseWrapper) -> None:
     """
     if connection.vendor != "mysql" or connection.in_atomic_block or not connection.get_autocommit():
         return
-    if getattr(connection, "isolation_level", None) != "read committed":
+    if isolation_level(connection) != "read committed":
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 

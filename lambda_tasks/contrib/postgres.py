@@ -24,6 +24,7 @@ from typing import Any, Final
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from lambda_tasks.database.private_names import in_inner_block
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import Run
 from lambda_tasks.limits.alarms import HardTimeLimitExceeded
@@ -107,7 +108,7 @@ def _owns_transaction(connection: BaseDatabaseWrapper) -> bool:
 
     In a savepoint of the caller's transaction, SET LOCAL would outlive the run.
     """
-    return connection.vendor == "postgresql" and connection.in_atomic_block and not connection.savepoint_ids
+    return connection.vendor == "postgresql" and connection.in_atomic_block and not in_inner_block(connection)
 
 
 def _cancel_if_interrupted(

@@ -9,6 +9,7 @@ from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from lambda_tasks.database.private_names import blocks_around, blocks_of_test_case, entries_on_commit
 from lambda_tasks.exceptions import AmbiguousTransaction
 
 #: The attribute of a connection that holds our `commit()`. Another patch of `commit` that ends removes ours with it,
@@ -53,7 +54,7 @@ def _is_open(connection: BaseDatabaseWrapper) -> bool:
     if not connection.in_atomic_block:
         return False
     # Django's TestCase opens a transaction on every alias that a test may use. The caller did not open it.
-    return not all(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+    return blocks_of_test_case(connection) < blocks_around(connection)
 
 
 def before_commit(connection: BaseDatabaseWrapper, action: Callable[[BaseDatabaseWrapper], object]) -> None:
@@ -101,14 +102,14 @@ def rescue_callbacks(connection: BaseDatabaseWrapper, action: Callable[[list[Any
         return
 
     def run_callbacks() -> None:
-        pending = connection.run_on_commit  # Django removes each callback that it calls
+        pending = entries_on_commit(connection)  # Django removes each callback that it calls
         try:
             if own is None:
                 type(connection).run_and_clear_commit_hooks(connection)
             else:
                 own()
         except BaseException as error:
-            if pending and connection.run_on_commit is not pending:  # otherwise no callback was called
+            if pending and entries_on_commit(connection) is not pending:  # otherwise no callback was called
                 action(pending, error)
             raise
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from lambda_tasks.database.private_names import closed_in_transaction, is_mariadb
 from lambda_tasks.exceptions import TransactionBroken
 
 #: Text that may precede the first word. MariaDB executes the content of `/*! … */`.
@@ -198,7 +199,7 @@ class Guard(AbstractContextManager["Guard"]):
 
     def _has_ended(self) -> bool:
         if self.ended_by is None and self._used and self._driver is self._connection.connection:
-            alive = not self._connection.closed_in_transaction and not getattr(self._driver, "closed", False)
+            alive = not closed_in_transaction(self._connection) and not getattr(self._driver, "closed", False)
             if alive and self._vendor in ("sqlite", "postgresql") and not self._in_transaction():
                 self.ended_by = "a statement that bypassed Django, such as executescript(), or by the driver"
         return self.ended_by is not None
@@ -221,14 +222,14 @@ class Guard(AbstractContextManager["Guard"]):
         """Ask the server: PyMySQL's status is wrong after INSERT … RETURNING, and mysqlclient does not expose it."""
         if self._connection.needs_rollback or not hasattr(self._driver, "server_status"):
             return False
-        if not getattr(self._connection, "mysql_is_mariadb", False):
+        if not is_mariadb(self._connection):
             return False
         with self._connection.cursor() as cursor:
             cursor.execute("SELECT @@in_transaction")
             return bool(cursor.fetchone()[0])
 
     def _rolls_back_on_timeout(self) -> bool:
-        if self._connection.needs_rollback or self._connection.closed_in_transaction:
+        if self._connection.needs_rollback or closed_in_transaction(self._connection):
             return False  # Django only accepts a rollback now, and the run ends with one
         with self._connection.cursor() as cursor:
             cursor.execute("SELECT @@innodb_rollback_on_timeout")

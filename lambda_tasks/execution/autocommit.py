@@ -15,6 +15,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from lambda_tasks import failpoints
 from lambda_tasks.database.errors import connection_lost, end_session, on_sound_connection
 from lambda_tasks.database.guards import session_in_transaction
+from lambda_tasks.database.private_names import blocks_around
 from lambda_tasks.exceptions import LeaseLost, TransactionBroken
 from lambda_tasks.execution.attempt import Attempt, Stage
 from lambda_tasks.execution.strangers import Watch
@@ -78,7 +79,7 @@ def _depth(connection: BaseDatabaseWrapper) -> int:
     if connection.connection is None:
         return 0
     if connection.in_atomic_block:
-        return len(connection.atomic_blocks)
+        return blocks_around(connection)
     return int(not connection.autocommit or _session_in_transaction(connection))
 
 

@@ -15,6 +15,7 @@ from lambda_tasks.database.errors import (
     on_sound_connection,
 )
 from lambda_tasks.database.infrastructure import is_infrastructure, is_read_only
+from lambda_tasks.database.private_names import callbacks_in, closed_in_transaction
 from lambda_tasks.exceptions import (
     LeaseLost,
     MaxRetriesExceededError,
@@ -49,7 +50,7 @@ def after_error(attempt: Attempt, error: BaseException, limits: TimeLimits | NoL
         if not connection.in_atomic_block:
             # The alarm may have interrupted a query, which leaves the driver in an unknown state.
             end_session(connection)
-    elif connection.closed_in_transaction and not connection.in_atomic_block:
+    elif closed_in_transaction(connection) and not connection.in_atomic_block:
         pass  # the task itself closed it: this is not an outage, and a rerun would close it again
     elif connection_lost(run.database, error, attempt.session):
         if not limits.interrupted:
@@ -147,7 +148,9 @@ def send_what_followed(attempt: Attempt) -> None:
     run = attempt.run
     if threading.current_thread() is threading.main_thread() and TimeLimits.current() is None:
         watchdog.call_off()  # it may still be set for the run, which has committed
-    following = [entry for entry in attempt.following if getattr(entry[1], "func", None) is not committed]
+    following = [
+        callback for callback in callbacks_in(attempt.following) if getattr(callback, "func", None) is not committed
+    ]
     try:
         dropped = outgoing.depart(following)
     except Exception as error:

@@ -27,6 +27,7 @@ from lambda_tasks.database.errors import (
     transaction_broken,
 )
 from lambda_tasks.database.guards import Guard
+from lambda_tasks.database.private_names import closed_in_transaction, entries_on_commit, error_caught_in
 from lambda_tasks.definition.keys import locks
 from lambda_tasks.exceptions import Redeliver, RetryLater, TaskCancelled, TransactionBroken
 from lambda_tasks.execution.arguments import arguments_of
@@ -245,7 +246,7 @@ def transact(attempt: Attempt, limits: TimeLimits | NoLimits) -> None:
     attempt.stage = Stage.BEGIN
     attempt.following = []
     alone = not connection.in_atomic_block
-    earlier = getattr(connection, "rollback_exc", None)
+    earlier = error_caught_in(connection)
     with transaction.atomic(using=run.database):
         attempt.session = connection.connection
         connection.on_commit(partial(committed, attempt, limits))  # before the task's own callbacks
@@ -261,7 +262,7 @@ def transact(attempt: Attempt, limits: TimeLimits | NoLimits) -> None:
         failpoints.reached("task:leave")
         refuse_broken_transaction(run, connection, earlier)
         if alone:  # otherwise the list also contains the caller's callbacks
-            attempt.following = connection.run_on_commit
+            attempt.following = entries_on_commit(connection)
         attempt.success = Succeeded(result)
         get_store().record(run, attempt.success)  # commits or rolls back with the work
         attempt.stage = Stage.COMMIT
@@ -274,14 +275,14 @@ def refuse_broken_transaction(run: Run, connection: BaseDatabaseWrapper, earlier
 
     Django keeps the error that broke a transaction until another one does: `earlier` is that of an earlier task.
     """
-    if connection.closed_in_transaction:
+    if closed_in_transaction(connection):
         raise TransactionBroken(
             f"{run.task_name} has closed the database connection of its transaction, which rolled the transaction "
             "back. A task must not close this connection."
         )
     if not transaction_broken(connection):
         return
-    caught = getattr(connection, "rollback_exc", None)
+    caught = error_caught_in(connection)
     raise TransactionBroken(
         f"{run.task_name} has caught a database error that broke its transaction. Inside the `try` block, wrap the "
         "statements that may fail in their own `with transaction.atomic():`."

@@ -13,6 +13,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections, router
 from django.utils import timezone
 
+from lambda_tasks.database.private_names import redis_client_of, table_of
 from lambda_tasks.locks.advisory import try_advisory_lock
 from lambda_tasks.locks.base import BaseLock
 from lambda_tasks.locks.redis import acquire_key, release_key
@@ -142,7 +143,7 @@ def _forget_expired_row(cache: DatabaseCache, key: str) -> None:
     """
     database = connections[router.db_for_write(cache.cache_model_class)]
     now = database.ops.adapt_datetimefield_value(timezone.now().replace(microsecond=0))
-    table = database.ops.quote_name(cache._table)  # type: ignore[attr-defined]
+    table = database.ops.quote_name(table_of(cache))
     with database.cursor() as cursor:
         cursor.execute(
             f"DELETE FROM {table} WHERE cache_key = %s AND expires < %s",
@@ -152,4 +153,4 @@ def _forget_expired_row(cache: DatabaseCache, key: str) -> None:
 
 def _redis_of(cache: RedisCache, key: str) -> tuple[Any, str]:
     """Return the client and the full key of Django's RedisCache, which has no `lock()` method."""
-    return cache._cache.get_client(key, write=True), cache.make_and_validate_key(key)
+    return redis_client_of(cache, key), cache.make_and_validate_key(key)

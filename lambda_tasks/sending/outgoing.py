@@ -15,6 +15,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from lambda_tasks import failpoints, registry
 from lambda_tasks.database.commits import before_commit, rescue_callbacks
+from lambda_tasks.database.private_names import callbacks_in, entries_on_commit
 from lambda_tasks.exceptions import InvalidArguments, UnreachableTask, UnreachableTaskWarning
 from lambda_tasks.handles import TaskHandle, Withdrawn
 from lambda_tasks.jobs import SENT, UNSENT, Job
@@ -87,7 +88,7 @@ def depart(following: Sequence[Any]) -> int:
     Django drops the callbacks if the connection is lost in COMMIT. Returns how many callbacks are not the library's
     jobs; these are not called.
     """
-    departures = [callback for _, callback, *_ in following if isinstance(callback, _Departure)]
+    departures = [callback for callback in following if isinstance(callback, _Departure)]
     for departure in departures:
         departure()
     return len(following) - len(departures)
@@ -95,7 +96,7 @@ def depart(following: Sequence[Any]) -> int:
 
 def _send_dropped(dropped: Sequence[Any], error: BaseException) -> None:
     """Send the jobs of a committed transaction although a callback before them has raised `error`."""
-    departures = [callback for _, callback, *_ in dropped if isinstance(callback, _Departure)]
+    departures = [callback for callback in callbacks_in(dropped) if isinstance(callback, _Departure)]
     jobs = [departure._job for departure in departures if departure._job is not None]
     if not jobs:
         return
@@ -239,8 +240,9 @@ class _Departure:
 
 def _keep_leaving(connection: BaseDatabaseWrapper) -> None:
     """Have the transport keep all jobs that leave with the next COMMIT."""
-    leaving = [callback for _, callback, *_ in connection.run_on_commit if isinstance(callback, _Departure)]
-    withdrawn = {callback.message_id for _, callback, *_ in connection.run_on_commit if type(callback) is Withdrawn}
+    callbacks = callbacks_in(entries_on_commit(connection))
+    leaving = [callback for callback in callbacks if isinstance(callback, _Departure)]
+    withdrawn = {callback.message_id for callback in callbacks if type(callback) is Withdrawn}
     for departure in leaving if withdrawn else ():
         departure.withdraw(withdrawn)
     keep_departures(leaving)

@@ -283,7 +283,7 @@ MUTATIONS: Final = (
     Mutation(
         "a connection that the task closed counts as an outage",
         "execution/errors.py",
-        "    elif connection.closed_in_transaction and not connection.in_atomic_block:\n        pass",
+        "    elif closed_in_transaction(connection) and not connection.in_atomic_block:\n        pass",
         "    elif False:\n        pass",
         DATABASE + "::TestConnectionClosedByTask",
     ),

@@ -71,7 +71,7 @@ MUTATIONS: Final = (
     Mutation(
         "statement_timeout is set in the caller's transaction",
         "contrib/postgres.py",
-        " and not connection.savepoint_ids",
+        " and not in_inner_block(connection)",
         "",
         POSTGRES,
     ),

@@ -51,7 +51,7 @@ MUTATIONS: Final = (
     Mutation(
         "a question does not see the transaction of a TestCase",
         "awaiting/ends.py",
-        '    return not any(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)\n',
+        "    return not blocks_of_test_case(connection)\n",
         "    return True\n",
         RESULTS + "::test_result_is_visible_in_a_test_case",
     ),
