@@ -630,9 +630,7 @@ def test_message_that_expired_in_the_outbox_fails(settings: Any) -> None:
 
 
 @committing
-def test_message_is_not_pending_because_something_refers_to_its_callback(
-    settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kept_message_is_not_pending(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The traceback of a failed request does so, until the garbage collector has run."""
     referred: list[object] = []
     wait_for = SendState.wait_for

@@ -158,7 +158,7 @@ MUTATIONS: Final = (
         "jobs.py",
         "        if self.kept:\n",
         "        if self.kept and not waits:\n",
-        "tests/test_outbox.py::test_message_is_not_pending_because_something_refers_to_its_callback",
+        "tests/test_outbox.py::test_kept_message_is_not_pending",
     ),
     Mutation(
         "a rolled back call is said to be pending",
