@@ -28,6 +28,7 @@ REPORTS: Final = FOLDER / "reports.json"
 PROGRAMS: Final = {
     "enqueue": ["benchmarks.enqueue"],
     "outbox": ["benchmarks.outbox"],
+    "insert-at-call": ["benchmarks.insert_at_call"],
     "execute-postgres": ["benchmarks.execute", "--database", "postgres"],
     "execute-sqlite": ["benchmarks.execute", "--database", "sqlite"],
     "hooks": ["benchmarks.hooks"],

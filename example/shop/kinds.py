@@ -34,6 +34,21 @@ def count_stock_twice(order: Order) -> list[TaskHandle[Any]]:
     return [tasks.count_stock.execute_on_commit(order_id=order.pk) for _ in range(2)]
 
 
+def load_two_trucks(order: Order) -> list[TaskHandle[Any]]:
+    return [tasks.load_truck.execute_on_commit(order_id=order.pk, dock="north") for _ in range(2)]
+
+
+def refresh_prices_twice(order: Order) -> list[TaskHandle[Any]]:
+    handles = [tasks.refresh_prices.execute_on_commit(order_id=order.pk, warehouse="Oslo") for _ in range(2)]
+    return [handle for handle in handles if handle.created]  # the second one is the handle of the first call
+
+
+def send_and_cancel(order: Order) -> list[TaskHandle[Any]]:
+    handle = tasks.send_coupon.using(delay=3).execute_on_commit(order_id=order.pk)
+    transaction.on_commit(handle.cancel)
+    return [handle]
+
+
 def send_and_roll_back(order: Order) -> list[TaskHandle[Any]]:
     tasks.send_receipt.execute_on_commit(order_id=order.pk, name=order.customer)
     transaction.set_rollback(True)
@@ -70,6 +85,24 @@ KINDS: Final = (
         "Singleton",
         "Two counts start at the same time: one finds the lock taken and is retried.",
         count_stock_twice,
+    ),
+    Kind(
+        "waiting",
+        "Waiting",
+        "Two trucks come to one dock: the second waits until the first is loaded.",
+        load_two_trucks,
+    ),
+    Kind(
+        "unique",
+        "Unique",
+        "Prices are refreshed twice in one request. The second call returns the handle of the first.",
+        refresh_prices_twice,
+    ),
+    Kind(
+        "cancelled",
+        "Cancelled",
+        "A coupon is sent with a delay, and cancelled before that has passed: it never runs.",
+        send_and_cancel,
     ),
     Kind(
         "soft-timeout",

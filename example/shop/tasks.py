@@ -68,6 +68,27 @@ def count_stock(*, order_id: int) -> str:
     return "Counted, while no other run was counting."
 
 
+@lambda_task(singleton="dock", on_contention="wait", queue="stock")
+def load_truck(*, order_id: int, dock: str) -> str:
+    """Waiting: a dock has room for one truck. A second run for the same dock waits, without a retry."""
+    time.sleep(1)
+    OrderEvent.objects.create(order_id=order_id, text="truck loaded")
+    return f"Loaded at dock {dock}."
+
+
+@lambda_task(unique="warehouse")
+def refresh_prices(*, order_id: int, warehouse: str) -> str:
+    """Unique: a call while an earlier one waits or runs returns the handle of the earlier one."""
+    OrderEvent.objects.create(order_id=order_id, text="prices refreshed")
+    return f"Refreshed the prices of {warehouse}."
+
+
+@lambda_task
+def send_coupon(*, order_id: int) -> None:
+    """Cancelled: the request cancels it before a worker receives it, so it never runs."""
+    OrderEvent.objects.create(order_id=order_id, text="coupon sent")
+
+
 @lambda_task(soft_timeout=1, hard_timeout=3)
 def build_report(*, order_id: int) -> dict[str, int | bool]:
     """Soft timeout: the limit interrupts the task, which returns what it has finished."""
