@@ -76,8 +76,12 @@ def optimized(session: nox.Session) -> None:
     """
     session.install("--editable", ".[test]", "django~=6.0.0")
     ignored = "ignore:assertions not in test modules or plugins will be ignored:pytest.PytestConfigWarning"
-    way = ("arguments", "outgoing", "outbox", "handler", "executor", "hooks", "retry_options", "sqs")
-    files = ("tests/contracts", *(f"tests/test_{name}.py" for name in way))
+    way = (
+        *("definition/test_arguments", "definition/test_retry_options", "sending/test_outgoing"),
+        *("backends/test_outbox", "backends/test_sqs"),
+        *("execution/test_handler", "execution/test_executor", "execution/test_hooks"),
+    )
+    files = ("tests/contracts", *(f"tests/{name}.py" for name in way))
     run_tests(session, *files, "-W", ignored, optimized=True, TEST_DATABASE="mariadb", TEST_QUICK="1")
 
 

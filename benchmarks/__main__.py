@@ -65,11 +65,11 @@ Times depend on the machine, but counts do not. The tests assert these counts:
 
 | Count | Test |
 |---|---|
-| The statements of a task: INSERT, BEGIN, UPDATE, COMMIT, and its own statements | `tests/test_execute_cost.py` |
-| The requests of a transaction to SQS | `tests/test_enqueue_cost.py` |
-| The statements of the outbox | `tests/test_outbox_cost.py` |
-| The modules that a process has loaded after each step | `tests/test_imports_cost.py` |
-| The index that each statement uses, and that each index is used by a statement | `tests/test_query_plans.py` |
+| The statements of a task: INSERT, BEGIN, UPDATE, COMMIT, and its own | `tests/execution/test_execute_cost.py` |
+| The requests of a transaction to SQS | `tests/sending/test_enqueue_cost.py` |
+| The statements of the outbox | `tests/backends/test_outbox_cost.py` |
+| The modules that a process has loaded after each step | `tests/project/test_imports_cost.py` |
+| The index that each statement uses, and that a statement uses each index | `tests/database/test_query_plans.py` |
 """
 
 

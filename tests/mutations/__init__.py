@@ -37,7 +37,7 @@ class Mutation:
     text: str
     instead: str
     #: The tests that pytest runs: a file, or a class or test in it.
-    tests: str = "tests/test_executor.py"
+    tests: str = "tests/execution/test_executor.py"
 
     @property
     def occurrences(self) -> int:

@@ -6,11 +6,11 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-UNIONS: Final = "tests/test_unions.py"
-ARGUMENTS: Final = "tests/test_arguments.py"
-DECORATOR: Final = "tests/test_decorator.py"
-UNKNOWN: Final = "tests/test_unknown_arguments.py"
-SQS: Final = "tests/test_sqs.py"
+UNIONS: Final = "tests/definition/test_unions.py"
+ARGUMENTS: Final = "tests/definition/test_arguments.py"
+DECORATOR: Final = "tests/definition/test_decorator.py"
+UNKNOWN: Final = "tests/definition/test_unknown_arguments.py"
+SQS: Final = "tests/backends/test_sqs.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -116,14 +116,14 @@ MUTATIONS: Final = (
         "backends/outbox.py",
         'return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))',
         "return len(text)",
-        "tests/test_outbox.py::test_bytes_of_one_insert_are_limited",
+        "tests/backends/test_outbox.py::test_bytes_of_one_insert_are_limited",
     ),
     Mutation(
         "escaped characters of a row are sent escaped",
         "backends/rows.py",
         'call.to_body() if "\\\\u" in message.body else message.body',
         "message.body",
-        "tests/test_outbox.py::test_escaped_row_is_sent_compactly",
+        "tests/backends/test_outbox.py::test_escaped_row_is_sent_compactly",
     ),
     Mutation(
         "a task that no worker can import is sent",
@@ -158,6 +158,6 @@ MUTATIONS: Final = (
         "definition/signatures.py",
         "        if not self._has_choices:\n",
         "        if True:\n",
-        "tests/test_unions.py",
+        "tests/definition/test_unions.py",
     ),
 )

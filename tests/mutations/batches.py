@@ -7,9 +7,9 @@ from typing import Final
 from tests.mutations import Mutation
 
 BATCHES: Final = "tests/faults/test_batches.py"
-ALIASES: Final = "tests/test_aliases.py"
-EXPIRY: Final = "tests/test_expiry.py"
-RETRIES: Final = "tests/test_retry_options.py"
+ALIASES: Final = "tests/definition/test_aliases.py"
+EXPIRY: Final = "tests/execution/test_expiry.py"
+RETRIES: Final = "tests/definition/test_retry_options.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -143,7 +143,7 @@ MUTATIONS: Final = (
         "jobs.py",
         "        carried = self.first_sent if carries_first_sent(self.task, self.root_id) else None\n",
         "        carried = self.first_sent\n",
-        "tests/test_current_task.py::TestTimes",
+        "tests/execution/test_current_task.py::TestTimes",
     ),
     Mutation(
         "retries carry the first send time without expires_in",

@@ -6,11 +6,11 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-CANCELLING: Final = "tests/test_cancelling.py"
-CONTENTION: Final = "tests/test_contention.py"
+CANCELLING: Final = "tests/execution/test_cancelling.py"
+CONTENTION: Final = "tests/execution/test_contention.py"
 RACES: Final = "tests/faults/test_cancelling_races.py"
 STORES: Final = "tests/contracts/test_stores.py"
-AUTOCOMMIT: Final = "tests/test_autocommit.py"
+AUTOCOMMIT: Final = "tests/execution/test_autocommit.py"
 
 MUTATIONS: Final = (
     Mutation(

@@ -7,8 +7,8 @@ from typing import Final
 from tests.mutations import Mutation
 
 BATCHES: Final = "tests/faults/test_batches.py"
-BACKOFF: Final = "tests/test_backoff.py"
-KEPT: Final = "tests/test_handler.py::TestKept"
+BACKOFF: Final = "tests/execution/test_backoff.py"
+KEPT: Final = "tests/execution/test_handler.py::TestKept"
 
 MUTATIONS: Final = (
     Mutation(
@@ -142,48 +142,48 @@ MUTATIONS: Final = (
         "operations/doctor/queues.py",
         "    doctor.note(f",
         "    str(f",
-        "tests/test_doctor.py",
+        "tests/operations/test_doctor.py",
     ),
     Mutation(
         "loggers stay disabled after the setup of Django",
         "apps.py",
         "        enable_loggers()  # early",
         "        pass  # early",
-        "tests/test_logging.py::TestColdStart",
+        "tests/project/test_logging.py::TestColdStart",
     ),
     Mutation(
         "loggers stay disabled after a plugin's boot",
         "handler.py",
         "        enable_loggers()  # a plugin",
         "        pass  # a plugin",
-        "tests/test_logging.py::TestColdStart",
+        "tests/project/test_logging.py::TestColdStart",
     ),
     Mutation(
         "loggers outside the library are enabled",
         "apps.py",
         "        if ours and isinstance(",
         "        if isinstance(",
-        "tests/test_logging.py::TestColdStart",
+        "tests/project/test_logging.py::TestColdStart",
     ),
     Mutation(
         "the doctor overlooks leases",
         "operations/doctor/queues.py",
         "    elif visibility < queue.lease:\n",
         "    elif False:\n",
-        "tests/test_doctor.py",
+        "tests/operations/test_doctor.py",
     ),
     Mutation(
         "the doctor overlooks the leases of tasks that start late",
         "operations/doctor/functions.py",
         "if queue.lease <= visibility < latest_lease else",
         "if False else",
-        "tests/test_doctor.py",
+        "tests/operations/test_doctor.py",
     ),
     Mutation(
         "the worker does not warn about a short function timeout",
         "local/worker.py",
         "if timeout < (needed := longest_time_needed(name)):",
         "if (needed := longest_time_needed(name)) < 0:",
-        "tests/test_local_worker.py::test_worker_warns_about_a_short_function_timeout",
+        "tests/local/test_local_worker.py::test_worker_warns_about_a_short_function_timeout",
     ),
 )

@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-DOCTOR: Final = "tests/test_doctor.py"
+DOCTOR: Final = "tests/operations/test_doctor.py"
 
 MUTATIONS: Final = (
     Mutation(

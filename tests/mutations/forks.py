@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-TESTS: Final = "tests/test_forks.py"
+TESTS: Final = "tests/project/test_forks.py"
 
 MUTATIONS: Final = (
     Mutation(

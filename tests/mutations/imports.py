@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-IMPORTABLE: Final = "tests/test_importable.py"
+IMPORTABLE: Final = "tests/definition/test_importable.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -52,6 +52,6 @@ MUTATIONS: Final = (
         "maintenance.py",
         "    if sends_directly():\n        return None\n",
         "",
-        "tests/test_imports_cost.py",
+        "tests/project/test_imports_cost.py",
     ),
 )

@@ -6,9 +6,9 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-KEYS: Final = "tests/test_keys.py"
-CONTENTION: Final = "tests/test_contention.py"
-UNIQUE: Final = "tests/test_unique.py"
+KEYS: Final = "tests/definition/test_keys.py"
+CONTENTION: Final = "tests/execution/test_contention.py"
+UNIQUE: Final = "tests/sending/test_unique.py"
 STORES: Final = "tests/contracts/test_stores.py"
 
 MUTATIONS: Final = (

@@ -8,7 +8,7 @@ from tests.mutations import Mutation
 
 HOLD: Final = "tests/faults/test_time_limits_hold.py"
 CLEAN: Final = "tests/faults/test_container_stays_clean.py"
-POSTGRES: Final = "tests/test_contrib_postgres.py"
+POSTGRES: Final = "tests/project/test_contrib_postgres.py"
 MEMORY: Final = "tests/faults/test_memory_limit.py"
 
 MUTATIONS: Final = (
@@ -129,35 +129,35 @@ MUTATIONS: Final = (
         "limits/watchdog.py",
         " and wanted <= _due <= wanted + SLACK:",
         " and _due <= wanted + SLACK:",
-        "tests/test_watchdog.py",
+        "tests/execution/test_watchdog.py",
     ),
     Mutation(
         "a task shares a watchdog that is due too late",
         "limits/watchdog.py",
         " and wanted <= _due <= wanted + SLACK:",
         " and wanted <= _due:",
-        "tests/test_watchdog.py",
+        "tests/execution/test_watchdog.py",
     ),
     Mutation(
         "the watchdog stays set after a batch",
         "limits/watchdog.py",
         "        _shared = before\n        call_off()\n",
         "        _shared = before\n",
-        "tests/test_watchdog.py",
+        "tests/execution/test_watchdog.py",
     ),
     Mutation(
         "the watchdog stays set between tasks although it is due soon",
         "limits/watchdog.py",
         " and _due - time.monotonic() > IDLE)",
         ")",
-        "tests/test_watchdog.py",
+        "tests/execution/test_watchdog.py",
     ),
     Mutation(
         "time limits inside a task remove its watchdog",
         "limits/alarms.py",
         "            self._outer_limits._set_watchdog()  # this object's watchdog had replaced it\n",
         "            pass\n",
-        "tests/test_watchdog.py",
+        "tests/execution/test_watchdog.py",
     ),
     Mutation(
         "an outer alarm is not restored",

@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-API: Final = "tests/test_local_runtime_api.py"
+API: Final = "tests/local/test_local_runtime_api.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -42,20 +42,20 @@ MUTATIONS: Final = (
         "local/runtime.py",
         '"_LAMBDA_TELEMETRY_LOG_FD": str(log)}',
         "}",
-        "tests/test_local_output.py",
+        "tests/local/test_local_output.py",
     ),
     Mutation(
         "the cause of a logged error is dropped",
         "logging.py",
         "(cause := _cause_of(error)) is not None:",
         "(cause := None) is not None:",
-        "tests/test_logging.py",
+        "tests/project/test_logging.py",
     ),
     Mutation(
         "ended tasks are not shown by the local worker",
         "apps.py",
         "    show_outcomes_locally()\n",
         "",
-        "tests/test_local_worker.py",
+        "tests/local/test_local_worker.py",
     ),
 )

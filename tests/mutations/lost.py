@@ -59,7 +59,7 @@ MUTATIONS: Final = (
         "tasks.py",
         '    _retention_days(retention_days, "retention_days")\n',
         "",
-        "tests/test_builtin_tasks.py::TestArguments",
+        "tests/operations/test_builtin_tasks.py::TestArguments",
     ),
     Mutation(
         "cleanup uses the worker's clock",

@@ -15,7 +15,7 @@ PARTIAL: Final = FAULTS + "::TestPartialFailures"
 RETRIES: Final = FAULTS + "::TestRetries"
 COMMITS: Final = FAULTS + "::TestRetriesWithLostCommit"
 
-RELAY: Final = "tests/test_outbox_relay.py"
+RELAY: Final = "tests/backends/test_outbox_relay.py"
 OVERTAKEN: Final = RELAY + "::TestOvertaken"
 
 MUTATIONS: Final = (
@@ -192,14 +192,14 @@ MUTATIONS: Final = (
         "backends/batches.py",
         "    if not hidden:\n",
         "    if True:\n",
-        "tests/test_outbox.py::TestSensitiveArgumentsInErrors",
+        "tests/backends/test_outbox.py::TestSensitiveArgumentsInErrors",
     ),
     Mutation(
         "outbox: a delay is rounded down",
         "backends/rows.py",
         "delay=min(max(ceil(left), 0)",
         "delay=min(max(int(left), 0)",
-        "tests/test_delays.py",
+        "tests/sending/test_delays.py",
     ),
     Mutation(
         "outbox: the size of a batch in characters is unlimited",
@@ -213,6 +213,6 @@ MUTATIONS: Final = (
         "database/commits.py",
         "    if own is not None and own is getattr(connection, _WRAPPED, None):\n",
         "    if hasattr(connection, _WRAPPED):\n",
-        "tests/test_commits.py",
+        "tests/sending/test_commits.py",
     ),
 )

@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-OUTGOING: Final = "tests/test_outgoing.py"
+OUTGOING: Final = "tests/sending/test_outgoing.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -42,20 +42,20 @@ MUTATIONS: Final = (
         "database/commits.py",
         "    if len(opened) > 1:\n",
         "    if False:\n",
-        "tests/test_outbox.py",
+        "tests/backends/test_outbox.py",
     ),
     Mutation(
         "a default database without settings is used",
         "database/commits.py",
         "    if not _is_empty(DEFAULT_DB_ALIAS):\n",
         "    if True:\n",
-        "tests/test_commits.py",
+        "tests/sending/test_commits.py",
     ),
     Mutation(
         "an error around one request stops the other requests",
         "backends/sqs.py",
         "        except Exception as error:  # from code around requests",
         "        except ZeroDivisionError as error:  # of what wraps requests",
-        "tests/test_sqs.py",
+        "tests/backends/test_sqs.py",
     ),
 )

@@ -6,11 +6,11 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-RESULTS: Final = "tests/test_results.py"
-PROGRESS: Final = "tests/test_progress.py"
-ASYNC: Final = "tests/test_async_callers.py"
+RESULTS: Final = "tests/execution/test_results.py"
+PROGRESS: Final = "tests/execution/test_progress.py"
+ASYNC: Final = "tests/sending/test_async_callers.py"
 STORES: Final = "tests/contracts/test_stores.py"
-COST: Final = "tests/test_execute_cost.py"
+COST: Final = "tests/execution/test_execute_cost.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -158,7 +158,7 @@ MUTATIONS: Final = (
         "jobs.py",
         "        if self.kept:\n",
         "        if self.kept and not waits:\n",
-        "tests/test_outbox.py::test_kept_message_is_not_pending",
+        "tests/backends/test_outbox.py::test_kept_message_is_not_pending",
     ),
     Mutation(
         "a rolled back call is said to be pending",
@@ -305,7 +305,7 @@ MUTATIONS: Final = (
         "execution/cancelled.py",
         "    except SoftTimeLimitExceeded:\n        raise",
         "    except ZeroDivisionError:\n        raise",
-        "tests/test_cancelling.py::TestAsking",
+        "tests/execution/test_cancelling.py::TestAsking",
     ),
     Mutation(
         "a note contains sensitive arguments",

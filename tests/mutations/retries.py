@@ -6,8 +6,8 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-POLICY: Final = "tests/test_retry_policy.py"
-CURRENT: Final = "tests/test_current_task.py"
+POLICY: Final = "tests/definition/test_retry_policy.py"
+CURRENT: Final = "tests/execution/test_current_task.py"
 
 MUTATIONS: Final = (
     Mutation(

@@ -164,20 +164,20 @@ MUTATIONS: Final = (
         "limits/alarms.py",
         "            limits = limits._outer_limits\n",
         "            limits = None\n",
-        "tests/test_watchdog.py::TestInside",
+        "tests/execution/test_watchdog.py::TestInside",
     ),
     Mutation(
         "an inactive run sets the watchdog",
         "limits/alarms.py",
         "if self._active and _in_force is self:",
         "if self._active:",
-        "tests/test_watchdog.py::TestInside",
+        "tests/execution/test_watchdog.py::TestInside",
     ),
     Mutation(
         "a lock of the previous worker fails the task",
         "execution/errors.py",
         "(attempt.run.takeovers > 0 and is_lock_timeout(error))",
         "False",
-        "tests/test_executor.py::TestTakenOverLocks",
+        "tests/execution/test_executor.py::TestTakenOverLocks",
     ),
 )

@@ -7,8 +7,8 @@ from typing import Final
 from tests.mutations import Mutation
 
 FAULTS: Final = "tests/faults/test_schedule_faults.py"
-TASKS: Final = "tests/test_periodic_tasks.py"
-TIMES: Final = "tests/test_schedules.py"
+TASKS: Final = "tests/operations/test_periodic_tasks.py"
+TIMES: Final = "tests/definition/test_schedules.py"
 
 MUTATIONS: Final = (
     Mutation(

@@ -6,9 +6,9 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-LOOKUPS: Final = "tests/test_admin_lookups.py"
-SETTINGS: Final = "tests/test_secrets_in_settings.py"
-MASKING: Final = "tests/test_masking.py"
+LOOKUPS: Final = "tests/admin/test_admin_lookups.py"
+SETTINGS: Final = "tests/project/test_secrets_in_settings.py"
+MASKING: Final = "tests/recording/test_masking.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -107,14 +107,14 @@ MUTATIONS: Final = (
         "operations/checks.py",
         "    registry.import_tasks_of_apps()\n    messages: list",
         "    messages: list",
-        "tests/test_checks.py::TestModulesOfTasks",
+        "tests/operations/test_checks.py::TestModulesOfTasks",
     ),
     Mutation(
         "eager mode accepts unknown queues",
         "settings.py",
         "        elif queue != DEFAULT_QUEUE:\n",
         "        elif False:\n",
-        "tests/test_settings.py::TestQueues",
+        "tests/project/test_settings.py::TestQueues",
     ),
     Mutation(
         "check() of a strategy ends manage.py check",
@@ -135,7 +135,7 @@ MUTATIONS: Final = (
         "secret_loader.py",
         "    elif _REFUSED.fullmatch(target):\n",
         "    elif False:\n",
-        "tests/test_secret_loader.py",
+        "tests/project/test_secret_loader.py",
     ),
     Mutation(
         "RedisLock ignores its prefix",

@@ -6,8 +6,8 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-SIDE_BY_SIDE: Final = "tests/test_side_by_side.py"
-SQS: Final = "tests/test_sqs.py"
+SIDE_BY_SIDE: Final = "tests/sending/test_side_by_side.py"
+SQS: Final = "tests/backends/test_sqs.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -57,21 +57,21 @@ MUTATIONS: Final = (
         "wire/queue_urls.py",
         'return {**options, "endpoint_url": own} if is_default else options',
         "return options",
-        "tests/test_queue_urls.py",
+        "tests/wire/test_queue_urls.py",
     ),
     Mutation(
         "calls accept queues that cannot receive messages",
         "backends/sqs.py",
         "if problem := problem_of(url) or self._missing_region(url):",
         "if False:",
-        "tests/test_queue_urls.py",
+        "tests/wire/test_queue_urls.py",
     ),
     Mutation(
         "messages are postponed in a queue of another region",
         "wire/queue_urls.py",
         'exact = (url for url in candidates if region_in(url) == match["region"])',
         "exact = iter(candidates)",
-        "tests/test_queue_urls.py",
+        "tests/wire/test_queue_urls.py",
     ),
     Mutation(
         "sending retries an unavailable server for each batch",
@@ -106,6 +106,6 @@ MUTATIONS: Final = (
         "definition/signatures.py",
         "pydantic_core.from_json(text, allow_inf_nan=False))",
         "pydantic_core.from_json(text))",
-        "tests/test_arguments.py",
+        "tests/definition/test_arguments.py",
     ),
 )

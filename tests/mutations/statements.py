@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-TESTS: Final = "tests/test_unexpected_sql.py"
+TESTS: Final = "tests/database/test_unexpected_sql.py"
 ROWS: Final = TESTS + "::TestManyRows"
 ONE: Final = TESTS + "::TestOneStatement"
 LOCKING: Final = TESTS + "::TestLocking"

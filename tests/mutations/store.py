@@ -9,8 +9,8 @@ from tests.mutations import Mutation
 FORGED: Final = "tests/faults/test_forged_messages.py"
 MODEL: Final = "tests/faults/test_claim_model.py"
 LOST: Final = "tests/faults/test_lost_workers.py"
-RELAYS: Final = "tests/test_outbox_relay.py"
-PLANS: Final = "tests/test_query_plans.py"
+RELAYS: Final = "tests/backends/test_outbox_relay.py"
+PLANS: Final = "tests/database/test_query_plans.py"
 STORES: Final = "tests/contracts/test_stores.py"
 
 MUTATIONS: Final = (

@@ -157,14 +157,14 @@ MUTATIONS: Final = (
         "operations/database_settings.py",
         "            if value in forgetful:",
         "            if False:",
-        "tests/test_checks.py",
+        "tests/operations/test_checks.py",
     ),
     Mutation(
         "the doctor does not report a server that can lose commits",
         "operations/doctor/databases.py",
         "    _look_at_durability(doctor, alias)\n",
         "",
-        "tests/test_doctor.py",
+        "tests/operations/test_doctor.py",
     ),
     Mutation(
         "workers do not watch for new connections",

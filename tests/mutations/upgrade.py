@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.mutations import Mutation
 
-TESTS: Final = "tests/test_upgrade.py"
+TESTS: Final = "tests/database/test_upgrade.py"
 TABLE: Final = TESTS + "::TestPublishedTable"
 INDEXES: Final = TESTS + "::TestIndexes"
 
