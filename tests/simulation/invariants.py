@@ -12,7 +12,7 @@ from django.db import connection
 
 from lambda_tasks.models import OutboxMessage, TaskReason, TaskRecord, TaskStatus
 from lambda_tasks.settings import app_settings
-from lambda_tasks.stores.orm import _ENDED_BY_RETRY
+from lambda_tasks.stores.orm import _ENDED_BY_RETRY, _FORGOTTEN
 from tests.simulation.invocations import Strike
 from tests.simulation.rules import Violation, latest_orders, violations_of_options
 from tests.simulation.shop.models import Counter, Effect, Order, Span
@@ -283,14 +283,19 @@ def _verdicts(
 def _unexpected_retries(expected: Expected, chain: list[TaskRecord]) -> Iterator[tuple[str, str]]:
     """Yield the records of retried invocations that do not show why they were retried.
 
-    A worker that died after it had sent the retry could not record it, so the retry recorded that instead.
+    A worker that died after it had sent the retry could not record it, so the retry recorded that instead. It does so,
+    too, if a crash of the server has lost the record.
     """
     if expected.retried is None:
         return
     reason, text = expected.retried
     for record in chain:
         shown = record.traceback or ""
-        if record.status == RETRYING and not (record.reason == reason and text in shown) and shown != _ENDED_BY_RETRY:
+        if (
+            record.status == RETRYING
+            and not (record.reason == reason and text in shown)
+            and shown not in (_ENDED_BY_RETRY, _FORGOTTEN)
+        ):
             yield "disagreeing", f"was retried because of {record.reason!r}: {shown[-200:]}"
 
 
