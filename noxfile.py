@@ -54,7 +54,8 @@ def tests(session: nox.Session, django: str, database: str) -> None:
 def everything(session: nox.Session) -> None:
     """Run all tests on every database, but for the small simulations: the session `simulations` runs larger ones."""
     session.install("--editable", ".[test]")
-    run_tests(session, "--ignore=tests/faults/test_simulation.py")
+    small = ("simulation", "server_crash")
+    run_tests(session, *(f"--ignore=tests/faults/test_{name}.py" for name in small))
 
 
 @nox.session(python=OLDEST, tags=CI)

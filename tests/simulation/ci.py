@@ -13,10 +13,9 @@ _OUTBOX: Final = (
     *("--outbox=yes", "--kinds", "plain", "retried", "waiting", "unique", "replacing", "postponed"),
     *("--points", "enqueue:", "outbox:", "relay:", "send:", "wait:", "unique:"),
 )
-#: One kind of task for each way through the executor. `make sweep` has all kinds, in three times the time.
+#: One kind of task for each way through the executor. `make sweep` has all kinds, in four times the time.
 _KINDS: Final = (
-    *("plain", "retried", "moody", "ignored", "spawning", "singleton", "unrepeatable", "later", "committing"),
-    *("waiting", "skipping", "unique", "replacing"),
+    *("plain", "retried", "spawning", "singleton", "unrepeatable", "committing", "waiting", "unique", "replacing"),
 )
 COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("tests.simulation", "sweep", "--kinds", *_KINDS),
