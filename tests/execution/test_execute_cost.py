@@ -234,6 +234,8 @@ class TestCalls:
         """
         # Without those of other tests, each of which is looked at before a message.
         monkeypatch.setattr(connections, "all", lambda **_: [connections[database]])
+        for wrapped in ("commit", "run_and_clear_commit_hooks"):  # by a test that has enqueued tasks
+            monkeypatch.delitem(vars(connections[database]), wrapped, raising=False)
         first, batch = records(do_nothing, times=10), records(do_nothing, times=10)
         assert handler({"Records": first}, None) == {"batchItemFailures": []}
         with counted() as calls:
