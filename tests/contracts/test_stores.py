@@ -50,6 +50,7 @@ class TestORMStoreOnSQLite(ORMStoreContract):
     waits_for_commit = False  # there is no server to lose, and no FOR UPDATE
 
 
+@pytest.mark.thorough
 @pytest.mark.databases("postgres", transaction=True)
 class TestORMStoreWithoutDurableClaims(ORMStoreContract):
     @pytest.fixture

@@ -246,6 +246,7 @@ OUTAGE = 3600.0
 TASKS = 100
 
 
+@pytest.mark.thorough
 class TestStorm:
     """A dependency of a hundred tasks is unavailable for an hour of simulated time."""
 

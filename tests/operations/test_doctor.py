@@ -42,8 +42,8 @@ from tests.conftest import Sqs
 from tests.operations.test_checks import only
 from tests.schedules import own_tasks, periodic
 
-# These tests depend on AWS, not on the version of Python or Django.
-pytestmark = pytest.mark.once
+# These tests depend on AWS, not on the version of Python or Django, and start many clients.
+pytestmark = [pytest.mark.once, pytest.mark.thorough]
 
 import_tasks_of_apps()  # now, so that the doctor registers no others during a test
 
