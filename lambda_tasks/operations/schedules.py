@@ -227,8 +227,12 @@ def scheduled_time(task: Task, root_id: str, started_at: float | None) -> float 
 
 
 def _read(known: dict[str, Entry], now: Moment) -> tuple[int, dict[str, TaskSchedule]]:
-    """Return the time and the states of the `known` schedules, with one query. Create the missing ones."""
-    states = {row.key: row for row in _rows().filter(pk__in=known).annotate(now=EpochNow())}
+    """Return the time and the states of the `known` schedules, in their order. Create the missing ones.
+
+    Reading them is one query.
+    """
+    rows = {row.key: row for row in _rows().filter(pk__in=known).annotate(now=EpochNow())}
+    states = {key: rows[key] for key in known if key in rows}  # the database returns rows in any order
     if missing := {key: entry for key, entry in known.items() if key not in states}:
         _create(missing, now)
     moment = _seconds(now) if now is not None else max((row.now for row in states.values()), default=0)
