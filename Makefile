@@ -6,7 +6,7 @@ ARGS ?=
 SEEDS ?= 24
 TASKS ?= 10000
 # Processes that share the tests; WORKERS=0 runs them in one.
-WORKERS ?= 3
+WORKERS ?= 4
 
 # uv trusts the certificates that the system trusts, as pip does.
 UV_NATIVE_TLS ?= 1
