@@ -19,7 +19,7 @@ from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from lambda_tasks import maintenance
+from lambda_tasks import maintenance, registry
 from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.definition.schedules import Cron, Every
@@ -136,6 +136,17 @@ class TestTicks:
         assert last_ticks() == {KEY: 7 * MINUTE}
         assert fire_due(START + 10 * MINUTE) == Fired(sent=1)
         assert sent_for(queue) == [10]
+
+    def test_schedules_start_in_the_order_of_registration(self, queue: Queue) -> None:
+        """The database returns their rows in another order: by key, or as it finds them."""
+        periodic(report, Every(minutes=5))
+        fire_due(START)
+        periodic(busy, Every(minutes=5))
+        fire_due(START)
+        report_task, busy_task = registry._tasks.pop(REPORT), registry._tasks[f"{__name__}.busy"]
+        registry._tasks[REPORT] = report_task  # registered last, but stored first
+        fire_due(START + 5 * MINUTE)
+        assert [job.task_name for job in queue.jobs] == [busy_task.name, report_task.name]
 
     def test_tick_is_sent_once_with_derived_id(self, queue: Queue, every_five_minutes: Any) -> None:
         assert [fire_due(START + minutes * MINUTE).sent for minutes in (4, 5, 6, 9)] == [0, 1, 0, 0]
