@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.maintenance import outbox, relay_once, relay_until_stopped
+from lambda_tasks.management.infrastructure import add_template
 from lambda_tasks.management.schedules import add_schedules, add_tick
 from lambda_tasks.operations.reaping import reap
 from lambda_tasks.registry import discover_tasks
@@ -52,6 +53,7 @@ class Command(BaseCommand):
         self._add_doctor(add)
         add_tick(add, print_line=self._print)
         add_schedules(add, print_line=self._print)
+        add_template(add, print_line=self._print)
 
     def handle(self, *args: Any, **options: Any) -> None:
         options["run"](**options)
