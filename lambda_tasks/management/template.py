@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from lambda_tasks.management.subcommands import Subcommand
 
+if TYPE_CHECKING:
     from django.core.management.base import CommandParser
 
-    from lambda_tasks.operations.infrastructure import Options
-
-    Print = Callable[[str], object]
+    from lambda_tasks.operations.infrastructure import Format, Options
 
 #: The formats of templates, as `lambda_tasks.operations.infrastructure` names them.
 FORMATS: Final = ("cloudformation", "sam", "terraform")
@@ -28,34 +25,41 @@ _PLAIN: Final = (
 )
 
 
-def add_template(add: Callable[..., CommandParser], *, print_line: Print) -> None:
-    """Add the subcommand `template`."""
-    parser = add(
-        "template",
-        help="Write a CloudFormation, SAM or Terraform template with the queues, functions, permissions, schedules and "
-        "alarms that the settings and tasks of this project need.",
-    )
-    parser.add_argument("--format", choices=FORMATS, default="cloudformation", help="(default: %(default)s)")
-    parser.add_argument("--output", metavar="FILE", help="the file to write (default: print the template)")
-    _add_numbers(parser)
-    _add_functions(parser)
-    _add_surroundings(parser)
+class Template(Subcommand):
+    """Writes a template of the infrastructure."""
 
-    def run(**options: Any) -> None:
+    name = "template"
+    help = (
+        "Write a CloudFormation, SAM or Terraform template with the queues, functions, permissions, schedules and "
+        "alarms that the settings and tasks of this project need."
+    )
+    examples = (
+        "template --output template.yaml",
+        "template --format sam --package image --maximum-concurrency 10",
+        "template --format terraform --function-per-queue --memory heavy=4096 --output tasks.tf",
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--format", choices=FORMATS, default="cloudformation", help="(default: %(default)s)")
+        parser.add_argument("--output", metavar="FILE", help="the file to write (default: print the template)")
+        _add_numbers(parser)
+        _add_functions(parser)
+        _add_surroundings(parser)
+
+    def run(self, *, format: Format, output: str | None, **options: Any) -> None:
         from lambda_tasks.operations.infrastructure import describe, render
 
+        text = render(describe(_options(options), format=format), format)
+        if output is None:
+            self.output.line(text.rstrip("\n"))
+            return
         try:
-            described = describe(_options(options), format=options["format"])
-        except (ImproperlyConfigured, ValueError, TypeError) as error:
-            raise CommandError(str(error)) from error
-        text = render(described, options["format"])
-        if options["output"] is None:
-            print_line(text.rstrip("\n"))
-        else:
-            _write(options["output"], text)
-            print_line(f"Wrote {options['output']}.")
-
-    parser.set_defaults(run=run)
+            Path(output).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise CommandError(
+                f"--output {output} cannot be written: {error.strerror}. Choose another file."
+            ) from error
+        self.output.line(f"Wrote {output}.")
 
 
 def _add_numbers(parser: CommandParser) -> None:
@@ -131,10 +135,3 @@ def _options(options: dict[str, Any]) -> Options:
         secrets=assignments("--secret", options["secret"]),
         **chosen,
     )
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"--output {path} cannot be written: {error.strerror}. Choose another file.") from error
