@@ -49,7 +49,7 @@ def described(
         return describe(options or Options(runtime="python3.13"), format=format)
 
 
-class Loader(yaml.SafeLoader):
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Load templates: `!GetAtt Queue.Arn` becomes {"GetAtt": "Queue.Arn"}."""
 
 

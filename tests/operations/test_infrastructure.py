@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -467,7 +468,7 @@ def parsed() -> dict[str, dict[str, Any]]:
 
 
 class TestTerraform:
-    """python-hcl2 parses the texts."""
+    """The configuration is parsed by python-hcl2."""
 
     pytestmark = pytest.mark.once
 
@@ -536,6 +537,17 @@ class TestCommand:
     def test_missing_directory_is_reported(self, tmp_path: Path) -> None:
         with pytest.raises(CommandError, match="cannot be written: No such file or directory"):
             call_command("lambda_tasks", "template", "--output", str(tmp_path / "none" / "t.yaml"))
+
+    @pytest.mark.once
+    def test_parsing_options_loads_no_renderers(self) -> None:
+        program = (
+            "import sys, lambda_tasks.management.commands.lambda_tasks; "
+            "print([name for name in sys.modules if name.startswith('lambda_tasks.operations.infrastructure')])"
+        )
+        environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+        code = f"import django; django.setup(); {program}"
+        ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert ran.stdout == "[]\n"
 
     def test_unusable_option_is_an_error(self) -> None:
         with pytest.raises(CommandError, match="--cleanup-days must be more than 4, not 2"):

@@ -684,7 +684,9 @@ def test_numbers_of_the_template_are_consistent(name: str) -> None:
 
 def test_shown_template_is_what_the_command_prints() -> None:
     [shown] = blocks(DOCS / "howto/infrastructure.md", "yaml")
-    found = described(infrastructure.Options(), queues={"default": QUEUES["default"]})
+    backend = "lambda_tasks.backends.sqs.SQSBackend"
+    queues = {"default": QUEUES["default"]}
+    found = described(infrastructure.Options(), queues=queues, LAMBDA_TASKS_BACKEND=backend)
     assert f"\n{shown.code}" in infrastructure.render(found, "cloudformation")
 
 
