@@ -110,6 +110,13 @@ MUTATIONS: Final = (
         TESTS,
     ),
     Mutation(
+        "the template lets the code of a function manage interfaces",
+        f"{FOLDER}/described.py",
+        'return "Allow" if self.denied_to is None else "Deny"',
+        'return "Allow"',
+        TESTS,
+    ),
+    Mutation(
         "the template's functions cannot read their secrets",
         f"{FOLDER}/permissions.py",
         "        *_read_secrets(secrets),\n",

@@ -117,11 +117,11 @@ class TestNumbers:
 
 class TestQueues:
     def test_queue_with_two_names_is_created_once(self) -> None:
-        task = task_with(queue="mail", soft_timeout=400, hard_timeout=450)
+        task = task_with(queue="mail", soft_timeout=600, hard_timeout=700)
         found = described(None, task, queues={"default": f"{PLACE}/shop", "mail": f"{PLACE}/shop"})
         [queue] = found.queues
         assert (queue.name, queue.aliases) == ("shop", ("default", "mail"))
-        assert found.functions[0].timeout.value >= 455
+        assert found.functions[0].timeout.value >= 705
 
     def test_only_chosen_queues_are_created(self) -> None:
         found = described(Options(queues=("heavy",)))
@@ -329,7 +329,8 @@ class TestPermissions:
             assert {"Sub": "sqs.${AWS::Region}.${AWS::URLSuffix}"} in services
 
     def test_no_statement_covers_every_resource(self) -> None:
-        found = list(statements(resources(described(EVERYTHING))))
+        network = ("ManageInterfaces", "OnlyForLambda")  # AWS has no names for interfaces that do not exist yet
+        found = [each for each in statements(resources(described(EVERYTHING))) if each["Sid"] not in network]
         assert found
         for statement in found:
             assert statement["Effect"] == "Allow"
@@ -337,6 +338,15 @@ class TestPermissions:
             for resource in statement["Resource"]:
                 text = resource if isinstance(resource, str) else next(iter(resource.values()))
                 assert text.removesuffix(":log-stream:*").count("*") == 0
+
+    def test_code_cannot_use_permissions_for_the_network(self) -> None:
+        found = resources(described(EVERYTHING))["HeavyFunctionRole"]["Properties"]["Policies"][0]
+        allowed, denied = found["PolicyDocument"]["Statement"][-2:]
+        assert (allowed["Effect"], denied["Effect"]) == ("Allow", "Deny")
+        assert denied["Action"] == allowed["Action"]
+        assert "ec2:CreateNetworkInterface" in allowed["Action"]
+        source = denied["Condition"]["ArnEquals"]["lambda:SourceFunctionArn"]["Sub"]
+        assert source.endswith(":function:shop-tasks-heavy")
 
     def test_scheduler_is_trusted_for_this_account_only(self) -> None:
         role = resources(described())["SchedulerRole"]["Properties"]

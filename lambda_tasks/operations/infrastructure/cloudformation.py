@@ -99,13 +99,16 @@ def _policy(statements: Iterable[Statement], infrastructure: Infrastructure) -> 
 def _statement(statement: Statement, infrastructure: Infrastructure) -> Value:
     granted: Properties = {
         "Sid": statement.sid,
-        "Effect": "Allow",
+        "Effect": statement.effect,
         "Action": list(statement.actions),
         "Resource": [_arn(target, infrastructure) for target in statement.resources],
     }
     if statement.via:
         services = [Tag("Sub", f"{service}.${{AWS::Region}}.${{AWS::URLSuffix}}") for service in statement.via]
         granted["Condition"] = {"StringEquals": {"kms:ViaService": services}}
+    if statement.denied_to is not None:
+        code = _local_arn("lambda", f"function:{statement.denied_to}")
+        granted["Condition"] = {"ArnEquals": {"lambda:SourceFunctionArn": code}}
     return granted
 
 
@@ -301,11 +304,6 @@ def _logs(function: FunctionPlan, infrastructure: Infrastructure) -> Value:
 
 def _role(function: FunctionPlan, infrastructure: Infrastructure) -> Value:
     properties: Properties = {"AssumeRolePolicyDocument": _trust("lambda.amazonaws.com")}
-    if infrastructure.vpc:
-        properties["ManagedPolicyArns"] = Noted(
-            [Tag("Sub", "arn:${AWS::Partition}:iam::aws:policy/service-role/AWSLambdaVPCAccessExecutionRole")],
-            "The network interfaces in the VPC, whose ids are not known before.",
-        )
     properties["Policies"] = [{"PolicyName": "tasks", "PolicyDocument": _policy(function.statements, infrastructure)}]
     return _resource("AWS::IAM::Role", properties)
 

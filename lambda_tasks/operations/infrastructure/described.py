@@ -32,12 +32,21 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A statement of an IAM policy. `via` are the services through which a key may be used, such as `sqs`."""
+    """A statement of an IAM policy.
+
+    `via` are the services through which a key may be used, such as `sqs`. `denied_to` is the name of the function
+    whose own code may not do this, although its role may.
+    """
 
     sid: str
     actions: tuple[str, ...]
     resources: tuple[Target, ...]
     via: tuple[str, ...] = ()
+    denied_to: str | None = None
+
+    @property
+    def effect(self) -> str:
+        return "Allow" if self.denied_to is None else "Deny"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,14 @@ from lambda_tasks.operations.infrastructure.described import Statement, Target
 
 #: What the poller of an event source mapping does with the role of its function.
 _POLLING: Final = ("sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes")
+#: What Lambda does with the role of a function in a VPC. The interfaces do not exist before.
+_NETWORK: Final = tuple(
+    f"ec2:{action}"
+    for action in (
+        *("CreateNetworkInterface", "DescribeNetworkInterfaces", "DescribeSubnets", "DeleteNetworkInterface"),
+        *("AssignPrivateIpAddresses", "UnassignPrivateIpAddresses"),
+    )
+)
 
 
 def for_sender(queues: Sequence[str], kms_key: str | None) -> tuple[Statement, ...]:
@@ -35,6 +43,15 @@ def for_function(
         *(reading, postponing, sending, logging),
         *_read_secrets(secrets),
         *_use_key(kms_key, via),
+    )
+
+
+def for_network(function_name: str) -> tuple[Statement, ...]:
+    """Return the permissions with which Lambda connects a function to a VPC, and which its own code does not have."""
+    everything = (Target("arn", "*"),)
+    return (
+        Statement("ManageInterfaces", _NETWORK, everything),
+        Statement("OnlyForLambda", _NETWORK, everything, denied_to=function_name),
     )
 
 

@@ -184,12 +184,15 @@ def _function(
         timeout=timeout,
         memory=Number(memory, "Lambda assigns CPU time in proportion to memory."),
         mappings=tuple(_mapping(need, timeout.value, options) for need in own),
-        statements=permissions.for_function(
-            [need.address.key for need in own],
-            [need.address.key for need in needs],
-            key,
-            kms_key=options.kms_key,
-            secrets=secrets,
+        statements=(
+            *permissions.for_function(
+                [need.address.key for need in own],
+                [need.address.key for need in needs],
+                key,
+                kms_key=options.kms_key,
+                secrets=secrets,
+            ),
+            *(permissions.for_network(name) if options.vpc else ()),
         ),
     )
 

@@ -11,7 +11,7 @@ from lambda_tasks.operations.infrastructure.described import (
     MappingPlan,
     QueuePlan,
 )
-from lambda_tasks.operations.infrastructure.hcl_text import Block, Call, Expression, Noted, Template, Value, write
+from lambda_tasks.operations.infrastructure.hcl_text import Block, Call, Expression, Noted, Value, write
 from lambda_tasks.operations.infrastructure.terraform_parts import (
     ACCOUNT,
     MAIN,
@@ -206,7 +206,7 @@ def _function(function: FunctionPlan, infrastructure: Infrastructure) -> Iterato
             ("security_group_ids", Expression("var.security_group_ids")),
         ]
         body.append(Block("vpc_config", (), network))
-    body.append(("depends_on", [Expression(f"aws_iam_role_policy.{name}"), *_network_policy(name, infrastructure)]))
+    body.append(("depends_on", [Expression(f"aws_iam_role_policy.{name}")]))
     yield resource("aws_lambda_function", name, body)
     yield resource(
         "aws_lambda_function_recursion_config",
@@ -221,7 +221,7 @@ def _function(function: FunctionPlan, infrastructure: Infrastructure) -> Iterato
         name,
         [("name", function.log_group), ("retention_in_days", noted(infrastructure.log_retention_days))],
     )
-    yield from _role(name, function, infrastructure)
+    yield from _role(name, function)
     for mapping in function.mappings:
         yield _mapping(mapping, name)
 
@@ -240,7 +240,7 @@ def _code(infrastructure: Infrastructure) -> Body:
     return [*body, ("s3_bucket", bucket), ("s3_key", key)]
 
 
-def _role(name: str, function: FunctionPlan, infrastructure: Infrastructure) -> Iterator[Block]:
+def _role(name: str, function: FunctionPlan) -> Iterator[Block]:
     yield resource(
         "aws_iam_role", name, [name_prefix(function.name), ("assume_role_policy", trust("lambda.amazonaws.com"))]
     )
@@ -253,19 +253,6 @@ def _role(name: str, function: FunctionPlan, infrastructure: Infrastructure) -> 
             ("policy", policy(function.statements)),
         ],
     )
-    if infrastructure.vpc:
-        managed = (
-            "arn:${data.aws_partition.current.partition}:iam::aws:policy/service-role/AWSLambdaVPCAccessExecutionRole"
-        )
-        yield resource(
-            "aws_iam_role_policy_attachment",
-            name,
-            [("role", Expression(f"aws_iam_role.{name}.name")), ("policy_arn", Template(managed))],
-        )
-
-
-def _network_policy(name: str, infrastructure: Infrastructure) -> list[Value]:
-    return [Expression(f"aws_iam_role_policy_attachment.{name}")] if infrastructure.vpc else []
 
 
 def _mapping(mapping: MappingPlan, function: str) -> Block:

@@ -75,7 +75,7 @@ def policy(statements: Iterable[Statement]) -> Value:
 def _statement(statement: Statement) -> Value:
     granted: dict[str, Value] = {
         "Sid": statement.sid,
-        "Effect": "Allow",
+        "Effect": statement.effect,
         "Action": list(statement.actions),
         "Resource": [arn_of(target) for target in statement.resources],
     }
@@ -83,6 +83,9 @@ def _statement(statement: Statement) -> Value:
         suffix = "${data.aws_region.current.region}.${data.aws_partition.current.dns_suffix}"
         services: Value = [Template(f"{service}.{suffix}") for service in statement.via]
         granted["Condition"] = {"StringEquals": {"kms:ViaService": services}}
+    if statement.denied_to is not None:
+        code = local_arn("lambda", f"function:{statement.denied_to}")
+        granted["Condition"] = {"ArnEquals": {"lambda:SourceFunctionArn": code}}
     return granted
 
 

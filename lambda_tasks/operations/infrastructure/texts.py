@@ -21,5 +21,11 @@ def header_lines(infrastructure: Infrastructure) -> Iterator[str]:
     ]
     if places:
         yield f"Deploy it in {' and '.join(places)}, since the URLs in LAMBDA_TASKS_QUEUES name them."
+    mappings = [mapping for function in infrastructure.functions for mapping in function.mappings]
+    if any(mapping.maximum_concurrency is None for mapping in mappings):
+        yield (
+            "Lambda may run up to the account's limit of functions at the same time, each with a database connection: "
+            "pass --maximum-concurrency for a lower limit."
+        )
     if infrastructure.alarm_topic is None:
         yield "The alarms have no actions: pass --alarm-topic to send them to an SNS topic."
