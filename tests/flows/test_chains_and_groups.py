@@ -201,7 +201,7 @@ class TestGroups:
         assert sorted(notes()) == ["a", "on_failure"]
         assert (handle.status, handle.counts) == ("FAILED", Counts(total=3, succeeded=1, failed=2))
 
-    def test_rolled_back_group_is_not_there(self, shop: str) -> None:
+    def test_rolled_back_group_does_not_exist(self, shop: str) -> None:
         with pytest.raises(KeyError), transaction.atomic(using=shop):
             handle = three_members(database=shop)
             raise KeyError
@@ -344,7 +344,7 @@ class TestCleanup:
 
 @pytest.mark.django_db(transaction=True)
 class TestCost:
-    def test_member_of_a_group_costs_two_statements(self) -> None:
+    def test_member_of_a_group_costs_three_statements(self) -> None:
         with shop_on("default", "direct"):
             work.execute_on_commit(name="x")
             run_all()
