@@ -250,7 +250,6 @@ class Run:
     def n_retries(self) -> int:
         return self.message.n_retries
 
-
     @property
     def predecessor_id(self) -> str | None:
         """The id of the invocation that sent this one as its retry; None if it does not exist or is unknown."""
