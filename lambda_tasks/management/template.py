@@ -29,6 +29,7 @@ class Template(Subcommand):
     """Writes a template of the infrastructure."""
 
     name = "template"
+    formats = FORMATS
     help = (
         "Write a CloudFormation, SAM or Terraform template with the queues, functions, permissions, schedules and "
         "alarms that the settings and tasks of this project need."
@@ -40,7 +41,7 @@ class Template(Subcommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--format", choices=FORMATS, default="cloudformation", help="(default: %(default)s)")
+        parser.add_argument("--format", choices=self.formats, default=self.formats[0], help="(default: %(default)s)")
         parser.add_argument("--output", metavar="FILE", help="the file to write (default: print the template)")
         _add_numbers(parser)
         _add_functions(parser)

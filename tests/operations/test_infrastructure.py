@@ -230,6 +230,11 @@ class TestOptions:
             assignments("--secret", ["hunter2"])
         assert "hunter2" not in str(caught.value)
 
+    def test_settings_without_a_module_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
+        with pytest.raises(ImproperlyConfigured, match="DJANGO_SETTINGS_MODULE must name the settings"):
+            described()
+
     def test_references_of_the_environment_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LAMBDA_TASKS_SECRET_DATABASE_URL", f"{REFERENCE}\n")
         found = described()
@@ -443,6 +448,15 @@ class TestTemplates:
         for function in found.functions:
             assert function.timeout.reason in comments
             assert function.mappings[0].batch_size.reason in comments
+
+    def test_missing_limits_are_named_at_the_beginning(self) -> None:
+        head, _, _ = render(described(), "cloudformation").partition("AWSTemplateFormatVersion")
+        assert "account 123456789012 and region eu-west-1" in head
+        assert "pass --maximum-concurrency" in head.replace("\n#", "")
+        assert "--alarm-topic" in head
+        options = Options(maximum_concurrency=PerQueue(5), alarm_topic=TOPIC)
+        head, _, _ = render(described(options), "cloudformation").partition("AWSTemplateFormatVersion")
+        assert "pass" not in head
 
     @pytest.mark.parametrize("format", ["cloudformation", "sam"])
     def test_odd_values_survive_yaml(self, format: Any) -> None:

@@ -315,5 +315,10 @@ def _secrets(options: Options) -> dict[str, str]:
 
 
 def _environment(options: Options, secrets: dict[str, str]) -> dict[str, str]:
-    module = getattr(django_settings, "SETTINGS_MODULE", None) or os.environ.get("DJANGO_SETTINGS_MODULE", "")
-    return {"DJANGO_SETTINGS_MODULE": module, **dict(sorted(options.environment.items())), **secrets}
+    name = "DJANGO_SETTINGS_MODULE"
+    module = options.environment.get(name) or getattr(django_settings, "SETTINGS_MODULE", None) or os.environ.get(name)
+    if not module:
+        raise ImproperlyConfigured(
+            f"{name} must name the settings of the functions, but is not set. Set it, or pass --environment {name}=…."
+        )
+    return {name: module, **dict(sorted(options.environment.items())), **secrets}
