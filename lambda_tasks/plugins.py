@@ -30,6 +30,8 @@ manager.add_hookspecs(Hooks)
 _relay: Final = cast(Hooks, manager.hook)
 _loading = ForkSafeLock()
 _loaded = False
+#: The dotted paths of plugins that parts of the library have added because the project uses these parts.
+_added: list[str] = []
 
 
 def hooks() -> Hooks:
@@ -52,7 +54,8 @@ def load_plugins() -> None:
             return
         _unregister_all()  # another thread may have loaded some of them before this process was forked
         try:
-            manager.register(_imported(DEFAULT_PLUGIN), name=DEFAULT_PLUGIN)
+            for path in (DEFAULT_PLUGIN, *_added):
+                manager.register(_imported(path), name=path)
             # pluggy calls the latest plugin first. In the setting, as in MIDDLEWARE, the first plugin is the outermost.
             for plugin in reversed(app_settings.plugins):
                 _register(plugin)
@@ -61,6 +64,19 @@ def load_plugins() -> None:
             _unregister_all()
             raise
         _loaded = True
+
+
+def add_plugin(path: str) -> None:
+    """Load the plugin at a dotted path in addition to those of the setting.
+
+    For parts of the library that a project uses without naming a plugin. Adding a plugin again does nothing.
+    """
+    with _loading:
+        if path in _added:
+            return
+        _added.append(path)
+        if _loaded:  # a task's module may be the first that uses this part, in the middle of a run
+            manager.register(_imported(path), name=path)
 
 
 def _register(plugin: Any) -> None:

@@ -402,5 +402,5 @@ def _visible(invocation: Invocation) -> tuple[dict[str, Any], str | Promise]:
     if not task.sensitive:
         return dict(kwargs), ""
     # A sensitive parameter may have had another name when the message was enqueued.
-    unknown = kwargs.keys() - task.signature.parameters.keys()
+    unknown = task.signature.unknown(kwargs)
     return masked(kwargs, {*task.sensitive, *unknown}), ""

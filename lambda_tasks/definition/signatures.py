@@ -98,6 +98,10 @@ class TaskSignature:
                 "It determines which values can be sent."
             )
 
+    def unknown(self, encoded: Mapping[str, Any]) -> set[str]:
+        """Return the names of arguments in a message that the function does not take."""
+        return encoded.keys() - self.parameters.keys()
+
     def check(self) -> None:
         """Evaluate the annotations now, and raise `InvalidArguments` if one cannot be used."""
         _ = self._adapter

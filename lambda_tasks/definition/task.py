@@ -27,7 +27,7 @@ class Task(_OptionAttributes):
         self.set_options(options)
         self.function = function
         self.is_coroutine = iscoroutinefunction(function)
-        self.signature = TaskSignature(function, sensitive=options.sensitive)
+        self.signature = self._signature_of(function)
         if options.schedule:
             from lambda_tasks.definition.schedules import check_schedules
 
@@ -35,6 +35,10 @@ class Task(_OptionAttributes):
         #: The dotted path by which workers find the task.
         self.name: str = self.signature.name
         keys.check_parameters(self)
+
+    def _signature_of(self, function: Callable[..., Any]) -> TaskSignature:
+        """Return the signature of `function`, after the options are set."""
+        return TaskSignature(function, sensitive=self.sensitive)
 
     def set_options(self, options: Options) -> None:
         """Copy every option to an attribute. Creating `options` has already validated them."""

@@ -23,7 +23,7 @@ def arguments_of(task: Task, kwargs: Mapping[str, Any], *, warn: bool = False) -
     With LAMBDA_TASKS_UNKNOWN_ARGUMENTS = "drop", arguments that the function lacks are dropped, with a warning. The
     message and its record keep them, so a retry still has them.
     """
-    unknown = kwargs.keys() - task.signature.parameters.keys()
+    unknown = task.signature.unknown(kwargs)
     if not unknown or app_settings.unknown_arguments != "drop":
         return task.signature.decode(kwargs)
     if warn:
