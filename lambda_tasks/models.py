@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CancelRequest",
+    "EnqueuedTask",
     "FlowKind",
     "MaxRetriesExceededError",
     "MemberStatus",
@@ -317,6 +318,31 @@ class TaskFlowMember(models.Model):
 
     def __str__(self) -> str:
         return f"{self.position} [{self.pk}]"
+
+
+class EnqueuedTask(models.Model):
+    """A call of one of Django's tasks, for its result until a worker has begun it. The caller's transaction inserts it.
+
+    Only `lambda_tasks.contrib.django_tasks` writes rows.
+    """
+
+    id = models.UUIDField(_("message id"), primary_key=True, editable=False)
+    task_name = models.CharField(_("task"), max_length=255, editable=False)
+    #: As in the message, with sensitive arguments masked.
+    kwargs = models.JSONField(_("arguments"), default=dict, editable=False)
+    #: The alias in TASKS.
+    backend = models.CharField(_("backend"), max_length=255, editable=False)
+    queue_name = models.CharField(_("queue"), max_length=255, editable=False)
+    run_after = models.DateTimeField(_("delayed until"), null=True, editable=False)
+    enqueued_at = models.DateTimeField(_("enqueued"), editable=False)
+
+    class Meta:
+        verbose_name = _("enqueued task")
+        verbose_name_plural = _("enqueued tasks")
+        indexes = (models.Index(fields=["enqueued_at"], name="lambda_tasks_enqueued"),)
+
+    def __str__(self) -> str:
+        return f"{self.task_name} [{self.pk}]"
 
 
 class UniqueKey(models.Model):

@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from django.db import router
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from lambda_tasks.database.clock import DatabaseNow, from_now
 from lambda_tasks.decorators import lambda_task
@@ -18,6 +18,7 @@ from lambda_tasks.logging import current_message_id, task_logger
 from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import (
     CancelRequest,
+    EnqueuedTask,
     OutboxMessage,
     TaskFlow,
     TaskFlowMember,
@@ -56,6 +57,7 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
     old = _old_records(database, retention_days).order_by("start_time").values_list("pk", "start_time")
     _delete_old_requests(database, retention_days)
     _delete_old_flows(database, retention_days)
+    _delete_old_calls(database, retention_days)
     outboxes_elsewhere = _databases_of_outboxes() - {database}
     spared: set[UUID] = set()
     deleted = 0
@@ -64,7 +66,7 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
         keys = {pk for pk, _ in batch}
         for alias in outboxes_elsewhere:
             spared.update(OutboxMessage.objects.using(alias).filter(pk__in=keys).values_list("pk", flat=True))
-        _delete_progress(database, keys - spared)
+        _delete_belongings(database, keys - spared)
         _, rows = records.filter(pk__in=keys - spared).delete()
         if not rows.get(TaskRecord._meta.label) and keys.isdisjoint(spared):
             break  # another process has deleted them, but this transaction's snapshot still contains them
@@ -149,10 +151,23 @@ def _delete_old_flows(database: str, days: int) -> None:
     TaskFlow.objects.using(database).filter(pk__in=old).delete()
 
 
-def _delete_progress(database: str, keys: set[UUID]) -> None:
-    """Delete the progress of these invocations."""
-    if router.allow_migrate_model(database, TaskProgress):
-        TaskProgress.objects.using(database).filter(pk__in=keys).delete()
+def _delete_old_calls(database: str, days: int) -> None:
+    """Delete calls of Django's tasks that were due so long ago."""
+    if not router.allow_migrate_model(database, EnqueuedTask):
+        return
+    limit = from_now(-timedelta(days=days).total_seconds())
+    due = Q(run_after=None) | Q(run_after__lt=limit)
+    old = EnqueuedTask.objects.using(database).filter(due, enqueued_at__lt=limit).order_by("enqueued_at")
+    while keys := list(old.values_list("pk", flat=True)[:BATCH_SIZE]):
+        if not EnqueuedTask.objects.using(database).filter(pk__in=keys).delete()[0]:
+            break  # another process has deleted them, but this transaction's snapshot still contains them
+
+
+def _delete_belongings(database: str, keys: set[UUID]) -> None:
+    """Delete what other tables say of these invocations. A call without a record would look as if it waited."""
+    for model in (TaskProgress, EnqueuedTask):
+        if router.allow_migrate_model(database, model):
+            model._default_manager.using(database).filter(pk__in=keys).delete()
 
 
 def _databases_of_outboxes() -> set[str]:
