@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import Any, Final
 
 from django.apps import AppConfig
+from django.conf import settings as django_settings
 from django.utils.translation import gettext_lazy as _
 
 from lambda_tasks.exceptions import InvalidSetting
 from lambda_tasks.logging import show_outcomes_locally
 from lambda_tasks.settings import app_settings
+
+#: The backend of Django's tasks, which is loaded only if the settings name it.
+DJANGO_TASKS: Final = "lambda_tasks.contrib.django_tasks"
 
 
 class LambdaTasksConfig(AppConfig):
@@ -26,6 +30,10 @@ class LambdaTasksConfig(AppConfig):
     def ready(self) -> None:
         from lambda_tasks.operations import checks  # noqa: F401, registers the system checks
 
+        if any(path.startswith(f"{DJANGO_TASKS}.") for path in _task_backends()):
+            from lambda_tasks.plugins import add_plugin
+
+            add_plugin(f"{DJANGO_TASKS}.hooks")  # now, since a message may arrive before its task is imported
         try:
             if app_settings.plugins:
                 from lambda_tasks.plugins import load_plugins
@@ -35,6 +43,14 @@ class LambdaTasksConfig(AppConfig):
             # `manage.py check` reports it together with all other findings.
             if sys.argv[1:2] != ["check"]:
                 raise
+
+
+def _task_backends() -> list[str]:
+    """Return the dotted paths of the backends in TASKS, as far as the setting is valid. Django reports the rest."""
+    configured = getattr(django_settings, "TASKS", None)
+    if not isinstance(configured, dict):
+        return []
+    return [str(params.get("BACKEND", "")) for params in configured.values() if isinstance(params, dict)]
 
 
 def enable_loggers() -> None:
