@@ -42,12 +42,24 @@ def run_tests(session: nox.Session, *arguments: str, optimized: bool = False, **
     session.run(*python, "-m", "pytest", *PARALLEL, *arguments, *session.posargs, env=environment)
 
 
+def download_tests_of_django(session: nox.Session) -> dict[str, str]:
+    """Download the source distribution of Django, whose own tests of task backends the suite runs with ours.
+
+    With the variables that this returns, a missing distribution is a failure.
+    """
+    environment = {"DJANGO_SDIST_FOLDER": str(Path("build/django").resolve())}
+    session.install("pip")
+    session.run("python", "-m", "tests.contrib.djangos_tests", env=environment)
+    return environment
+
+
 @nox.session
 @nox.parametrize("python,django,database", PAIRS)
 def tests(session: nox.Session, django: str, database: str) -> None:
     """Run the quick suite with `database` as the default one."""
     session.install("--editable", ".[test]", f"django~={django}.0")
-    run_tests(session, "-m", "not once", TEST_DATABASE=database, TEST_QUICK="1")
+    distribution = download_tests_of_django(session) if django != "5.2" else {}
+    run_tests(session, "-m", "not once", TEST_DATABASE=database, TEST_QUICK="1", **distribution)
 
 
 @nox.session(python=NEWEST, tags=CI)
@@ -55,7 +67,8 @@ def everything(session: nox.Session) -> None:
     """Run all tests on every database, but for the small simulations: the session `simulations` runs larger ones."""
     session.install("--editable", ".[test]")
     small = ("simulation", "server_crash")
-    run_tests(session, *(f"--ignore=tests/faults/test_{name}.py" for name in small))
+    ignored = (f"--ignore=tests/faults/test_{name}.py" for name in small)
+    run_tests(session, *ignored, **download_tests_of_django(session))
 
 
 @nox.session(python=OLDEST, tags=CI)

@@ -238,14 +238,7 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
 
     def check_delays(self) -> None:
         """Raise ValueError for a delay that the backend does not support."""
-        delays = [("delay", self.delay), ("retry_delay", self.retry_delay)]
-        delays += [("The longest delay in retry", math.ceil(policy.longest_delay)) for policy in self._own_policies()]
-        for name, seconds in delays:
-            if seconds > MAX_DELAY:
-                from lambda_tasks.strategies import longest_delay
-
-                if seconds > (longest := longest_delay()):
-                    raise ValueError(delay_constraint(name, seconds, longest=longest))
+        check_delays(self)
 
     @property
     def _short_name(self) -> str:
@@ -297,6 +290,18 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
 
             SQSLambdaTaskMessage(task_name=self.name, kwargs=encoded)  # raises pydantic's ValidationError
         return Invocation(self.name, encoded)
+
+
+def check_delays(task: Task) -> None:
+    """Raise ValueError for a delay in the options of `task` that the backend does not support."""
+    delays = [("delay", task.delay), ("retry_delay", task.retry_delay)]
+    delays += [("The longest delay in retry", math.ceil(policy.longest_delay)) for policy in task.own_policies()]
+    for name, seconds in delays:
+        if seconds > MAX_DELAY:
+            from lambda_tasks.strategies import longest_delay
+
+            if seconds > (longest := longest_delay()):
+                raise ValueError(delay_constraint(name, seconds, longest=longest))
 
 
 def _using(task: LambdaTaskWrapper[..., Any], options: dict[str, Any]) -> LambdaTaskWrapper[..., Any]:

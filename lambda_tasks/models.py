@@ -321,9 +321,9 @@ class TaskFlowMember(models.Model):
 
 
 class EnqueuedTask(models.Model):
-    """A call of one of Django's tasks, for its result until a worker has begun it. The caller's transaction inserts it.
+    """A call of one of Django's tasks, from which its result is read until a worker has claimed it.
 
-    Only `lambda_tasks.contrib.django_tasks` writes rows.
+    The caller's transaction inserts it, in `lambda_tasks.contrib.django_tasks`.
     """
 
     id = models.UUIDField(_("message id"), primary_key=True, editable=False)

@@ -48,7 +48,7 @@ class Task(_OptionAttributes):
         self.is_followed = bool(options.on_success or options.on_failure)
         #: Whether the age of a message matters, so that its retries have to carry the time of the first one.
         self.measures_age = options.expires_in is not None or any(
-            policy.max_age is not None for policy in self._own_policies()
+            policy.max_age is not None for policy in self.own_policies()
         )
 
     def timeouts(self) -> tuple[int, int]:
@@ -74,9 +74,10 @@ class Task(_OptionAttributes):
 
     def retry_policies(self) -> list[RetryPolicy]:
         """Return the policies for the errors that the task raises; none if it is not retried."""
-        return self._own_policies() or ([self._short_form()] if self.retry_on else [])
+        return self.own_policies() or ([self._short_form()] if self.retry_on else [])
 
-    def _own_policies(self) -> list[RetryPolicy]:
+    def own_policies(self) -> list[RetryPolicy]:
+        """Return the policies in the option `retry`."""
         if self.retry is None:
             return []
         return list(self.retry.values()) if isinstance(self.retry, Mapping) else [self.retry]

@@ -28,6 +28,8 @@ class BaseStore(ABC):
     `lambda_tasks.testing.contracts.StoreContract` tests an implementation.
     """
 
+    #: Whether the store writes `TaskRecord`, from which results of Django's tasks are read.
+    keeps_records: ClassVar[bool] = False
     #: Whether the store implements `wait()`. If not, a task with `on_contention="wait"` is retried instead.
     waits: ClassVar[bool] = False
     #: Whether the store implements `write_progress()`. If not, `current_task().progress()` does nothing.

@@ -83,6 +83,7 @@ class ORMStore(BaseStore):
     connection. Like `update()`, they do not send Django's model signals.
     """
 
+    keeps_records = True
     waits = True
     keeps_progress = True
 

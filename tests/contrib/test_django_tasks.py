@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -76,9 +76,9 @@ class TestEnqueueing:
         assert queue.task_names == ["tests.app.django_tasks.add"]
 
     def test_rollback_leaves_no_result_and_no_message(self, queue: TaskQueue) -> None:
-        with pytest.raises(OSError), transaction.atomic():
+        with pytest.raises(LookupError, match="undo"), transaction.atomic():
             result = examples.add.enqueue(2)
-            raise OSError
+            raise LookupError("undo")
         with pytest.raises(TaskResultDoesNotExist):
             result.refresh()
         assert queue.jobs == []
@@ -87,14 +87,14 @@ class TestEnqueueing:
         with pytest.raises(InvalidArguments, match="missing a required argument: 'first'"):
             examples.add.enqueue()
         with pytest.raises(TypeError, match="Unsupported type"):
-            examples.add.enqueue(datetime(2030, 1, 1))
+            examples.add.enqueue(timezone.now())
         with pytest.raises(InvalidArguments, match="keys are not strings"):
             examples.add.enqueue({1: 2})
         with pytest.raises(InvalidArguments, match="NaN"):
             examples.add.enqueue(float("nan"))
         assert not EnqueuedTask.objects.exists()
 
-    def test_keyword_with_the_name_of_a_positional_parameter_is_refused(self, queue: TaskQueue) -> None:
+    def test_keyword_named_like_another_parameter_is_refused(self, queue: TaskQueue) -> None:
         with pytest.raises(InvalidArguments, match="must not be called with a keyword 'first'"):
             examples.collect.enqueue(1, first=2)
 
@@ -119,7 +119,7 @@ class TestEnqueueing:
 
     def test_refused_message_leaves_no_result(self, sqs: Any, settings: Any) -> None:
         sqs.client.delete_queue(QueueUrl=sqs.queues["default"])
-        with pytest.raises(Exception, match="NonExistentQueue|does not exist"):
+        with pytest.raises(Exception, match="does not exist"):
             examples.add.enqueue(1)
         assert not EnqueuedTask.objects.exists()
 
@@ -130,7 +130,7 @@ class TestDelays:
         assert 590 <= queue.jobs[0].delay <= 600
         assert again(result).task.run_after == result.task.run_after
 
-    def test_past_time_is_no_delay(self, queue: TaskQueue) -> None:
+    def test_past_time_sends_immediately(self, queue: TaskQueue) -> None:
         examples.add.using(run_after=timezone.now() - timedelta(days=1)).enqueue(1)
         assert queue.jobs[0].delay == 0
 
@@ -217,7 +217,7 @@ class TestRunning:
         queue.run_until_idle()
         assert again(result).return_value == result.id
 
-    def test_request_to_run_later_is_no_error(self, queue: TaskQueue) -> None:
+    def test_request_to_run_later_leaves_no_error(self, queue: TaskQueue) -> None:
         result = examples.ask_for_later.enqueue()
         queue.run(1)
         assert (again(result).status, again(result).errors) == (READY, [])
@@ -349,7 +349,7 @@ class TestOptions:
         adapter = adapter_of("exclusive")
         assert (adapter.singleton, adapter.on_contention) == ("key", "skip")
 
-    def test_second_call_of_a_unique_task_gets_the_first_result(self, queue: TaskQueue) -> None:
+    def test_duplicate_call_gets_the_first_result(self, queue: TaskQueue) -> None:
         first, second = examples.once.enqueue("a", "one"), examples.once.enqueue(key="a", note="two")
         assert (second.id, second.args, len(queue.jobs)) == (first.id, ["a", "one"], 1)
         assert examples.once.enqueue("b").id != first.id
@@ -436,7 +436,7 @@ class TestResults:
         with pytest.raises(TaskResultDoesNotExist):
             task_backends["default"].get_result(result_id)
 
-    def test_lambda_task_is_no_result(self, queue: TaskQueue) -> None:
+    def test_lambda_task_has_another_kind_of_result(self, queue: TaskQueue) -> None:
         handle = plain.execute_on_commit()
         queue.run_until_idle()
         with pytest.raises(TaskResultDoesNotExist):
@@ -551,17 +551,27 @@ class TestChecks:
         assert [check_id for check_id, _ in self.messages()] == ["lambda_tasks.W040"]
 
 
+CHAINED = """Traceback (most recent call last):
+  File
+KeyError: 1
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File
+a.b.C: x
+
+1 enqueued task was not sent
+"""
+
+
 @pytest.mark.parametrize(
     ("traceback", "path"),
     [
         ('Traceback (most recent call last):\n  File "a"\n    x\nValueError: bad\n', "builtins.ValueError"),
         ("shop.errors.Rejected: no\n  File\nKeyError: x", "shop.errors.Rejected"),
         ("shop.errors.Rejected\n", "shop.errors.Rejected"),
-        (
-            "Traceback (most recent call last):\n  File\nKeyError: 1\n\nDuring handling of the above exception, another "
-            "exception occurred:\n\nTraceback (most recent call last):\n  File\na.b.C: x\n\n1 enqueued task was not sent",
-            "a.b.C",
-        ),
+        (CHAINED, "a.b.C"),
         ("tests.f.<locals>.Odd: x", "tests.f.<locals>.Odd"),
         ("The worker sent a retry and did not record the error.", "builtins.Exception"),
         ("", "builtins.Exception"),

@@ -359,8 +359,8 @@ MUTATIONS: Final = (
     Mutation(
         "the cleanup keeps the progress",
         "tasks.py",
-        "        _delete_progress(database, keys - spared)\n",
-        "",
+        "    for model in (TaskProgress, EnqueuedTask):\n",
+        "    for model in (EnqueuedTask,):\n",
         PROGRESS + "::TestReports",
     ),
 )

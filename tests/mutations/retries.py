@@ -125,8 +125,8 @@ MUTATIONS: Final = (
     Mutation(
         "a policy may have delays that SQS refuses",
         "decorators.py",
-        "for policy in self._own_policies()]\n        for name",
-        "for policy in ()]\n        for name",
+        "for policy in task.own_policies()]\n    for name",
+        "for policy in ()]\n    for name",
         POLICY + "::TestOption",
     ),
     Mutation(

@@ -24,6 +24,7 @@ from django.test import override_settings
 import lambda_tasks
 from lambda_tasks import registry
 from lambda_tasks.backends.memory import MemoryBackend
+from lambda_tasks.contrib.django_tasks import LambdaTasksBackend
 from lambda_tasks.database import published
 from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
 from lambda_tasks.definition.retry import RetryPolicy
@@ -100,6 +101,12 @@ def without_queues() -> list[CheckMessage]:
     with override_settings(LAMBDA_TASKS_BACKEND=REAL_QUEUE):
         del django_settings.LAMBDA_TASKS_QUEUES
         return messages()
+
+
+def of_django_tasks(store: str, queue: str) -> list[CheckMessage]:
+    """Return the messages of the backend of Django's tasks, which Django asks for them."""
+    with override_settings(LAMBDA_TASKS_STORE=store):
+        return LambdaTasksBackend("default", {"QUEUES": [queue]}).check()
 
 
 def task_on(**options: Any) -> LambdaTaskWrapper[..., Any]:
@@ -432,6 +439,18 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
             lambda: with_queue("shop"),
             r"QUEUES\['default'\] must be the URL of a queue, not its name 'shop'",
         ),
+    ],
+    "E040": [
+        (
+            lambda: of_django_tasks("lambda_tasks.stores.orm.ORMStore", "urgent"),
+            "Queue 'urgent' of 'default' in TASKS is 'urgent' in LAMBDA_TASKS_QUEUES, which has no such queue",
+        )
+    ],
+    "W040": [
+        (
+            lambda: of_django_tasks("lambda_tasks.stores.null.NullStore", "default"),
+            "results of 'default' in TASKS stay READY, because NullStore in LAMBDA_TASKS_STORE does not write",
+        )
     ],
     "W030": [(without_region, r"LAMBDA_TASKS_QUEUES\['default'\] is a URL without an AWS region")],
     "W031": [

@@ -35,6 +35,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 import botocore.session
+import django
 import pytest
 from botocore.validate import ParamValidator
 from django.contrib.auth.models import User
@@ -46,6 +47,7 @@ from django.test import override_settings
 import lambda_tasks
 from lambda_tasks import exceptions, handler, maintenance, registry, timeouts
 from lambda_tasks.backends import batches, outbox, relay, sqs, sqs_messages
+from lambda_tasks.contrib import django_tasks  # noqa: F401, before pages import Django's tasks
 from lambda_tasks.definition.options import Options
 from lambda_tasks.execution import progress
 from lambda_tasks.handles import TIMEOUT, Polling
@@ -176,6 +178,8 @@ class PageRunner:
         self.tasks: dict[str, Any] = {}
         self._settings = ExitStack()
         self._main = self.module(f"page_{page.stem.replace('-', '_')}")
+        if django.VERSION < (6, 0):
+            self.modules["django.tasks"] = importlib.import_module("django_tasks")
         for name, code in SHOP.items():
             exec(textwrap.dedent(code), self.module(name).__dict__)
 
@@ -259,7 +263,7 @@ def run(statement: ast.stmt, namespace: dict[str, Any], page: Path) -> Any:
 
 
 def assigned_settings(block: Block) -> list[str]:
-    named = {"INSTALLED_APPS", "DATABASES", "CACHES", "LOGGING"}
+    named = {"INSTALLED_APPS", "DATABASES", "CACHES", "LOGGING", "TASKS"}
     return [
         target.id
         for statement in ast.parse(block.code).body

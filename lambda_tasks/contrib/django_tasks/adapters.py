@@ -14,6 +14,7 @@ from lambda_tasks import registry
 from lambda_tasks.contrib.django_tasks import compat
 from lambda_tasks.contrib.django_tasks.calls import CallSignature
 from lambda_tasks.contrib.django_tasks.options import declared_options, options_of
+from lambda_tasks.decorators import check_delays
 from lambda_tasks.definition.options import Options
 from lambda_tasks.definition.task import Task
 from lambda_tasks.exceptions import UnknownTask
@@ -31,6 +32,11 @@ class DjangoTask(Task):
         self.is_coroutine = iscoroutinefunction(task.func)
         if django_settings.configured:
             self.timeouts()
+            self.check_delays()
+
+    def check_delays(self) -> None:
+        """Raise ValueError for a delay that the transport does not support."""
+        check_delays(self)
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"

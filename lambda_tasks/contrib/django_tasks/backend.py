@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from uuid import UUID
 
 from django.core.checks import CheckMessage
 
 from lambda_tasks.contrib.django_tasks.adapters import DjangoTask, adapter_of
-from lambda_tasks.contrib.django_tasks.compat import AnyTask, AnyTaskResult, BaseTaskBackend, InvalidTaskBackend
+from lambda_tasks.contrib.django_tasks.compat import (
+    AnyTask,
+    AnyTaskResult,
+    BaseTaskBackend,
+    InvalidTaskBackend,
+    TaskResultDoesNotExist,
+)
 from lambda_tasks.contrib.django_tasks.options import options_of, refuse_queue
 from lambda_tasks.database.coroutines import refuse_coroutine
 from lambda_tasks.plugins import add_plugin
@@ -86,10 +93,14 @@ class LambdaTasksBackend(BaseTaskBackend):
 
         Results exist from the commit of the call until the cleanup deletes their records. This makes two queries.
         """
+        try:
+            root_id = str(UUID(str(result_id)))
+        except ValueError:
+            raise TaskResultDoesNotExist(result_id) from None
         refuse_coroutine("get_result()", "aget_result(…)")
         from lambda_tasks.contrib.django_tasks.results import find_result
 
-        return find_result(result_id)
+        return find_result(root_id)
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
         """Return the messages of `manage.py check` about the queues, the store and the installed apps."""

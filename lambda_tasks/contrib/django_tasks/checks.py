@@ -8,7 +8,6 @@ from django.core.checks import CheckMessage, Error, Warning
 
 from lambda_tasks.exceptions import InvalidSetting
 from lambda_tasks.settings import LambdaTasksSettings, app_settings
-from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.strategies import get_store
 
 
@@ -41,7 +40,7 @@ def _check_store(alias: str) -> list[CheckMessage]:
         store = get_store()
     except InvalidSetting:
         return []  # reported as E003
-    if isinstance(store, ORMStore):
+    if store.keeps_records:
         return []
     return [
         Warning(

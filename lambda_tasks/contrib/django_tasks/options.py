@@ -25,7 +25,7 @@ _IN_RETRY: Final = frozenset({"retry_on", "retry_delay", "retry_backoff", "max_r
 def lambda_options(**options: Unpack[TaskOptions]) -> Callable[[T], T]:
     """Give a function with Django's `@task` options of `@lambda_task`, such as `retry_on` or `singleton`.
 
-    It may stand above or below `@task`. All options are accepted except `queue`: the `queue_name` of `@task` says it.
+    Write it above or below `@task`. All options are accepted except `queue`: the `queue_name` of `@task` says it.
     `delay` applies if the task has no `run_after`.
 
     Raises TypeError for an option that does not exist or is of the wrong type, and for anything but a function or a

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID
 
 from lambda_tasks.contrib.django_tasks.adapters import find_adapter
 from lambda_tasks.contrib.django_tasks.calls import BACKEND, about_call
@@ -13,22 +12,19 @@ from lambda_tasks.models import EnqueuedTask, TaskRecord, TaskStatus
 from lambda_tasks.strategies import get_store
 
 
-def find_result(result_id: str) -> AnyTaskResult:
-    """Return the result with this id, in two queries. Raise `TaskResultDoesNotExist` if there is none.
+def find_result(root_id: str) -> AnyTaskResult:
+    """Return the result of the chain of retries that began with the invocation `root_id`, in two queries.
 
-    The call exists if its transaction has committed. An id that a task without `@task` has does not count.
+    The call exists if its transaction has committed. Raise `TaskResultDoesNotExist` for other ids, and for those of
+    tasks without `@task`.
     """
-    try:
-        root_id = str(UUID(str(result_id)))
-    except ValueError:
-        raise TaskResultDoesNotExist(result_id) from None
     database = get_store().database
     call = EnqueuedTask.objects.using(database).filter(pk=root_id).first()
     records = list(TaskRecord.objects.using(database).chain(root_id))
     known: EnqueuedTask | TaskRecord | None = call or next(iter(records), None)
     adapter = None if known is None else find_adapter(known.task_name)
     if known is None or adapter is None:
-        raise TaskResultDoesNotExist(result_id)
+        raise TaskResultDoesNotExist(root_id)
     alias = str(call.backend if call else about_call(known.kwargs).get(BACKEND, "default"))
     args, kwargs = adapter.signature.passed(known.kwargs)
     task = task_for(

@@ -145,5 +145,5 @@ def _existing(task: AnyTask, message_id: str, job: Job, result: AnyTaskResult) -
         EnqueuedTask.objects.using(get_store().database).filter(pk=message_id).update(kwargs=_recorded(job))
     try:
         return find_result(message_id)
-    except TaskResultDoesNotExist:  # no worker has begun it, and a schedule or another database has sent it
+    except TaskResultDoesNotExist:  # no worker has claimed it, and a schedule or another database has sent it
         return _ready(task, message_id, result.args, result.kwargs)

@@ -85,6 +85,6 @@ def worker_ids(records: Iterable[TaskRecord]) -> list[str]:
 
 
 def was_started(record: TaskRecord) -> bool:
-    """Return whether a worker has begun the invocation of a record."""
+    """Return whether a worker has started the invocation of a record."""
     ended = record.status in (TaskStatus.SUCCESS, TaskStatus.FAILED)
     return record.claim is not None or record.takeovers > 0 or not ended
