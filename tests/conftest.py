@@ -24,7 +24,7 @@ from django.db import connections, transaction
 from django.test import TransactionTestCase
 from moto.server import ThreadedMotoServer
 
-from lambda_tasks import registry, strategies
+from lambda_tasks import plugins, registry, strategies
 from tests import services
 from tests.services import Missing, Server
 
@@ -234,6 +234,19 @@ def _schedules_end_with_their_test() -> Iterator[None]:
     for name, task in list(registry._tasks.items()):
         if task.schedule:
             del registry._tasks[name]
+
+
+# Plugins
+
+
+@pytest.fixture(autouse=True)
+def _added_plugins_end_with_their_test() -> Iterator[None]:
+    """Remove the plugins that parts of the library have added after each test. Another test may count the hooks."""
+    yield
+    while plugins._added:
+        path = plugins._added.pop()
+        if plugins.manager.has_plugin(path):
+            plugins.manager.unregister(name=path)
 
 
 # Transports

@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from lambda_tasks import plugins, registry
 from lambda_tasks.backends.memory import MemoryBackend, event_record
+from lambda_tasks.backends.outbox import OutboxBackend
 from lambda_tasks.contrib.django_tasks import LambdaTasksBackend, lambda_options
 from lambda_tasks.contrib.django_tasks.adapters import DjangoTask
 from lambda_tasks.contrib.django_tasks.compat import (
@@ -41,13 +42,13 @@ from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.testing import TaskQueue, collect_tasks
 from tests.app import django_tasks as examples
 from tests.app.models import Effect
-from tests.courier import use_outbox
+from tests.courier import COURIER, use_outbox
 
 BACKEND = "lambda_tasks.contrib.django_tasks.LambdaTasksBackend"
 READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
 FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "sqlite"])
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +123,38 @@ class TestEnqueueing:
         with pytest.raises(Exception, match="does not exist"):
             examples.add.enqueue(1)
         assert not EnqueuedTask.objects.exists()
+
+    def test_call_and_kept_message_commit_together(self, settings: Any) -> None:
+        settings.LAMBDA_TASKS_BACKEND = {"BACKEND": f"{__name__}.FullOutbox", "OPTIONS": {"transport": COURIER}}
+        with pytest.raises(OSError, match="disk"):
+            examples.add.enqueue(1)
+        assert not EnqueuedTask.objects.exists()
+
+    def test_kept_message_keeps_its_result(self, settings: Any) -> None:
+        settings.LAMBDA_TASKS_BACKEND = {"BACKEND": f"{__name__}.BrokenRelay", "OPTIONS": {"transport": COURIER}}
+        with pytest.raises(ConnectionError):
+            examples.add.enqueue(1)
+        assert (EnqueuedTask.objects.count(), OutboxMessage.objects.count()) == (1, 1)
+
+    def test_call_on_another_database_is_written_after_its_commit(self, queue: TaskQueue) -> None:
+        with transaction.atomic(using="sqlite"):
+            result = examples.add.enqueue(1)
+            assert not EnqueuedTask.objects.exists()
+        assert (again(result).status, len(queue.jobs)) == (READY, 1)
+
+
+class FullOutbox(OutboxBackend):
+    """An outbox whose table cannot take a row."""
+
+    def keep(self, jobs: Any, *, using: str) -> None:
+        raise OSError("no space on the disk")
+
+
+class BrokenRelay(OutboxBackend):
+    """An outbox whose relay fails after the commit."""
+
+    def send(self, jobs: Any) -> Any:
+        raise ConnectionError("the database is gone")
 
 
 class TestDelays:
@@ -382,6 +415,15 @@ class TestOptions:
         assert (plain.max_retries, plain.retry_on, plain.hard_timeout) == (7, (OSError,), 60)
         assert (own.max_retries, own.retry_on, own.hard_timeout) == (2, (examples.OutOfStock,), 60)
         TestWorkers().forget("add", "fail_and_retry")
+
+    def test_options_above_the_task_apply(self) -> None:
+        def local() -> None: ...
+
+        local.__qualname__ = "local"
+        lambda_options(hard_timeout=77, soft_timeout=5)(examples.task(local))
+        adapter = registry.known_task(f"{__name__}.local")
+        assert adapter is not None
+        assert adapter.hard_timeout == 77
 
     def test_queue_is_refused(self) -> None:
         with pytest.raises(TypeError, match="queue_name of @task"):

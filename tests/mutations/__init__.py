@@ -57,7 +57,7 @@ def copy_with(mutation: Mutation | None) -> Iterator[Path]:
     """Yield a copy of the project, with the mutation if one is given."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         copy = Path(folder, "project")
-        ignored = shutil.ignore_patterns(".*", "__pycache__", "example", "docs")
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "example", "docs", "build")
         shutil.copytree(ROOT, copy, ignore=ignored)
         if mutation is not None:
             file = copy / "lambda_tasks" / mutation.file

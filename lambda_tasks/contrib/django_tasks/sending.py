@@ -108,7 +108,9 @@ def _leave(job: Job, *, result: AnyTaskResult, sender: type) -> None:
         # Another database cannot roll back with the caller's transaction. The callback comes before that of the job.
         transaction.on_commit(partial(_write_row, job, result), using=job.database)
     task_enqueued.send(sender, task_result=result)
-    outgoing.leave_on_commit(replace(job, unsent=partial(_delete_row, job.message_id, job.unsent)))
+    if not get_backend().keeps:  # a transport that keeps jobs sends them later
+        job = replace(job, unsent=partial(_delete_row, job.message_id, job.unsent))
+    outgoing.leave_on_commit(job)
 
 
 def _write_row(job: Job, result: AnyTaskResult) -> None:
