@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
+import django
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
@@ -49,6 +52,72 @@ READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
 FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "sqlite"])
+
+
+ROOT: Final = Path(__file__).parents[2]
+PROJECT: Final = {
+    "shop/__init__.py": "",
+    "shop/settings.py": """
+SECRET_KEY = "only for this test"
+USE_TZ = True
+INSTALLED_APPS = ["lambda_tasks", "shop"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "shop.sqlite3"}}
+LAMBDA_TASKS_QUEUES = {"default": "https://sqs.eu-west-1.amazonaws.com/123456789012/shop"}
+LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.memory.MemoryBackend"
+TASKS = {
+    "default": {"BACKEND": "lambda_tasks.contrib.django_tasks.LambdaTasksBackend"},
+    "immediate": {"BACKEND": "MODULE.backends.immediate.ImmediateBackend"},
+}
+""",
+    "shop/apps.py": """
+from django.apps import AppConfig
+from MODULE import task
+
+@task(backend="OWN_BACKEND")
+def early(): ...
+
+class ShopConfig(AppConfig):
+    name = "shop"
+""",
+    "shop/greetings.py": """
+from MODULE import task
+
+@task(backend="OWN_BACKEND")
+def greet(name):
+    return f"hello {name}"
+""",
+    "enqueue.py": """
+import django
+django.setup()
+import json
+from django.core.management import call_command
+from lambda_tasks.backends.memory import event_record
+from lambda_tasks.strategies import get_backend
+from shop.greetings import greet
+call_command("migrate", verbosity=0)
+greet.using(backend="default").enqueue("ada")
+print(json.dumps(event_record(get_backend().jobs[0])))
+""",
+    "work.py": """
+import json, sys
+from lambda_tasks.handler import handler
+print(handler({"Records": [json.loads(sys.argv[1])]}, None)["batchItemFailures"])
+""",
+    "read.py": """
+import django, sys
+django.setup()
+from MODULE import default_task_backend
+result = default_task_backend.get_result(sys.argv[1])
+print(result.status, result.return_value)
+""",
+}
+
+
+def run_program(name: str, folder: Path, environment: dict[str, str], *arguments: str) -> str:
+    command = [sys.executable, name, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(autouse=True)
@@ -353,18 +422,22 @@ class TestWorkers:
         EnqueuedTask.objects.all().delete()
         assert again(result).backend == "second"
 
-    @pytest.mark.once
-    def test_settings_add_the_plugin_at_startup(self, tmp_path: Any) -> None:
-        program = f"""
-import django
-from django.conf import settings
-settings.configure(INSTALLED_APPS=["lambda_tasks"], TASKS={{"default": {{"BACKEND": {BACKEND!r}}}}})
-django.setup()
-from lambda_tasks import plugins
-print(plugins._added)
-"""
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
-        assert "lambda_tasks.contrib.django_tasks.hooks" in done.stdout
+    @pytest.mark.parametrize("own_backend", ["default", "immediate"])
+    def test_processes_share_results(self, tmp_path: Path, own_backend: str) -> None:
+        """The module of the task is imported while Django loads the apps, or by the worker for the message."""
+        module = "django.tasks" if django.VERSION >= (6, 0) else "django_tasks"
+        for name, text in PROJECT.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text.replace("MODULE", module).replace("OWN_BACKEND", own_backend))
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+            "DJANGO_SETTINGS_MODULE": "shop.settings",
+        }
+        message = json.loads(run_program("enqueue.py", tmp_path, environment))
+        assert run_program("work.py", tmp_path, environment, json.dumps(message)) == "[]\n"
+        result_id = message["messageId"]
+        assert run_program("read.py", tmp_path, environment, result_id) == "SUCCESSFUL hello ada\n"
 
     def test_plugin_stays_when_the_setting_changes(self, settings: Any) -> None:
         task_backends["default"]

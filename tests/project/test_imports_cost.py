@@ -31,6 +31,7 @@ HEAVY: Final = (
     *("lambda_tasks.jobs", "lambda_tasks.outcomes", "lambda_tasks.wire.deliveries", "lambda_tasks.secret_loader"),
     *(
         "lambda_tasks.admin",
+        "lambda_tasks.contrib.django_tasks",
         "lambda_tasks.operations.doctor",
         "lambda_tasks.local",
         "lambda_tasks.operations.reaping",
