@@ -205,7 +205,7 @@ class TestEnqueueing:
             examples.add.enqueue(1)
         assert (EnqueuedTask.objects.count(), OutboxMessage.objects.count()) == (1, 1)
 
-    def test_call_on_another_database_is_written_after_its_commit(self, queue: TaskQueue) -> None:
+    def test_other_database_writes_the_call_after_commit(self, queue: TaskQueue) -> None:
         with transaction.atomic(using="sqlite"):
             result = examples.add.enqueue(1)
             assert not EnqueuedTask.objects.exists()

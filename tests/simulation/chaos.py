@@ -13,7 +13,7 @@ from lambda_tasks.models import TaskRecord
 from lambda_tasks.settings import app_settings
 from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE
 from tests.simulation.faults import FAULTS, FROZEN
-from tests.simulation.invariants import EXPECTED, check
+from tests.simulation.invariants import USUAL, check
 from tests.simulation.invocations import Strike
 from tests.simulation.queue import Message
 from tests.simulation.report import Report
@@ -60,7 +60,7 @@ class Choice:
 def chaos(folder: Path, seeds: Iterable[int], choice: Choice) -> Report:
     """Run one world for each seed, and return the report."""
     report = Report()
-    points = {kind: [*choice.points] or points_of(folder, kind) for kind in choice.kinds or EXPECTED}
+    points = {kind: [*choice.points] or points_of(folder, kind) for kind in choice.kinds or USUAL}
     at_enqueue = [*choice.points] or points_of_customer(folder, "replacing")
     until = time.monotonic() + choice.seconds
     for seed in seeds:

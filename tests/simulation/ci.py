@@ -22,6 +22,7 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("tests.simulation.protocols", "--seeds=5", "--first-seed=11"),
     ("tests.simulation", "sweep", *_OUTBOX),
     ("tests.simulation", "chaos", "--seeds", "6"),
+    ("tests.simulation", "chaos", "--seeds", "2", "--kinds", "djangos", "plain"),
     ("tests.simulation", "chaos", "--seeds", "3", "--outbox=yes"),
     ("tests.simulation", "chaos", "--seeds", "2", "--database=mariadb"),
     ("tests.simulation", "crashes", "--seeds", "2", "--durable-claims=no"),

@@ -20,7 +20,7 @@ from lambda_tasks.models import TaskRecord, TaskStatus
 from lambda_tasks.settings import app_settings
 from tests.services import OwnPostgres
 from tests.simulation.faults import CRASHED, FROZEN
-from tests.simulation.invariants import EXPECTED, check
+from tests.simulation.invariants import USUAL, check
 from tests.simulation.invocations import Strike
 from tests.simulation.queue import Message
 from tests.simulation.report import OF_OUTBOX, OF_SCHEDULES, Report
@@ -176,7 +176,7 @@ class _Random(_World):
         super().__init__(folder, server, durable_claims=durable_claims)
 
     def live(self) -> None:
-        kinds = list(EXPECTED)
+        kinds = USUAL
         self.place([Placement(number, self._random.choice(kinds)) for number in range(1, ORDERS + 1)])
         for _ in range(CRASHES):
             self._running = [self.invoke(batch, self._strikes()) for batch in self._batches()]

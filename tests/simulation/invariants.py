@@ -80,7 +80,11 @@ EXPECTED: Final = {
     "unique": Expected(1, SUCCESS),
     "replacing": Expected(1, SUCCESS),
     "postponed": Expected(1, SUCCESS),
+    "djangos": Expected(1, SUCCESS, retries=1, retried=(TaskReason.ERROR, "Again")),
 }
+#: The kinds of tasks that customers order in random worlds, unless the command names some. A further kind would make
+#: other worlds of the same seeds.
+USUAL: Final = tuple(kind for kind in EXPECTED if kind != "djangos")
 #: The end of a task that was cancelled.
 CANCELLED: Final = Expected(0, FAILED, "TaskCancelled", retries=None)
 

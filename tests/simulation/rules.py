@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from lambda_tasks.models import CancelRequest, TaskReason, TaskRecord, TaskStatus
+from lambda_tasks.contrib.django_tasks.compat import task_backends
+from lambda_tasks.models import CancelRequest, EnqueuedTask, TaskReason, TaskRecord, TaskStatus
 from tests.simulation.faults import FROZEN
 from tests.simulation.shop.models import Order, Span
 from tests.simulation.shop.tasks import VALUES
@@ -40,6 +41,7 @@ def violations_of_options(world: World, chains: Chains) -> Iterator[Violation]:
     yield from _cancelled_runs(chains)
     yield from _shared_keys(world, chains)
     yield from _replaced_runs(world, chains)
+    yield from _results(chains)
     for span in Span._default_manager.filter(robbed=True):
         yield Violation("overlapped", f"a run of {span.key} lost its lock before its time was over")
 
@@ -65,6 +67,25 @@ def _cancelled_runs(chains: Chains) -> Iterator[Violation]:
             late = requested_at is not None and record.start_time is not None and record.start_time > requested_at
             if late and record.claim is not None and record.status in _STARTED:
                 yield Violation("ghost", f"order {number} started again after it was cancelled: {record.status}")
+
+
+def _results(chains: Chains) -> Iterator[Violation]:
+    """Yield the results of Django's tasks that do not tell what became of the call.
+
+    A call whose customer was killed before its message left stays READY, as documented without the outbox.
+    """
+    calls = {call.kwargs["order"]: str(call.pk) for call in EnqueuedTask.objects.all()}
+    committed = set(Order._default_manager.values_list("number", flat=True))
+    for number in calls.keys() - committed:
+        yield Violation("ghost", f"order {number} was rolled back, but has a result")
+    for order in Order._default_manager.filter(kind="djangos"):
+        chain = chains.get(order.number)
+        if not chain:
+            continue
+        result: Any = task_backends["default"].get_result(str(chain[0].root_id))
+        wanted = "SUCCESSFUL" if chain[-1].status == TaskStatus.SUCCESS else str(chain[-1].status)
+        if (str(result.status.value), result.args) != (wanted, [order.number]):
+            yield Violation("disagreeing", f"the result of order {order.number} is {result.status}, not {wanted}")
 
 
 def _shared_keys(world: World, chains: Chains) -> Iterator[Violation]:

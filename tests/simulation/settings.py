@@ -62,6 +62,7 @@ LAMBDA_TASKS_STORE = {
     "BACKEND": "lambda_tasks.stores.orm.ORMStore",
     "OPTIONS": {"durable_claims": os.environ.get("SIMULATION_DURABLE_CLAIMS", "yes") == "yes"},
 }
+TASKS = {"default": {"BACKEND": "lambda_tasks.contrib.django_tasks.LambdaTasksBackend"}}
 # Long, because a process must not exceed its limits while it is frozen: only faults let time pass.
 LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT = 500
 LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT = 600

@@ -20,7 +20,15 @@ from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.definition.keys import LOCK_KEY
 from lambda_tasks.handler import boot, handler
 from lambda_tasks.handles import TaskHandle
-from lambda_tasks.models import CancelRequest, OutboxMessage, TaskReason, TaskRecord, TaskStatus, UniqueKey
+from lambda_tasks.models import (
+    CancelRequest,
+    EnqueuedTask,
+    OutboxMessage,
+    TaskReason,
+    TaskRecord,
+    TaskStatus,
+    UniqueKey,
+)
 from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE, ROOT_ID_ATTRIBUTE
@@ -138,7 +146,10 @@ class World:
         FileBackend.file = self._file
         FileBackend.unavailable = False
         locks().lose_all()
-        for model in (Order, Effect, Counter, Span, TaskRecord, OutboxMessage, CancelRequest, UniqueKey):
+        for model in (
+            *(Order, Effect, Counter, Span, TaskRecord, OutboxMessage, CancelRequest, UniqueKey),
+            EnqueuedTask,
+        ):
             model._base_manager.all()._raw_delete(model._base_manager.db)
         Counter._default_manager.create(name="singleton")
 
@@ -418,7 +429,7 @@ def place_orders(placements: Iterable[Placement]) -> None:
 
 def place_order(placement: Placement) -> None:
     """Write the order and send its task in one transaction, like a view."""
-    send: Callable[..., TaskHandle] = getattr(tasks, placement.kind).execute_on_commit
+    send = sender_of(placement.kind)
     try:
         with transaction.atomic():
             if placement.how == "savepoint":
@@ -436,6 +447,15 @@ def place_order(placement: Placement) -> None:
         if app_settings.outbox:
             raise
         # As documented, the caller gets the error after the commit.
+
+
+def sender_of(kind: str) -> Callable[..., TaskHandle]:
+    """Return the function that sends a task of this kind."""
+    task: Any = getattr(tasks, kind)
+    if kind != "djangos":
+        send: Callable[..., TaskHandle] = task.execute_on_commit
+        return send
+    return lambda *, order: TaskHandle.from_id(task.enqueue(order).id)
 
 
 def _place_in_savepoint(placement: Placement, send: Callable[..., TaskHandle]) -> None:

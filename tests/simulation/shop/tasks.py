@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
+import django
 from django.db import connection, transaction
+from django.utils.module_loading import import_string
 
 from lambda_tasks import failpoints
+from lambda_tasks.contrib.django_tasks import lambda_options
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.definition.retry import RetryPolicy
 from lambda_tasks.exceptions import RetryLater
@@ -36,6 +39,12 @@ SOFT: Final = 100
 HARD: Final = 150
 #: Seconds that a postponed task is delayed. With the outbox, its message waits there, where a call can rewrite it.
 DELAY: Final = 1_000 if app_settings.outbox else 60
+
+
+#: Django's decorator.
+task: Final[Callable[[Callable[..., str]], Any]] = import_string(
+    "django.tasks.task" if django.VERSION >= (6, 0) else "django_tasks.task"
+)
 
 
 class Again(Exception):
@@ -93,6 +102,16 @@ def exhausted(*, order: int) -> None:
     """Fail in every attempt that the policy allows."""
     take_effect(order)
     raise Again
+
+
+@task
+@lambda_options(retry_on=(Again,))
+def djangos(order: int) -> str:
+    """One of Django's tasks, which succeeds in its first retry."""
+    take_effect(order)
+    if retry_number() < 1:
+        raise Again
+    return f"order {order} is done"
 
 
 @lambda_task(ignore_errors=(Unimportant,))
