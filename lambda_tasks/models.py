@@ -26,6 +26,7 @@ __all__ = [
     "TaskRecord",
     "TaskSchedule",
     "TaskStatus",
+    "TasksOverview",
     "UniqueKey",
 ]
 
@@ -157,6 +158,12 @@ class TaskRecord(models.Model):
         get_latest_by = "start_time"
         verbose_name = _("task record")
         verbose_name_plural = _("task records")
+        #: For the actions of the admin. Django's own permissions are for viewing and deleting records.
+        permissions = (
+            ("run_again_taskrecord", "Can run tasks again"),
+            ("cancel_taskrecord", "Can cancel tasks"),
+            ("export_taskrecord", "Can export task records"),
+        )
         indexes = (
             models.Index(fields=["start_time"], name="lambda_tasks_start"),
             models.Index(fields=["status", "start_time"], name="lambda_tasks_status_start"),
@@ -176,6 +183,16 @@ class TaskRecord(models.Model):
         # W037: MariaDB and MySQL do not support conditional indexes. Their index of retries contains all rows, so it
         # is larger but works as well.
         return [message for message in super().check(**kwargs) if message.id != "models.W037"]
+
+
+class TasksOverview(TaskRecord):
+    """The admin's page with an overview of all tasks, which has a permission of its own."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ("view",)
+        verbose_name = _("tasks overview")
+        verbose_name_plural = _("tasks overview")
 
 
 class OutboxMessage(models.Model):

@@ -20,7 +20,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from lambda_tasks import tasks
-from lambda_tasks.admin import listing, records
+from lambda_tasks.admin import filters, listing
 from lambda_tasks.backends import relay
 from lambda_tasks.backends.base import Taken
 from lambda_tasks.backends.memory import MemoryBackend
@@ -95,7 +95,7 @@ def _table(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reduce the sizes of batches and lists in proportion to the small table."""
     monkeypatch.setattr(listing, "MOST_LISTED", 150)
-    monkeypatch.setattr(records, "MOST_SEARCHED", 120)
+    monkeypatch.setattr(filters, "MOST_SEARCHED", 120)
     monkeypatch.setattr(listing, "RECENT", 10)
     monkeypatch.setattr(tasks, "BATCH_SIZE", 10)
     monkeypatch.setattr(relay, "BATCH_SIZE", 10)
@@ -426,7 +426,12 @@ PAGES: Final = {
     # SQLite cannot tell that a parameter is not empty, as the index requires.
     "?reason__exact=max_retries": {START} if connection.vendor == "sqlite" else {REASON},
     f"?q={key(103)}": {PRIMARY_KEY, RETRIES},
+    "?started=day": {START},
+    "?run=overdue": {STATUS_START},
+    "?run=1min": {START},
+    "?status__exact=FAILED&run=1min": {STATUS_START},
     "?q=step_7": {START},
+    "?q=order_id%3D42": {START},
     "?q=nowhere": {START},
     "?status__exact=FAILED&q=OSError": {STATUS_START},
     f"{key(50)}/change/": {PRIMARY_KEY},
