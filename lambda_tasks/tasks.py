@@ -16,7 +16,7 @@ from lambda_tasks.decorators import lambda_task
 from lambda_tasks.limits.alarms import TimeLimits
 from lambda_tasks.logging import current_message_id, task_logger
 from lambda_tasks.maintenance import outbox
-from lambda_tasks.models import CancelRequest, OutboxMessage, TaskProgress, TaskRecord, UniqueKey
+from lambda_tasks.models import CancelRequest, OutboxMessage, TaskProgress, TaskRecord, TaskRerun, UniqueKey
 from lambda_tasks.settings import LOST_AFTER, whole_number
 from lambda_tasks.strategies import get_store
 
@@ -27,6 +27,8 @@ BATCH_SIZE = 1_000
 TIME_SHARE: Final = 0.5
 #: The maximum number of invocations per run of `reap_lost_tasks`. They are sent after its commit, ten per call to SQS.
 MAX_REAPED: Final = 5_000
+#: The longest time for which SQS keeps a message, in days.
+MAX_RETENTION_DAYS: Final = 14
 #: Checks `retention_days`. The maximum, a century, keeps the limit in the range of dates of every database.
 _retention_days: Final = whole_number(1, 36_500)
 
@@ -53,7 +55,7 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
         keys = {pk for pk, _ in batch}
         for alias in outboxes_elsewhere:
             spared.update(OutboxMessage.objects.using(alias).filter(pk__in=keys).values_list("pk", flat=True))
-        _delete_progress(database, keys - spared)
+        _delete_details(database, keys - spared)
         _, rows = records.filter(pk__in=keys - spared).delete()
         if not rows.get(TaskRecord._meta.label) and keys.isdisjoint(spared):
             break  # another process has deleted them, but this transaction's snapshot still contains them
@@ -120,16 +122,23 @@ def _old_records(database: str, retention_days: int) -> QuerySet[TaskRecord]:
 
 
 def _delete_old_requests(database: str, days: int) -> None:
-    """Delete requests to cancel: a chain of retries that was asked to end so long ago has ended."""
+    """Delete requests to cancel: a chain of retries that was asked to end so long ago has ended.
+
+    Delete also the rows of reruns whose messages are gone, because they have no record with which to delete them.
+    """
     if router.allow_migrate_model(database, CancelRequest):
         old = from_now(-timedelta(days=days).total_seconds())
         CancelRequest.objects.using(database).filter(requested_at__lt=old).delete()
+    if router.allow_migrate_model(database, TaskRerun):
+        gone = from_now(-timedelta(days=days + MAX_RETENTION_DAYS).total_seconds())
+        TaskRerun.objects.using(database).filter(rerun_at__lt=gone).delete()
 
 
-def _delete_progress(database: str, keys: set[UUID]) -> None:
-    """Delete the progress of these invocations."""
-    if router.allow_migrate_model(database, TaskProgress):
-        TaskProgress.objects.using(database).filter(pk__in=keys).delete()
+def _delete_details(database: str, keys: set[UUID]) -> None:
+    """Delete the rows of other tables whose primary key is that of these records."""
+    for model in (TaskProgress, TaskRerun):
+        if router.allow_migrate_model(database, model):
+            model._default_manager.using(database).filter(pk__in=keys).delete()
 
 
 def _databases_of_outboxes() -> set[str]:

@@ -51,7 +51,7 @@ from lambda_tasks.handles import TIMEOUT, Polling
 from lambda_tasks.jobs import PENDING, ROLLED_BACK, SENT, UNSENT
 from lambda_tasks.limits import alarms
 from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
-from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskStatus
+from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskRerun, TaskStatus
 from lambda_tasks.operations import checks
 from lambda_tasks.settings import MAX_DELAY, MAX_KEPT_DELAY, LambdaTasksSettings, Setting, app_settings
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
@@ -545,6 +545,11 @@ def test_every_field_of_the_outbox_is_documented(field: Any) -> None:
 @pytest.mark.parametrize("field", TaskProgress._meta.fields, ids=lambda field: field.name)
 def test_every_field_of_the_progress_is_documented(field: Any) -> None:
     assert f"\n| `{field.name}` |" in section(DOCS / "reference/record.md", "The progress")
+
+
+@pytest.mark.parametrize("field", TaskRerun._meta.fields, ids=lambda field: field.name)
+def test_every_field_of_a_rerun_is_documented(field: Any) -> None:
+    assert f"\n| `{field.name}` |" in section(DOCS / "reference/record.md", "Reruns")
 
 
 @pytest.mark.parametrize("status", [*TaskStatus, relay.WAITING, relay.DEAD, PENDING, ROLLED_BACK, SENT, UNSENT])
