@@ -13,11 +13,11 @@ from django.http import HttpRequest, HttpResponseBase
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from lambda_tasks.admin import export
+from lambda_tasks.admin import export, rerunning
 from lambda_tasks.admin.confirming import Question, confirmation, is_confirmed, log_changes
 from lambda_tasks.admin.listing import MOST_LISTED, LargeTableAdmin
 from lambda_tasks.handles import cancel
-from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskStatus
+from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskRerun, TaskStatus
 
 if TYPE_CHECKING:
     from django.utils.functional import Promise
@@ -27,12 +27,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lambda_tasks.admin")
 
 #: The maximum numbers of records that one request changes. Django rejects forms with more than a thousand fields.
+MOST_RUN_AGAIN: Final = 100
 MOST_CANCELLED: Final = 500
 MOST_DELETED: Final = 500
 
 ENDED: Final = (TaskStatus.SUCCESS, TaskStatus.FAILED)
 UNENDED: Final = (TaskStatus.RUNNING, TaskStatus.RETRYING)
 
+_RUN_AGAIN: Final = Question(
+    action="run_again",
+    title=_("Run tasks again"),
+    button=_("Run these tasks again"),
+    explanation=_("Each task is enqueued with the same arguments, as a new invocation to which its page links."),
+    limit=MOST_RUN_AGAIN,
+)
 _CANCEL: Final = Question(
     action="cancel",
     title=_("Cancel tasks"),
@@ -70,10 +78,33 @@ class RecordActions(LargeTableAdmin):
 
     #: The actions that the page of one record has as buttons, with the text of each.
     buttons: tuple[tuple[str, str | Promise], ...] = (
+        ("run_again", _("Run again")),
         ("cancel", _("Cancel")),
         ("delete_ended", _("Delete")),
         ("export", _("Export")),
     )
+
+    @admin.action(permissions=["run_again"], description=_("Run selected tasks again"))
+    def run_again(self, request: HttpRequest, queryset: _Records) -> HttpResponseBase | None:
+        """Enqueue the selected tasks again, after a confirmation that names those that cannot be enqueued."""
+        rows = self._limited(request, queryset, MOST_RUN_AGAIN)
+        possible, problems = rerunning.sorted_out(rows)
+        for problem in problems:
+            self.message_user(request, problem, messages.WARNING)
+        if not self._some(request, possible, _("None of the selected tasks can be run again.")):
+            return None
+        if not is_confirmed(request):
+            return confirmation(self, request, possible, _RUN_AGAIN)
+        done = rerunning.run_again(possible, username=request.user.get_username())
+        for record, handle in done.sent:
+            log_changes(request, [record], str(_("Run again as %s.") % handle.message_id))
+        logger.info("%s ran %d tasks again.", request.user, len(done.sent))
+        if done.sent:
+            told = ngettext("%d task was enqueued again.", "%d tasks were enqueued again.", len(done.sent))
+            self.message_user(request, told % len(done.sent), messages.SUCCESS)
+        for problem in done.problems:
+            self.message_user(request, problem, messages.ERROR)
+        return None
 
     @admin.action(permissions=["cancel"], description=_("Cancel selected tasks"))
     def cancel(self, request: HttpRequest, queryset: _Records) -> HttpResponseBase | None:
@@ -147,6 +178,7 @@ class RecordActions(LargeTableAdmin):
             LogEntry.objects.log_actions(request.user.pk, doomed, DELETION)
             keys = [row.pk for row in doomed]
             TaskProgress.objects.using(database).filter(pk__in=keys).delete()
+            TaskRerun.objects.using(database).filter(pk__in=keys).delete()
             TaskRecord.objects.using(database).filter(pk__in=keys).delete()
         return len(keys)
 
@@ -156,6 +188,9 @@ class RecordActions(LargeTableAdmin):
         """Return the actions that the user may apply to a record in its state."""
         allowed = self.get_actions(request)
         return [(name, text) for name, text in self.buttons if name in allowed and _fits(name, record)]
+
+    def has_run_again_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("lambda_tasks.run_again_taskrecord")
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("lambda_tasks.cancel_taskrecord")
@@ -179,7 +214,7 @@ def _fits(action: str, record: TaskRecord) -> bool:
     """Return whether an action makes sense for a record with its status."""
     if action == "cancel":
         return record.status in UNENDED
-    if action == "delete_ended":
+    if action in ("delete_ended", "run_again"):
         return record.status in ENDED
     return True
 

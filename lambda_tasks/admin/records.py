@@ -57,7 +57,7 @@ class TaskRecordAdmin(RecordActions):
     override `has_view_arguments_permission()` in a subclass: then these users cannot search or export them either.
     """
 
-    actions = ("cancel", "delete_ended", "export")
+    actions = ("run_again", "cancel", "delete_ended", "export")
     list_display = ("badge", "task", "outcome", "queue_name", "attempt", "waited", "seconds", "started")
     list_display_links = ("task",)
     list_filter = (
@@ -74,9 +74,9 @@ class TaskRecordAdmin(RecordActions):
     sortable_by = ("started",)
     limit_notice = _("Only 10,000 records are listed. Use the filters to find others.")
     fieldsets = (
-        (None, {"fields": ("id", "task_name", "status", "arguments")}),
-        (_("Run"), {"fields": ("queue", "started_at", "ended", "seconds", "progress", "takeovers")}),
+        (None, {"fields": ("id", "task_name", "status", "queue", "arguments")}),
         (_("Outcome"), {"fields": ("returned", "error")}),
+        (_("Run"), {"fields": ("started_at", "ended", "seconds", "progress", "takeovers")}),
         (_("Retries"), {"fields": ("n_retries", "chain")}),
     )
 

@@ -2,7 +2,7 @@ from django.db import migrations
 
 
 class Migration(migrations.Migration):
-    dependencies = [("lambda_tasks", "0008_progress")]
+    dependencies = [("lambda_tasks", "0010_rerun")]
 
     operations = [
         migrations.CreateModel(
