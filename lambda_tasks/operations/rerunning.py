@@ -76,7 +76,7 @@ def problem_of(record: TaskRecord) -> str | None:
 
 
 def rerun_of(record: TaskRecord) -> TaskRerun | None:
-    """Return the row that says which record this one does again; None if it is no rerun.
+    """Return the row that says which record this one does again; None if it was not enqueued by `run_again()`.
 
     For a retry, it is the row of the first invocation of its chain. This is one query.
     """
