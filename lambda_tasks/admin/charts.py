@@ -14,6 +14,7 @@ from django.utils.safestring import SafeString
 WIDTH: Final = 720
 HEIGHT: Final = 200
 _LEFT: Final = 44
+_RIGHT: Final = 8
 _BOTTOM: Final = 22
 _TOP: Final = 10
 #: The maximum number of labels below a chart.
@@ -51,19 +52,21 @@ def _grid(top: int) -> SafeString:
     lines = ((_y(value, top), value) for value in sorted({0, top // 2, top}))
     line = '<line class="task-grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text class="task-axis" x="{}" y="{}">{}</text>'
     return format_html_join(
-        "", line, ((_LEFT, WIDTH, _number(y), _number(y), _LEFT - 6, _number(y + 4), short(value)) for y, value in lines)
+        "",
+        line,
+        ((_LEFT, WIDTH, _number(y), _number(y), _LEFT - 6, _number(y + 4), short(value)) for y, value in lines),
     )
 
 
 def _columns(data: Sequence[Column], top: int) -> SafeString:
-    step = (WIDTH - _LEFT) / max(len(data), 1)
+    step = (WIDTH - _LEFT - _RIGHT) / max(len(data), 1)
     width = max(step * 0.72, 1.0)
     every = math.ceil(len(data) / _LABELS) or 1
     pieces: list[SafeString] = []
     for index, column in enumerate(data):
         left = _LEFT + index * step + (step - width) / 2
         pieces.append(_stack(column, left, width, top))
-        if index % every == 0:
+        if index % every == 0 and left + width / 2 < WIDTH - _LEFT / 2:
             pieces.append(_below(left + width / 2, column.label))
     return format_html_join("", "{}", ((piece,) for piece in pieces))
 
@@ -90,21 +93,37 @@ def _y(value: int, top: int) -> float:
     return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - _TOP) * value / max(top, 1)
 
 
-#: The shortest and the longest duration, in seconds, that a range shows, on a logarithmic scale.
-_SHORTEST: Final = 0.01
-_LONGEST: Final = 10_000.0
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A logarithmic scale of durations, from 10 to the power of `low` to 10 to the power of `high` seconds."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def around(cls, durations: Iterable[float | None]) -> Scale:
+        """Return the smallest scale in whole powers of ten that contains the durations. None and 0 do not count."""
+        powers = [math.log10(each) for each in durations if each]
+        low = math.floor(min(powers, default=0))
+        return cls(low, max(math.ceil(max(powers, default=1)), low + 1))
+
+    def place(self, seconds: float) -> float:
+        """Return where a duration is, from 0 to 100."""
+        power = math.log10(seconds) if seconds > 0 else self.low
+        return 100 * min(max((power - self.low) / (self.high - self.low), 0), 1)
 
 
-def duration_range(median: float | None, late: float | None) -> SafeString | str:
-    """Return a line from the median to the 95th percentile of a duration, on a scale from 10 ms to about 3 h.
+def duration_range(median: float | None, late: float | None, scale: Scale) -> SafeString | str:
+    """Return a line from the median to the 95th percentile of a duration.
 
     It repeats numbers of the table that contains it, so assistive technology skips it.
     """
     if median is None or late is None:
         return ""
-    start, end = 100 * _place(median), 100 * _place(late)
+    start, end = scale.place(median), scale.place(late)
+    places = (_number(scale.place(10.0**power)) for power in range(scale.low, scale.high + 1))
     ticks = format_html_join(
-        "", '<line class="task-grid" x1="{}" x2="{}" y1="0" y2="12"/>', ((n, n) for n in map(_number, _ticks()))
+        "", '<line class="task-grid" x1="{}" x2="{}" y1="0" y2="12"/>', ((place, place) for place in places)
     )
     return format_html(
         '<svg class="task-range" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">{}'
@@ -112,15 +131,6 @@ def duration_range(median: float | None, late: float | None) -> SafeString | str
         '<rect class="task-range-median" x="{}" y="1" width="2" height="10"/></svg>',
         *(ticks, _number(start), _number(max(end - start, 1)), _number(max(start - 1, 0))),
     )
-
-
-def _ticks() -> Iterable[float]:
-    return (100 * _place(seconds) for seconds in (0.1, 1, 10, 100, 1000))
-
-
-def _place(seconds: float) -> float:
-    bounded = min(max(seconds, _SHORTEST), _LONGEST)
-    return math.log10(bounded / _SHORTEST) / math.log10(_LONGEST / _SHORTEST)
 
 
 def _rounded_up(value: int) -> int:

@@ -21,7 +21,7 @@ from lambda_tasks.admin.actions import RecordActions
 from lambda_tasks.admin.filters import QueueFilter, RunFilter, StartedFilter, TaskFilter, latest
 from lambda_tasks.admin.listing import LargeTableList, as_json
 from lambda_tasks.admin.showing import preformatted, to_the_second
-from lambda_tasks.models import TaskProgress, TaskRecord, TaskRecordQuerySet
+from lambda_tasks.models import TaskProgress, TaskRecord, TaskRecordQuerySet, TasksOverview
 from lambda_tasks.outcomes import ReportedProgress
 from lambda_tasks.stores.following import reported
 
@@ -105,6 +105,15 @@ class TaskRecordAdmin(RecordActions):
         shown = super().get_changelist_instance(request)
         shown.search_help_text = str(_search_help(self._may_search_arguments(request, shown.root_queryset)))
         return shown
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        return super().changelist_view(request, {"overview_url": self._overview(request), **(extra_context or {})})
+
+    def _overview(self, request: HttpRequest) -> str | None:
+        site = self.admin_site
+        if not (site.is_registered(TasksOverview) and request.user.has_perm("lambda_tasks.view_tasksoverview")):
+            return None
+        return reverse(f"{site.name}:lambda_tasks_tasksoverview_changelist")
 
     # Columns
 

@@ -65,7 +65,7 @@ def fill(now: datetime | None = None) -> dict[str, UUID]:
     keys = _fill_opened(moment)
     _fill_outbox(moment)
     TaskSchedule.objects.create(
-        key="shop.tasks.water_plants every 1:00:00",
+        key="shop.tasks.water_plants:every 1:00:00",
         task_name="shop.tasks.water_plants",
         last_tick=int(moment.timestamp()) // 3600 * 3600,
     )

@@ -34,7 +34,9 @@
         if (!answer.ok || answer.redirected) {
           throw new Error(String(answer.status));
         }
+        const open = Array.from(element.querySelectorAll("details[open]"), (details) => details.id);
         element.innerHTML = await answer.text();
+        open.forEach((id) => document.getElementById(id)?.setAttribute("open", ""));
         if (state) { state.textContent = ""; }
       } catch {
         if (state) { state.textContent = state.dataset.failed; }
