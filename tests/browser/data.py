@@ -73,7 +73,7 @@ def fill(now: datetime | None = None) -> dict[str, UUID]:
 
 
 def _fill_week(now: datetime) -> None:
-    chance = random.Random(4711)  # noqa: S311 - it only makes the pages look real
+    chance = random.Random(4711)
     records = []
     for number in range(1_200):
         name, _, waits, runs, failing = chance.choices(_KINDS, weights=[kind[1] for kind in _KINDS])[0]
@@ -160,9 +160,9 @@ def _fill_chain(root: UUID, now: datetime) -> None:
     for n_retries in range(3):
         start = now - timedelta(seconds=50 - 15 * n_retries)
         last = n_retries == 2
-        gave_up = f"{_BUSY}\nThe above exception was the direct cause of the following exception:\n\n" + (
-            "lambda_tasks.exceptions.MaxRetriesExceededError: shop.tasks.reserve_stock failed after 2 retries.\n"
-        )
+        told = "shop.tasks.reserve_stock failed after 2 retries, and its max_retries is 2."
+        caused = "The above exception was the direct cause of the following exception:"
+        gave_up = f"{_BUSY}\n{caused}\n\nlambda_tasks.exceptions.MaxRetriesExceededError: {told}\n"
         _record(
             root if not n_retries else UUID(retry_id(str(root), n_retries)),
             root_id=root,

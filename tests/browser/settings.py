@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "example"))
 
-from webshop.settings import *  # noqa: E402, F403
-from webshop.settings import MIDDLEWARE as _MIDDLEWARE  # noqa: E402
+from webshop.settings import *  # noqa: F403
+from webshop.settings import MIDDLEWARE as _MIDDLEWARE
 
 DEBUG = False
 MIDDLEWARE = ["tests.browser.policy.StrictPolicy", *_MIDDLEWARE]
