@@ -75,9 +75,7 @@ class TasksOverviewAdmin(DeclaredLookupAdmin):
     def sections_view(self, request: HttpRequest) -> HttpResponse:
         """Return only the part of the page that changes, for the script that replaces it."""
         request.current_app = self.admin_site.name
-        response = render(request, _FRAGMENT, self._context(request))
-        response["Cache-Control"] = "no-store"
-        return response
+        return render(request, _FRAGMENT, self._context(request))
 
     def _context(self, request: HttpRequest) -> dict[str, Any]:
         if not self.has_view_permission(request):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -15,6 +15,12 @@ from lambda_tasks.models import TaskRecord, TaskStatus
 from lambda_tasks.wire.ids import new_message_id
 
 LIST: Final = reverse("admin:lambda_tasks_taskrecord_changelist")
+
+
+def called(moment: datetime) -> UUID:
+    """Return a new id that tells that its task was called at `moment`."""
+    milliseconds = int(moment.timestamp() * 1000)
+    return UUID(int=milliseconds << 80 | UUID(new_message_id()).int & (1 << 80) - 1)
 
 
 def record(**fields: Any) -> TaskRecord:
@@ -37,7 +43,9 @@ def record(**fields: Any) -> TaskRecord:
 def log_in(client: Client, *permissions: str) -> User:
     """Log in a new member of the staff with these permissions of the library."""
     user = User.objects.create_user(f"user-{User.objects.count()}", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=permissions, content_type__app_label="lambda_tasks"))
+    user.user_permissions.set(
+        Permission.objects.filter(codename__in=permissions, content_type__app_label="lambda_tasks")
+    )
     client.force_login(user)
     return user
 

@@ -442,6 +442,12 @@ class TestSendNow:
         assert set(Fussy.tried) == {str(each.pk) for each in chosen}
         assert list(OutboxMessage.objects.all()) == [kept]
 
+    def test_each_attempt_has_a_log_entry(self, staff: Client) -> None:
+        sent, failing = message(), message(queue="other")
+        run_action(staff, "send_now", sent, failing)
+        entries = {entry.object_id: entry.get_change_message() for entry in LogEntry.objects.all()}
+        assert entries == {str(sent.pk): "Sent now.", str(failing.pk): "Could not be sent now."}
+
     def test_failed_and_refused_messages_stay_with_reasons(self, staff: Client) -> None:
         failing = [message(queue="other"), message(queue="other")]
         refused, sent = dead(kwargs={"order_id": 13}), message()

@@ -28,7 +28,7 @@ def path() -> str | None:
 
 
 def missing() -> str | None:
-    """Return what is needed and missing, with its remedy; None if all is there."""
+    """Return what is needed and missing, with its remedy; None if nothing is."""
     if importlib.util.find_spec("playwright") is None:
         return "playwright is not installed: install the extra `browser`"
     if path() is None:
