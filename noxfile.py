@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import textwrap
 import zipfile
 from pathlib import Path
@@ -94,6 +95,16 @@ def simulations(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST, tags=CI)
+def browser(session: nox.Session) -> None:
+    """Open the pages of the admin in Chromium: an installed package, or the program that CHROMIUM names."""
+    if not (os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")):
+        session.skip("There is no Chromium. Install the package chromium, or set CHROMIUM to its path.")
+    session.install("--editable", ".[test,browser]")
+    environment = {"TEST_BROWSER": "1", "TEST_DATABASE": "sqlite", "TEST_QUICK": "1"}
+    session.run("python", "-m", "pytest", "tests/browser", *session.posargs, env=environment)
+
+
+@nox.session(python=NEWEST, tags=CI)
 def lint(session: nox.Session) -> None:
     """Run what `make lint` runs."""
     session.install("--editable", ".[dev]")
@@ -117,7 +128,8 @@ def wheel(session: nox.Session) -> None:
     (built,) = Path("dist").glob("*.whl")
     contents = set(zipfile.ZipFile(built).namelist())
     templates = "lambda_tasks/templates/admin/lambda_tasks/outboxmessage"
-    for name in ("lambda_tasks/py.typed", "lambda_tasks/migrations/0004_outbox.py", f"{templates}/change_list.html"):
+    files = ("py.typed", "migrations/0004_outbox.py", "static/lambda_tasks/admin.css", "static/lambda_tasks/admin.js")
+    for name in (*(f"lambda_tasks/{file}" for file in files), f"{templates}/change_list.html"):
         if name not in contents:
             session.error(f"{built} lacks {name}.")
     if strangers := sorted(name for name in contents if not name.startswith(("lambda_tasks/", "django_lambda_"))):

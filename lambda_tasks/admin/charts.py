@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
 
 #: The size of a chart in its own units.
 WIDTH: Final = 720
@@ -17,6 +17,12 @@ _LEFT: Final = 44
 _RIGHT: Final = 8
 _BOTTOM: Final = 22
 _TOP: Final = 10
+#: The parts that are hatched, so that they differ from the others without colour.
+HATCHED: Final = frozenset({"failed"})
+_HATCH: Final = (
+    '<defs><pattern id="task-hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<line class="task-hatch" x1="0" x2="0" y1="0" y2="5"/></pattern></defs>'
+)
 #: The maximum number of labels below a chart.
 _LABELS: Final = 8
 
@@ -41,8 +47,9 @@ def columns(data: Sequence[Column], *, name: str, title: str, description: str) 
     top = _rounded_up(max((column.total for column in data), default=0))
     return format_html(
         '<svg class="task-chart" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-title {}-description">'
-        '<title id="{}-title">{}</title><desc id="{}-description">{}</desc>{}{}</svg>',
+        '<title id="{}-title">{}</title><desc id="{}-description">{}</desc>{}{}{}</svg>',
         *(WIDTH, HEIGHT, name, name, name, title, name, description),
+        mark_safe(_HATCH),  # a constant
         _grid(top),
         _columns(data, top),
     )
@@ -78,9 +85,12 @@ def _stack(column: Column, left: float, width: float, top: int) -> SafeString:
         if number:
             y = _y(below + number, top)
             height = _y(below, top) - y
-            pieces.append((kind, _number(left), _number(y), _number(width), _number(height)))
+            place = (_number(left), _number(y), _number(width), _number(height))
+            pieces.append((kind, "", *place))
+            if kind in HATCHED:
+                pieces.append(("hatched", mark_safe(' fill="url(#task-hatch)"'), *place))
         below += number
-    rectangles = format_html_join("", '<rect class="task-part-{}" x="{}" y="{}" width="{}" height="{}"/>', pieces)
+    rectangles = format_html_join("", '<rect class="task-part-{}"{} x="{}" y="{}" width="{}" height="{}"/>', pieces)
     told = ", ".join(f"{number} {kind}" for kind, number in column.parts)
     return format_html("<g><title>{}: {}</title>{}</g>", column.label, told, rectangles)
 

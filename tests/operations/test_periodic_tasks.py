@@ -11,6 +11,7 @@ from threading import Event as ThreadEvent
 from typing import Any, Final
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.checks import CheckMessage
 from django.core.management import CommandError, call_command
