@@ -57,13 +57,15 @@ def message_id(moment: datetime, number: int) -> UUID:
     return UUID(int=milliseconds << 80 | 0x7 << 76 | 0b10 << 62 | number)
 
 
-def fill(now: datetime | None = None) -> dict[str, UUID]:
-    """Create the rows, and return the ids of those that tests open, by name."""
-    moment = now or timezone.now()
+def fill(*, markup: bool) -> dict[str, UUID]:
+    """Create the rows, with or without markup in every field, and return the ids of those that tests open, by name."""
+    moment = timezone.now()
     User.objects.create_superuser(LOGIN[0], password=LOGIN[1])
     _fill_week(moment)
     keys = _fill_opened(moment)
-    _fill_outbox(moment)
+    if not markup:
+        TaskRecord.objects.filter(pk=keys.pop("markup")).delete()
+    _fill_outbox(moment, MARKUP if markup else "the")
     TaskSchedule.objects.create(
         key="shop.tasks.water_plants:every 1:00:00",
         task_name="shop.tasks.water_plants",
@@ -177,7 +179,7 @@ def _fill_chain(root: UUID, now: datetime) -> None:
         )
 
 
-def _fill_outbox(now: datetime) -> None:
+def _fill_outbox(now: datetime, article: str) -> None:
     for number, due in enumerate((0, 3_600, None)):
         key = message_id(now - timedelta(minutes=number), 9_900 + number)
         OutboxMessage.objects.create(
@@ -190,5 +192,5 @@ def _fill_outbox(now: datetime) -> None:
             run_at=now + timedelta(seconds=due) if due else None,
             due_at=None if due is None else now + timedelta(seconds=due),
             attempts=int(due is None),
-            error="" if due is not None else f"ClientError: {MARKUP} message must be shorter than 1048576 bytes",
+            error="" if due is not None else f"ClientError: {article} message must be shorter than 1048576 bytes",
         )

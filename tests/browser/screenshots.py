@@ -25,7 +25,7 @@ def main() -> int:
         print(f"The pictures cannot be taken: {problem}.", file=sys.stderr)
         return 1
     FOLDER.mkdir(exist_ok=True)
-    with running_site() as site, chromium.launched() as browser:
+    with running_site(markup=False) as site, chromium.launched() as browser:
         for name, size in SIZES.items():
             for dark in (False, True):
                 page = chromium.new_page(browser, size=size, dark=dark)

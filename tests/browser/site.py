@@ -1,4 +1,4 @@
-"""The site that the browser opens: `python -m tests.browser.site DIRECTORY` serves it until its input ends."""
+"""The site that the browser opens: `python -m tests.browser.site` serves it until its input ends."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Site:
 
 
 @contextmanager
-def running_site() -> Iterator[Site]:
-    """Serve the example project with a filled database in another process."""
+def running_site(*, markup: bool = True) -> Iterator[Site]:
+    """Serve the example project with a filled database in another process, with or without markup in the fields."""
     with tempfile.TemporaryDirectory(prefix="browser-") as folder:
         environment = {**os.environ, "EXAMPLE_STATE": folder, "DJANGO_SETTINGS_MODULE": "tests.browser.settings"}
-        command = [sys.executable, "-m", "tests.browser.site"]
+        command = [sys.executable, "-m", "tests.browser.site", *(["--markup"] if markup else [])]
         with subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process:
@@ -68,7 +68,7 @@ def main() -> None:
     from tests.browser.data import fill
 
     call_command("migrate", verbosity=0)
-    keys = fill()
+    keys = fill(markup="--markup" in sys.argv)
     server = LiveServerThread("127.0.0.1", StaticFilesHandler)
     server.daemon = True
     server.start()
