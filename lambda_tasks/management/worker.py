@@ -105,13 +105,13 @@ class Worker(Subcommand):
 
         match event:
             case progress.Finished(kept_ids=[_, *_]):
-                self.output.line(str(event), self.output.style_of("ERROR"))
+                self.output.event(event, self.output.style_of("ERROR"))
             case progress.Maintained(reason=str(reason)) if reason:
-                self.output.warn(str(event))
+                self.output.event(event, self.output.style_of("WARNING"))
             case progress.Warned() | progress.Trouble():
-                self.output.warn(str(event))
+                self.output.event(event, self.output.style_of("WARNING"))
             case _:
-                self.output.line(str(event))
+                self.output.event(event)
 
 
 def _chosen_queues(names: Sequence[str] | None) -> dict[str, str]:
