@@ -60,7 +60,7 @@ class Output:
     def event(self, event: Any, style: Style | None = None) -> None:
         """Print a dataclass immediately: its text, or an object with the name of its class and its fields."""
         if self.as_json:
-            self._write(json.dumps({"event": type(event).__name__} | asdict(event), default=_as_json))
+            self._write(json.dumps({"event": type(event).__name__} | asdict(event), default=plain_json))
         else:
             self._write(str(event), style)
 
@@ -74,9 +74,19 @@ class Output:
     def result(self, value: Any, text: str | None = None) -> None:
         """Print a result: `value` as a JSON document, or `text`, if it is given."""
         if self.as_json:
-            self._write(json.dumps(value, indent=2, default=_as_json))
+            self._write(json.dumps(value, indent=2, default=plain_json))
         elif text is not None:
             self._write(text)
+
+    def raw(self, text: str) -> None:
+        """Write `text` as it is."""
+        self._command.stdout.write(text, ending="")
+        self._command.stdout.flush()
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person looks at the text."""
+        return self.format == TEXT and self._command.stdout.isatty()
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
         """Print a table, by rich on a terminal if it is installed. Nothing is printed as JSON."""
@@ -200,7 +210,7 @@ def seconds(number: float | None) -> str | None:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def _as_json(value: object) -> object:
+def plain_json(value: object) -> object:
     """Return a value that JSON lacks as one that it has."""
     if isinstance(value, datetime):
         return utc(value)

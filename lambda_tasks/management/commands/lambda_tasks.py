@@ -12,10 +12,14 @@ import lambda_tasks
 from lambda_tasks.management.cancel import Cancel
 from lambda_tasks.management.cleanup import Cleanup
 from lambda_tasks.management.doctor import Doctor
+from lambda_tasks.management.listing import List
 from lambda_tasks.management.output import Output
 from lambda_tasks.management.reap import Reap
 from lambda_tasks.management.relay import Relay
+from lambda_tasks.management.run import Run
 from lambda_tasks.management.schedules import Schedules
+from lambda_tasks.management.stats import Stats
+from lambda_tasks.management.status import Inspect, Status
 from lambda_tasks.management.tick import Tick
 from lambda_tasks.management.worker import Worker
 
@@ -24,14 +28,19 @@ if TYPE_CHECKING:
 
 #: All subcommands, in the order of the list that `--help` prints.
 SUBCOMMANDS: Final[tuple[type[Subcommand], ...]] = (
+    List,
+    Run,
+    Status,
+    Inspect,
+    Cancel,
+    Stats,
     Worker,
     Relay,
-    Reap,
-    Cancel,
-    Cleanup,
-    Doctor,
     Tick,
     Schedules,
+    Reap,
+    Cleanup,
+    Doctor,
 )
 _STATUSES: Final = (
     "exit status:\n"
