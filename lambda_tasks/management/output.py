@@ -31,6 +31,8 @@ _COLOURS: Final = {
     "WAITING": "yellow",
     "paused": "yellow",
 }
+#: Columns whose cells stay in one line, so that they can be copied.
+_UNBROKEN: Final = frozenset({"id", "of", "record"})
 #: The maximum number of characters of a cell.
 _MAX_CELL: Final = 300
 #: Seconds between two lines about progress, where no bar can be shown.
@@ -231,9 +233,17 @@ def _rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]], title: 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, header_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        title_style="",
+        header_style="bold",
+        show_edge=False,
+        pad_edge=False,
+    )
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in _UNBROKEN)
     for row in cells:
         table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
     return table

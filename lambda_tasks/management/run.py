@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import CommandError
 
-from lambda_tasks.exceptions import DuplicateTask, LambdaTasksError, TaskFailed
+from lambda_tasks.exceptions import DuplicateTask, InvalidMessage, LambdaTasksError, TaskFailed
 from lambda_tasks.management.subcommands import Subcommand
 from lambda_tasks.registry import find_task
 from lambda_tasks.wire import ids
@@ -56,7 +56,11 @@ class Run(Subcommand):
     ) -> None:
         found: Any = find_task(task).using(queue=queue, delay=delay)  # type: ignore[attr-defined]  # of the decorator
         given = _object(kwargs)
-        arguments = found.signature.decode(given)
+        try:
+            arguments = found.signature.decode(given)
+        except InvalidMessage as error:
+            problems = str(error).partition(": ")[2]
+            raise CommandError(f"--kwargs must have the arguments of {found.name}: {problems}") from error
         if now:
             self._run_here(Invocation(found.name, given), found)
             return

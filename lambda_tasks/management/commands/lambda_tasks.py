@@ -11,11 +11,14 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 import lambda_tasks
 from lambda_tasks.management.cancel import Cancel
 from lambda_tasks.management.cleanup import Cleanup
+from lambda_tasks.management.dlq import DeadLetters
 from lambda_tasks.management.doctor import Doctor
+from lambda_tasks.management.invoke import Invoke
 from lambda_tasks.management.listing import List
 from lambda_tasks.management.output import Output
 from lambda_tasks.management.reap import Reap
 from lambda_tasks.management.relay import Relay
+from lambda_tasks.management.retry import Retry
 from lambda_tasks.management.run import Run
 from lambda_tasks.management.schedules import Schedules
 from lambda_tasks.management.stats import Stats
@@ -32,9 +35,12 @@ SUBCOMMANDS: Final[tuple[type[Subcommand], ...]] = (
     Run,
     Status,
     Inspect,
+    Retry,
     Cancel,
     Stats,
+    DeadLetters,
     Worker,
+    Invoke,
     Relay,
     Tick,
     Schedules,
