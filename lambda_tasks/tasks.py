@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import islice
 from time import monotonic
@@ -42,6 +43,11 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
     deleted, too. In a worker, the task stops after half of its time, and the next run deletes the rest. Raises
     ValueError unless the number of days is from 1 to 36500: with 0, the records of running tasks would be deleted.
     """
+    return delete_old_records(retention_days)
+
+
+def delete_old_records(retention_days: int, *, report: Callable[[int], object] = lambda number: None) -> int:
+    """Do the work of `cleanup_task_records`. `report` is called with the number of records of each batch."""
     deadline = monotonic() + _seconds_to_spend()
     database = get_store().database
     records = TaskRecord.objects.using(database)
@@ -60,6 +66,7 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
         if not rows.get(TaskRecord._meta.label) and keys.isdisjoint(spared):
             break  # another process has deleted them, but this transaction's snapshot still contains them
         deleted += rows.get(TaskRecord._meta.label, 0)
+        report(rows.get(TaskRecord._meta.label, 0))
         task_logger.debug("%d records deleted so far", deleted)
         if monotonic() >= deadline:
             task_logger.warning("%d records deleted. The time is used up; the next run continues.", deleted)

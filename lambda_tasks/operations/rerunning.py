@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from django.db import transaction
 
 from lambda_tasks import registry
 from lambda_tasks.database.clock import DatabaseNow
+from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.exceptions import CannotRunAgain, DuplicateTask, InvalidMessage, UnknownTask
 from lambda_tasks.execution.arguments import arguments_of
 from lambda_tasks.jobs import Job
@@ -21,7 +22,7 @@ from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.wire.invocation import Invocation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from django.db.models import QuerySet
 
@@ -62,6 +63,35 @@ def run_again(record: TaskRecord, *, using: str | None = None, username: str = "
     return handle
 
 
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What became of a record that was to be run again: the id of the new invocation, or the problem."""
+
+    record: TaskRecord
+    new_id: str | None = None
+    problem: str = ""
+
+
+def run_all_again(records: Sequence[TaskRecord], *, using: str | None = None, username: str = "") -> list[Again]:
+    """Run each of the records again that can be, as `run_again()` does, in one transaction on the database `using`.
+
+    The messages leave together. The result has an entry for each record, in their order, also for those that are
+    refused, and for those whose message the queue rejects. Raise only errors of the database, which undo everything.
+    """
+    database = using or get_store().database
+    done: list[Again] = []
+    try:
+        with transaction.atomic(using=database):
+            done += [_one_of_many(record, database, username) for record in records]
+    except DATABASE_ERRORS:
+        raise
+    except Exception as error:  # from the queue, after the commit
+        linked = TaskRerun.objects.using(database).filter(pk__in=[each.new_id for each in done if each.new_id])
+        sent = set(map(str, linked.values_list("pk", flat=True)))
+        return [_unsent(each, error) if each.new_id and each.new_id not in sent else each for each in done]
+    return done
+
+
 def problem_of(record: TaskRecord) -> str | None:
     """Return why `run_again()` would refuse `record`, as a sentence with a remedy; None if it would not.
 
@@ -76,7 +106,7 @@ def problem_of(record: TaskRecord) -> str | None:
 
 
 def rerun_of(record: TaskRecord) -> TaskRerun | None:
-    """Return the row that says which record this one does again; None if it was not enqueued by `run_again()`.
+    """Return the row that names the record that this one repeats; None if `run_again()` did not enqueue it.
 
     For a retry, it is the row of the first invocation of its chain. This is one query.
     """
@@ -89,6 +119,21 @@ def reruns(record: TaskRecord) -> QuerySet[TaskRerun]:
     rows: QuerySet[TaskRerun] = TaskRerun.objects.using(_database(record)).filter(original_id=record.pk)
     latest_first: QuerySet[TaskRerun] = rows.order_by("-rerun_at", "-pk")
     return latest_first
+
+
+def _one_of_many(record: TaskRecord, database: str, username: str) -> Again:
+    try:
+        return Again(record, run_again(record, using=database, username=username).message_id)
+    except DATABASE_ERRORS:
+        raise
+    except CannotRunAgain as error:
+        return Again(record, problem=str(error))
+    except Exception as error:  # from the settings, or from a plugin
+        return Again(record, problem=f"{record} cannot be run again: {error}")
+
+
+def _unsent(again: Again, error: Exception) -> Again:
+    return Again(again.record, problem=f"{again.record} was not sent: {type(error).__name__}: {error}")
 
 
 def _database(record: TaskRecord) -> str:

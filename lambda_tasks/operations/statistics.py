@@ -24,6 +24,7 @@ from lambda_tasks.database.durations import Epoch, MadeAt, Percentile, Seconds
 from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import OutboxMessage, TaskReason, TaskRecord, TaskStatus
 from lambda_tasks.operations.queues import Depth, depths
+from lambda_tasks.operations.schedules import Status, list_schedules
 from lambda_tasks.recording.tracebacks import without_later_lines
 from lambda_tasks.strategies import get_store
 from lambda_tasks.wire import ids
@@ -38,6 +39,7 @@ __all__ = [
     "Errors",
     "Outbox",
     "Running",
+    "Snapshot",
     "StatusCount",
     "Window",
     "counts",
@@ -45,6 +47,7 @@ __all__ = [
     "durations",
     "outboxes",
     "running",
+    "snapshot",
     "throughput",
     "top_errors",
     "window",
@@ -152,6 +155,37 @@ class Outbox:
     #: When the oldest message was enqueued, and since when the first is due that is due already.
     oldest: datetime | None = None
     due_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All statistics of one moment."""
+
+    window: Window
+    counts: list[StatusCount]
+    running: Running
+    buckets: list[Bucket]
+    durations: list[Durations]
+    errors: list[Errors]
+    outboxes: list[Outbox]
+    schedules: list[Status]
+    queues: list[Depth]
+
+
+def snapshot(*, hours: float = 24, queues: bool = True) -> Snapshot:
+    """Read all statistics of the last `hours`. With `queues`, SQS is asked for the depth of each queue."""
+    of = window(hours=hours)
+    return Snapshot(
+        of,
+        counts(of),
+        running(of),
+        throughput(of),
+        durations(of),
+        top_errors(of),
+        outboxes(of),
+        list_schedules(),
+        depths() if queues else [],
+    )
 
 
 def window(*, hours: float = 24) -> Window:
