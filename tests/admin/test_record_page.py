@@ -6,7 +6,7 @@ import html
 import re
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -16,7 +16,7 @@ from django.utils.html import strip_tags
 
 from lambda_tasks.admin import frames, record_page
 from lambda_tasks.decorators import lambda_task
-from lambda_tasks.models import TaskRecord, TaskRerun, TaskStatus
+from lambda_tasks.models import MemberStatus, TaskFlow, TaskFlowMember, TaskRecord, TaskRerun, TaskStatus
 from lambda_tasks.recording.masking import MASK
 from lambda_tasks.settings import app_settings
 from lambda_tasks.wire.ids import new_message_id, retry_id
@@ -95,10 +95,10 @@ class TestAttempts:
     ) -> None:
         monkeypatch.setattr(record_page, "MOST_ATTEMPTS", 4)
         shown = record()
-        with django_assert_num_queries(7):  # session, user, record, chain, original, reruns, progress
+        with django_assert_num_queries(8):  # session, user, record, chain, original, reruns, flow, progress
             content(admin_client, page_of(shown))
         *_, last = self.chain(12)
-        with django_assert_num_queries(7):
+        with django_assert_num_queries(8):
             page = content(admin_client, page_of(last))
         assert part(page, '<table class="task-table">', "</table>").count("<tr") == 5
 
@@ -112,6 +112,18 @@ class TestRelations:
             assert label in relations
             assert f"?q={other.pk}" in relations
             assert "by &lt;ada&gt;" in relations
+
+    @pytest.mark.parametrize(("kind", "label"), [("chain", "Chain of 3 tasks"), ("group", "Group of 3 tasks")])
+    def test_members_of_a_flow_are_linked(self, admin_client: Client, kind: str, label: str) -> None:
+        flow = TaskFlow.objects.create(id=uuid4(), kind=kind, task_name="x", size=3, created_at=timezone.now())
+        rows = [record() for _ in range(3)]
+        for position, row in enumerate(rows):
+            status = MemberStatus.SUCCESS if not position else MemberStatus.PENDING
+            TaskFlowMember.objects.create(id=row.pk, flow_id=flow.pk, position=position, status=status)
+        relations = part(content(admin_client, page_of(rows[1])), '<dl class="task-relations">', "</dl>")
+        assert label in relations
+        links = re.findall(r'\?q=([^"]*)">[^<]*</a> ([^<]*)<', relations)
+        assert links == [(str(rows[0].pk), "1: Success"), (str(rows[2].pk), "3: Pending")]
 
     def test_record_without_relations_has_no_list(self, admin_client: Client) -> None:
         assert "task-relations" not in content(admin_client, page_of(record()))
