@@ -117,7 +117,7 @@ class TestConfirmation:
     def test_page_counts_and_changes_nothing(self, admin_client: Client, action: str) -> None:
         status = TaskStatus.RETRYING if action == "cancel" else TaskStatus.SUCCESS
         rows = [record(task_name=send_parcel.name, status=status) for _ in range(22)]
-        page = post(admin_client, action, *rows, confirm=False).content.decode()
+        page = post(admin_client, action, *rows, confirm=False, choice="json").content.decode()
         assert "<h2>22 tasks</h2>" in page
         assert "and 2 more" in page
         assert page.count('name="_selected_action"') == 22

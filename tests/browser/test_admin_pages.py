@@ -46,7 +46,7 @@ def pages_of(site: Site) -> dict[str, str]:
 
 
 def texts(page: Page, selector: str) -> list[str]:
-    """Return the texts of elements, when the page has one of them."""
+    """Return the text in each of the elements, when the page has one of them."""
     page.locator(selector).first.wait_for()
     page.wait_for_load_state()
     return [text.strip() for text in page.locator(selector).all_inner_texts()]

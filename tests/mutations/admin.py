@@ -37,7 +37,7 @@ MUTATIONS: Final = (
         "admin/actions.py",
         "if not is_confirmed(request) or form not in export.FORMATS:",
         "if form not in export.FORMATS:",
-        f"{ACTIONS}::TestExport",
+        f"{ACTIONS}::TestConfirmation",
     ),
     Mutation(
         "the admin's actions have no limit",
