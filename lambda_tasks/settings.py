@@ -160,13 +160,14 @@ def _links(value: Any, name: str) -> dict[str, str]:
         raise TypeError(f"{name} must be a dict that maps names of links to addresses, not {described(value)}.")
     for label, template in value.items():
         if not template.startswith(("https://", "http://")):
-            raise ValueError(f"{name}[{label!r}] must begin with https:// or http://, not {described(template)}.")
+            told = described(template)
+            raise ValueError(f"{name} must have addresses that begin with https:// or http://, not {told}.")
         try:
             template.format_map(dict.fromkeys(LINK_VALUES, ""))
         except (LookupError, ValueError, AttributeError):
             fields = ", ".join(f"{{{each}}}" for each in LINK_VALUES)
             raise ValueError(
-                f"{name}[{label!r}] must have no placeholders but {fields}. Write other braces twice."
+                f"{name} must have no placeholders but {fields} in the address of {label!r}. Write other braces twice."
             ) from None
     return dict(value)
 

@@ -39,7 +39,9 @@ SINCE: Final = (
     "0006_latest_record",
     "0007_reasons_and_keys",
     "0008_progress",
+    "0009_flows",
     "0010_rerun",
+    "0011_admin_permissions",
 )
 ORM_STORE: Final = "lambda_tasks.stores.orm.ORMStore"
 
