@@ -27,8 +27,8 @@ logger = logging.getLogger("lambda_tasks.admin")
 
 #: Seconds for which the numbers are cached, so that many open pages ask the database no more often than one.
 FRESH: Final = 5
-#: Seconds for which the depths of the queues are cached, since they are requests to SQS.
-FRESH_DEPTHS: Final = 60
+#: Seconds for which the numbers of the queues are cached, since they take requests to AWS.
+FRESH_QUEUES: Final = 60
 #: Seconds between two requests of an open page.
 REFRESH: Final = 10
 #: The spans that the page offers, by the value of `span` in its address.
@@ -82,13 +82,13 @@ class TasksOverviewAdmin(DeclaredLookupAdmin):
             raise PermissionDenied
         span = SPANS.get(request.GET.get("span", ""), SPANS[_DEFAULT])
         numbers = _cached(f"overview-{span.name}", lambda: overview_sections.numbers_of(span), seconds=FRESH)
-        depths = _cached("depths", overview_sections.queue_depths, seconds=FRESH_DEPTHS)
+        queues = _cached("queues", overview_sections.queues, seconds=FRESH_QUEUES)
         may_follow = request.user.has_perm("lambda_tasks.view_taskrecord")
         return {
             "span": span,
             "spans": SPANS.values(),
             "opts": self.opts,
-            **overview_sections.context_of(span, numbers, depths, site=self.admin_site.name if may_follow else None),
+            **overview_sections.context_of(span, numbers, queues, site=self.admin_site.name if may_follow else None),
         }
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:

@@ -17,6 +17,7 @@ from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 
 from lambda_tasks.admin import charts, showing
+from lambda_tasks.admin.queue_ages import Ages, ages
 from lambda_tasks.models import TaskReason, TaskStatus
 from lambda_tasks.operations import schedules, statistics
 
@@ -91,15 +92,19 @@ def numbers_of(span: Span) -> Numbers:
     )
 
 
-def queue_depths() -> list[statistics.Depth]:
-    """Return the depth of each queue; none if the settings are invalid, which another section reports."""
+def queues() -> list[tuple[statistics.Depth, Ages]]:
+    """Return the depth and the ages of each queue; none if the settings are invalid, which another section reports."""
     try:
-        return statistics.depths()
+        depths = statistics.depths()
+        found = ages(depths)
     except ImproperlyConfigured:
         return []
+    return [(depth, found.get(depth.queue, Ages())) for depth in depths]
 
 
-def context_of(span: Span, numbers: Numbers, depths: Sequence[statistics.Depth], *, site: str | None) -> dict[str, Any]:
+def context_of(
+    span: Span, numbers: Numbers, known_queues: Sequence[tuple[statistics.Depth, Ages]], *, site: str | None
+) -> dict[str, Any]:
     """Return what the template shows. Without `site`, the name of an admin site, nothing links to records."""
     now = numbers.window.now
     return {
@@ -116,7 +121,7 @@ def context_of(span: Span, numbers: Numbers, depths: Sequence[statistics.Depth],
         "error_rows": [_error(each, now, site) for each in numbers.errors],
         "outbox_rows": [_outbox(each, now) for each in numbers.outboxes],
         "schedule_rows": [_schedule(each, now) for each in numbers.schedules],
-        "queue_rows": [_queue(each) for each in depths],
+        "queue_rows": [_queue(depth, old) for depth, old in known_queues],
     }
 
 
@@ -216,10 +221,10 @@ def _schedule(each: schedules.Status, now: datetime) -> Row:
     return Row((each.key, showing.moment_tag(_moment(each.last), now), badge, following))
 
 
-def _queue(each: statistics.Depth) -> Row:
-    dead = each.dead if each.dead_letter_queue else _("none")
-    problem = each.problem[:_MOST_CHARACTERS]
-    return Row((each.queue, each.visible, each.in_flight, each.delayed, dead, problem))
+def _queue(each: statistics.Depth, old: Ages) -> Row:
+    waiting = (each.visible, showing.duration(old.queue), each.in_flight, each.delayed)
+    dead = (each.dead if each.dead_letter_queue else _("none"), showing.duration(old.dead_letter_queue))
+    return Row((each.queue, *waiting, *dead, each.problem[:_MOST_CHARACTERS]))
 
 
 def _moment(seconds: int | None) -> datetime | None:

@@ -16,6 +16,8 @@ from django.utils import timezone
 from lambda_tasks.admin import charts, overview
 from lambda_tasks.definition.schedules import Every
 from lambda_tasks.models import OutboxMessage, TaskReason, TaskStatus
+from lambda_tasks.operations.aws import connect_to_aws
+from lambda_tasks.wire.queue_urls import server_of
 from tests.admin.kit import called, content, log_in, record
 from tests.schedules import own_tasks, periodic
 
@@ -138,6 +140,18 @@ class TestSections:
         sqs.client.send_message(QueueUrl=sqs.queues["other"], MessageBody="{}")
         rows = cells(content(admin_client, PAGE), "queues")
         assert [row[:2] for row in rows] == [["default", "0"], ["other", "1"]]
+
+    def test_queues_have_ages(self, admin_client: Client, sqs: Any) -> None:
+        client = connect_to_aws("cloudwatch", None, server_of(sqs.queues["other"]))
+        metric = {
+            "MetricName": "ApproximateAgeOfOldestMessage",
+            "Dimensions": [{"Name": "QueueName", "Value": "other"}],
+        }
+        for minutes, seconds in ((6, 500.0), (2, 90.0)):
+            at = timezone.now() - timedelta(minutes=minutes)
+            client.put_metric_data(Namespace="AWS/SQS", MetricData=[{**metric, "Timestamp": at, "Value": seconds}])
+        rows = cells(content(admin_client, PAGE), "queues")
+        assert [row[2] for row in rows] == ["-", "1 min 30 s"]
 
     def test_unavailable_queues_have_a_problem(self, admin_client: Client, settings: Any) -> None:
         settings.LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.sqs.SQSBackend"
