@@ -153,6 +153,13 @@ class TestSections:
         rows = cells(content(admin_client, PAGE), "queues")
         assert [row[2] for row in rows] == ["-", "1 min 30 s"]
 
+    def test_unavailable_cloudwatch_leaves_ages_unknown(
+        self, admin_client: Client, sqs: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_CLOUDWATCH", "http://127.0.0.1:9")
+        rows = cells(content(admin_client, PAGE), "queues")
+        assert [row[1:3] for row in rows] == [["0", "-"], ["0", "-"]]
+
     def test_unavailable_queues_have_a_problem(self, admin_client: Client, settings: Any) -> None:
         settings.LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.sqs.SQSBackend"
         rows = cells(content(admin_client, PAGE), "queues")

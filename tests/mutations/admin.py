@@ -152,6 +152,13 @@ MUTATIONS: Final = (
         f"{OVERVIEW}::TestCache",
     ),
     Mutation(
+        "unavailable CloudWatch breaks the overview",
+        "admin/queue_ages.py",
+        "    except (BotoCoreError, ClientError) as error:\n",
+        "    except ClientError as error:\n",
+        f"{OVERVIEW}::TestSections",
+    ),
+    Mutation(
         "the overview is computed for each request",
         "admin/overview.py",
         "            cache.set(key, found, seconds)\n",
