@@ -43,7 +43,7 @@ def test_change_stops_the_worker_once(tmp_path: Path) -> None:
     assert not watched.changes.happened
 
 
-def test_code_that_cannot_be_compiled_is_no_change(tmp_path: Path) -> None:
+def test_broken_code_does_not_stop_the_worker(tmp_path: Path) -> None:
     path = tmp_path / "tasks.py"
     path.write_text("def broken(:")
     watched = Watched()
