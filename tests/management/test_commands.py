@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
@@ -21,12 +23,11 @@ from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.definition.retry import RetryPolicy
 from lambda_tasks.definition.schedules import Every
-from lambda_tasks.execution.current import current_task
 from lambda_tasks.management import listing
 from lambda_tasks.management.commands.lambda_tasks import SUBCOMMANDS, Command
 from lambda_tasks.management.prometheus import METRICS
 from lambda_tasks.management.times import moment
-from lambda_tasks.models import CancelRequest, OutboxMessage, TaskRecord, TaskRerun, TaskStatus
+from lambda_tasks.models import CancelRequest, OutboxMessage, TaskProgress, TaskRecord, TaskRerun, TaskStatus
 from lambda_tasks.operations import statistics
 from lambda_tasks.recording.masking import MASK
 from lambda_tasks.testing import TaskQueue, collect_tasks
@@ -55,7 +56,6 @@ def fail(*, number: int) -> None:
 
 @lambda_task(retry_on=(Again,), max_retries=1)
 def retried(*, number: int) -> None:
-    current_task().progress(number, 10, "a part")
     raise Again
 
 
@@ -113,6 +113,26 @@ class TestHelp:
             with pytest.raises(SystemExit):
                 Command().create_parser("manage.py", "lambda_tasks").parse_args(arguments)
             assert capsys.readouterr().out == f"{lambda_tasks.__version__}\n"
+
+
+def test_interrupted_command_has_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listing, "import_tasks_of_apps", interrupted)
+    with pytest.raises(CommandError, match="Interrupted") as raised:
+        printed("list")
+    assert raised.value.returncode == 130
+
+
+def test_reader_that_ends_early_is_not_an_error() -> None:
+    command = [sys.executable, "-m", "django", "lambda_tasks", "list", "--settings", "tests.settings", "--format=json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 class TestList:
@@ -209,6 +229,7 @@ class TestInspect:
         queue.run_until_idle()
         last = TaskRecord.objects.get(n_retries=1)
         rerun = TaskRerun.objects.create(pk=uuid4(), original_id=last.pk, rerun_at=timezone.now(), username="ada")
+        TaskProgress.objects.create(pk=last.pk, done=3, total=10, note="a part", updated_at=timezone.now())
         CancelRequest.objects.create(root_id=handle.message_id, requested_at=timezone.now())
         found = read("inspect", str(last.pk))
         assert (found["id"], found["root_id"], found["status"]) == (str(last.pk), handle.message_id, "FAILED")
