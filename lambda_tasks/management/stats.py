@@ -81,7 +81,7 @@ class Stats(Subcommand):
         rows = [(each.status, each.last_hour, each.in_window) for each in found.counts]
         self.output.table(("status", "last hour", "in all"), rows, title="Started:")
         if (running := found.running).since is not None:
-            age = seconds((of.now - running.since).total_seconds())
+            age = _age(of.now, running.since)
             self.output.line(
                 f"\n{running.count:,} RUNNING, the oldest for {age}: {running.oldest_task} [{running.oldest_id}]"
             )

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import lru_cache
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +36,8 @@ _MAX_ATTRIBUTES: Final = 10
 _MAX_REQUEST: Final = 256 * 1024
 #: Seconds for which a received message is hidden from others while it is looked at or moved.
 _HIDDEN: Final = 60
+#: Seconds that a request waits for messages, which makes SQS look on all of its servers.
+WAIT: Final = 1
 #: Seconds between two questions how far AWS has moved the messages.
 POLL: Final = 1.0
 #: Error codes of servers that do not know StartMessageMoveTask, or cannot move the messages of this queue.
@@ -103,19 +106,18 @@ def dead_letter_queues(names: Sequence[str] = ()) -> list[DeadLetterQueue]:
                 "--queue, or add the URL of the queue to the setting."
             )
     found: dict[str, DeadLetterQueue] = {}
+    client_of = lru_cache(lambda server: connect_to_aws("sqs", server.region, server))
     for name in names or urls:
+        if problem := problem_of(urls[name]):
+            raise DeadLetterError(f"The URL of queue {name!r} {problem}")
         try:
-            _add_queue_of(name, urls[name], found)
+            _add_queue_of(name, urls[name], client_of(server_of(urls[name])), found)
         except (BotoCoreError, ClientError) as error:
             raise DeadLetterError(f"Queue {name!r} ({urls[name]}) cannot be read: {error}") from error
     return list(found.values())
 
 
-def _add_queue_of(name: str, url: str, found: dict[str, DeadLetterQueue]) -> None:
-    if problem := problem_of(url):
-        raise DeadLetterError(f"The URL of queue {name!r} {problem}")
-    server = server_of(url)
-    client = connect_to_aws("sqs", server.region, server)
+def _add_queue_of(name: str, url: str, client: Any, found: dict[str, DeadLetterQueue]) -> None:
     attributes = client.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn", "RedrivePolicy"])["Attributes"]
     arn = json.loads(attributes.get("RedrivePolicy") or "{}").get("deadLetterTargetArn")
     if arn is None:
@@ -159,7 +161,7 @@ def _receive(queue: DeadLetterQueue, number: int) -> list[Mapping[str, Any]]:
         QueueUrl=queue.url,
         MaxNumberOfMessages=number,
         VisibilityTimeout=_HIDDEN,
-        WaitTimeSeconds=1,  # asks all of SQS's servers
+        WaitTimeSeconds=WAIT,
         AttributeNames=["All"],  # the older name of MessageSystemAttributeNames, which every boto3 supports
         MessageAttributeNames=["All"],
     )
@@ -282,11 +284,12 @@ def _source_of(queue: DeadLetterQueue, message: Mapping[str, Any]) -> str | None
     """Return the URL of the queue that a message came from; None if that is another one, or unknown."""
     if arn := message.get("Attributes", {}).get("DeadLetterQueueSourceArn"):
         return queue.sources[arn][1] if arn in queue.sources else None
-    urls = dict(queue.sources.values())
-    if len(urls) == 1:
-        return next(iter(urls.values()))
     # An emulator may omit the attribute. The library's own one has the name of the queue.
-    return urls.get(message.get("MessageAttributes", {}).get(QUEUE_ATTRIBUTE, {}).get("StringValue", ""))
+    urls = dict(queue.sources.values())
+    name = message.get("MessageAttributes", {}).get(QUEUE_ATTRIBUTE, {}).get("StringValue")
+    if name in urls or name in app_settings.queues:
+        return urls.get(name)
+    return next(iter(urls.values())) if len(urls) == 1 else None
 
 
 def _names(queue: DeadLetterQueue) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final
 
 from lambda_tasks.operations.aws import connect_to_aws
 from lambda_tasks.settings import LambdaTasksSettings, app_settings
 from lambda_tasks.strategies import get_backend
-from lambda_tasks.wire.queue_urls import problem_of, server_of
+from lambda_tasks.wire.queue_urls import Server, problem_of, server_of
 
 #: Seconds to wait for SQS, which is asked once: a page or a table must not wait for an unavailable network.
 _TIMEOUT: Final = 3
@@ -46,17 +48,21 @@ def depths() -> list[Depth]:
     """
     if app_settings.eager or not LambdaTasksSettings.queues.is_set or not get_backend().leaves_process:
         return []
-    return [_depth(name, url) for name, url in app_settings.queues.items()]
+    client_of = lru_cache(_connect)
+    return [_depth(name, url, client_of) for name, url in app_settings.queues.items()]
 
 
-def _depth(name: str, url: str) -> Depth:
+def _connect(server: Server) -> Any:
+    return connect_to_aws("sqs", server.region, server, timeout=_TIMEOUT, attempts=1)
+
+
+def _depth(name: str, url: str, client_of: Callable[[Server], Any]) -> Depth:
     from botocore.exceptions import BotoCoreError, ClientError
 
     if problem := problem_of(url):
         return Depth(name, problem=f"The URL {problem}")
     try:
-        server = server_of(url)
-        client = connect_to_aws("sqs", server.region, server, timeout=_TIMEOUT, attempts=1)
+        client = client_of(server_of(url))
         attributes = _attributes(client, url)
     except (BotoCoreError, ClientError) as error:
         return Depth(name, problem=str(error))

@@ -65,7 +65,7 @@ def run_again(record: TaskRecord, *, using: str | None = None, username: str = "
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """What became of a record that was to be run again: the id of the new invocation, or the problem."""
+    """The result of running one of many records again: the id of the new invocation, or the problem."""
 
     record: TaskRecord
     new_id: str | None = None

@@ -93,7 +93,7 @@ class StatusCount:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What was started in the `seconds` after `at`, and how much of it has ended in which way."""
+    """The number of invocations that were started in the `seconds` after `at`, and of those by their status now."""
 
     at: datetime
     seconds: int

@@ -58,7 +58,7 @@ def record(store: str, start: datetime, *, waited: float = 0.0, ran: float | Non
 
 @EVERYWHERE
 class TestRecords:
-    def test_statuses_are_counted_for_an_hour_and_the_window(self, store: str) -> None:
+    def test_statuses_are_counted(self, store: str) -> None:
         now = window().now
         for hours in (0.5, 2, 3, 30):
             record(store, now - hours * HOUR)
@@ -93,7 +93,7 @@ class TestRecords:
         assert first.waiting_max == pytest.approx(50, abs=0.01)
         assert (second.count, second.running_p50, second.waiting_max) == (1, None, None)
 
-    def test_clock_that_is_ahead_does_not_make_waiting_negative(self, store: str) -> None:
+    def test_clock_ahead_makes_no_negative_wait(self, store: str) -> None:
         record(store, window().now - HOUR, waited=-5)
         assert durations(window())[0].waiting_p50 == 0
 

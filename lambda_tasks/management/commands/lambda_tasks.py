@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,8 +54,12 @@ _STATUSES: Final = (
     "exit status:\n"
     "  0  it is done\n"
     "  1  it failed, and standard error says why\n"
-    "  2  the options are invalid; or the doctor could not do all checks"
+    "  2  the options are invalid; or the doctor could not do all checks\n"
+    "  130  it was interrupted by Ctrl-C"
 )
+#: The exit statuses of programs that were ended by SIGINT and by SIGPIPE.
+_INTERRUPTED: Final = 130
+_UNREAD: Final = 141
 _WIDTH: Final = 78
 
 
@@ -110,6 +116,12 @@ class Command(BaseCommand):
             subcommand.run(**options)
         except subcommand.errors as error:
             raise CommandError(str(error)) from error
+        except KeyboardInterrupt:
+            raise CommandError("Interrupted.", returncode=_INTERRUPTED) from None
+        except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, sys.stdout.fileno())  # so that flushing it at the end of the process does not fail
+            sys.exit(_UNREAD)
 
 
 def _epilog(subcommand: type[Subcommand]) -> str:

@@ -131,18 +131,23 @@ def _check_handler(doctor: Doctor, function: str, configuration: Mapping[str, An
     handler = configuration.get("Handler") or next(iter(image.get("Command") or ()), None)
     if handler is None or handler == DEFAULT_HANDLER:
         return  # the image may name it in its own CMD
-    try:
-        if callable(import_string(handler.replace("/", "."))):
-            return
-    except Exception as error:  # importing a module may raise anything
+    if problem := _problem_of_handler(handler):
         doctor.find(
             "D207",
             function,
-            f"its handler is {handler!r}, which cannot be imported here ({type(error).__name__}). If it is not a "
-            f"function that calls {DEFAULT_HANDLER}, no task runs.",
+            f"its handler is {handler!r}, which {problem}. If it is not a function that calls {DEFAULT_HANDLER}, no "
+            "task runs.",
             f"Set the function's handler to {DEFAULT_HANDLER}. If the handler exists only in the function's package, "
             "ignore this warning.",
         )
+
+
+def _problem_of_handler(handler: str) -> str | None:
+    try:
+        function = import_string(handler.replace("/", "."))
+    except Exception as error:  # importing a module may raise anything
+        return f"cannot be imported here ({type(error).__name__})"
+    return None if callable(function) else f"is not a function, but of type {type(function).__name__}"
 
 
 def _check_timeouts(
