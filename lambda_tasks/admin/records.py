@@ -200,7 +200,7 @@ class TaskRecordAdmin(RecordActions):
         if record := context["original"]:
             may_see = self.has_view_arguments_permission(request, record)
             context |= record_page.context_of(record, site=self.admin_site.name, may_see_arguments=may_see)
-            context["buttons"] = self.buttons_for(request, record)
+            context["buttons"] = self.buttons_for(request, record, latest_status=context["latest_status"])
         return super().render_change_form(request, context, *args, **kwargs)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
