@@ -39,6 +39,7 @@ SINCE: Final = (
     "0006_latest_record",
     "0007_reasons_and_keys",
     "0008_progress",
+    "0009_flows",
     "0010_rerun",
 )
 ORM_STORE: Final = "lambda_tasks.stores.orm.ORMStore"
