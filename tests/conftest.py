@@ -29,6 +29,8 @@ from tests import services
 from tests.services import Missing, Server
 
 USED: Final[set[str]] = set()
+#: The fixtures of pytest-django that give access to a database, as its marker does.
+DATABASE_FIXTURES: Final = {"db", "transactional_db", "django_db_reset_sequences", "django_db_serialized_rollback"}
 NAME_OF_VENDOR: Final = {"postgresql": "PostgreSQL", "mysql": "MariaDB"}
 
 
@@ -202,7 +204,10 @@ def database(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _a_test_that_commits_is_cleaned_up_by_deleting_rows() -> Iterator[None]:
-    """Delete rows after each test. Django would truncate every table and set up its own apps again, which is slow."""
+    """Delete rows after each test. Django would truncate every table and set up its own apps again, which is slow.
+
+    Connections stay open for the next test, because opening one costs more than most tests. Django would close them all.
+    """
     kept = {"contenttypes.ContentType", "auth.Permission"}
     models = apps.get_models(include_auto_created=True)
     tables = [model._meta.db_table for model in models if model._meta.managed and model._meta.label not in kept]
@@ -221,7 +226,22 @@ def _a_test_that_commits_is_cleaned_up_by_deleting_rows() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransactionTestCase, "_fixture_teardown", delete_rows)
+        patch.setattr(TransactionTestCase, "_should_reload_connections", _has_connection_with_errors)
         yield
+
+
+def _has_connection_with_errors(case: TransactionTestCase) -> bool:
+    """Whether a connection must not be used by the next test."""
+    return any(connection.errors_occurred for connection in connections.all(initialized_only=True))
+
+
+@pytest.fixture(autouse=True)
+def _no_connection_without_database_access(request: pytest.FixtureRequest) -> None:
+    """Close the connections before a test without access to a database. It could not ask whether they are usable."""
+    if not request.node.get_closest_marker("django_db") and not DATABASE_FIXTURES & set(request.fixturenames):
+        for connection in connections.all(initialized_only=True):
+            if not connection.in_atomic_block:  # that of a Django TestCase
+                connection.close()
 
 
 # Periodic tasks
