@@ -53,7 +53,7 @@ def tests(session: nox.Session, django: str, database: str) -> None:
 @nox.session(python=NEWEST, tags=CI)
 def everything(session: nox.Session) -> None:
     """Run all tests on every database, but for the small simulations: the session `simulations` runs larger ones."""
-    session.install("--editable", ".[test]")
+    session.install("--editable", ".[test-all]")
     small = ("simulation", "server_crash")
     run_tests(session, *(f"--ignore=tests/faults/test_{name}.py" for name in small))
 
