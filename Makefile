@@ -25,7 +25,7 @@ CREATE_VENV = $(UV) venv --quiet --python "$$(command -v $(PYTHON))" $(VENV)
 INSTALL = $(UV) $(WITH_UV)
 else
 CREATE_VENV = $(PYTHON) -m venv $(VENV)
-INSTALL = { ! $(PIP) config list | grep -q '[.]index-url=' && $(PIP) install --quiet uv && $(VENV)/bin/uv $(WITH_UV); } \
+INSTALL = { ! $(PIP) config list | grep '[.]index-url=' >/dev/null && $(PIP) install --quiet uv && $(VENV)/bin/uv $(WITH_UV); } \
 	|| $(PIP) install --quiet $(1)
 endif
 

@@ -25,7 +25,7 @@ from django.test import TransactionTestCase
 from moto.server import ThreadedMotoServer
 
 from lambda_tasks import registry, strategies
-from tests import services
+from tests import rewriting, services
 from tests.services import Missing, Server
 
 USED: Final[set[str]] = set()
@@ -64,6 +64,15 @@ def problems(config: pytest.Config) -> list[str]:
         used=USED,
         whole_suite=not part_of_suite,
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the test modules before the controlling process of a parallel run of the whole suite starts its workers."""
+    config = session.config
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if whole and not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        rewriting.fill_cache(config)
 
 
 @pytest.hookimpl(tryfirst=True)
