@@ -20,6 +20,8 @@ CI = ["ci"]
 #: The interpreter of sessions that are about one Python alone.
 NEWEST = "3.13"
 OLDEST = "3.10"
+#: Each process would compile all modules again in a shell that keeps Python from caching them.
+CACHED = {"PYTHONDONTWRITEBYTECODE": None}
 PARALLEL = ("--numprocesses", "4", "--dist", "worksteal")
 #: Percent of the package's lines and branches that the quick suite covers, without the processes that it starts. It
 #: only rises.
@@ -39,7 +41,7 @@ PAIRS = [
 def run_tests(session: nox.Session, *arguments: str, optimized: bool = False, **environment: str) -> None:
     """Run pytest in as many processes as are worth it, with the variables that are given."""
     python = ("python", "-O") if optimized else ("python",)
-    session.run(*python, "-m", "pytest", *PARALLEL, *arguments, *session.posargs, env=environment)
+    session.run(*python, "-m", "pytest", *PARALLEL, *arguments, *session.posargs, env={**CACHED, **environment})
 
 
 @nox.session
@@ -65,7 +67,7 @@ def lowest(session: nox.Session) -> None:
     So no file may need what another leaves behind. It also measures the lines and branches that the tests cover.
     """
     session.install("--resolution", "lowest-direct", "--editable", ".[test]", "coverage>=7.10")
-    environment = {"TEST_DATABASE": "sqlite", "TEST_QUICK": "1"}
+    environment = {"TEST_DATABASE": "sqlite", "TEST_QUICK": "1", **CACHED}
     session.run("python", "-m", "tests.alone", f"--coverage={COVERAGE}", *session.posargs, env=environment)
 
 

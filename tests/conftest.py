@@ -7,6 +7,7 @@ is missing. A test that requests `database` runs once on each database. A marker
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import urllib.request
@@ -73,6 +74,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if whole and not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
         rewriting.fill_cache(config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect without the garbage collector, which would visit ten thousand tests again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
