@@ -54,10 +54,13 @@ def tests(session: nox.Session, django: str, database: str) -> None:
 
 @nox.session(python=NEWEST, tags=CI)
 def everything(session: nox.Session) -> None:
-    """Run all tests on every database, but for the small simulations: the session `simulations` runs larger ones."""
+    """Run all tests on every database that other parts of CI do not run.
+
+    The session `simulations` runs larger simulations, and `make test` the tests that say nothing about a version.
+    """
     session.install("--editable", ".[test-all]")
     small = ("simulation", "server_crash")
-    run_tests(session, *(f"--ignore=tests/faults/test_{name}.py" for name in small))
+    run_tests(session, "--after-quick", *(f"--ignore=tests/faults/test_{name}.py" for name in small))
 
 
 @nox.session(python=OLDEST, tags=CI)

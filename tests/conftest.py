@@ -69,7 +69,7 @@ def problems(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Compile the test modules before the controlling process of a parallel run of the whole suite starts its workers."""
+    """Compile the test modules once, before a parallel run of the whole suite starts its workers."""
     config = session.config
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if whole and not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
@@ -132,6 +132,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             "This was the quick run: one database, and no tests that kill processes or take long. "
             "`make test-all` runs everything."
         )
+    if config.getoption("after_quick"):
+        terminalreporter.line("Tests marked `once` were left out where the quick run of `make test` runs them.")
     for problem in problems(config):
         terminalreporter.line(f"FAILED, since CI=true: {problem}", red=True)
 
@@ -180,15 +182,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("sqlite", "postgres", "mariadb"),
         help="run tests that run once on each database only on this one",
     )
+    parser.addoption(
+        "--after-quick",
+        action="store_true",
+        help="leave out tests marked `once` that the quick run has run on the same database",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what the quick run does not run."""
-    if not django_settings.QUICK:
+    """Leave out what the quick run does not run, or what it has run already."""
+    if django_settings.QUICK:
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+    elif config.getoption("after_quick"):
+        left_out = [item for item in items if _quick_run_is_enough(item)]
+    else:
         return
-    thorough = [item for item in items if item.get_closest_marker("thorough")]
-    config.hook.pytest_deselected(items=thorough)
-    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=left_out)
+    kept = set(items).difference(left_out)
+    items[:] = [item for item in items if item in kept]
+
+
+def _quick_run_is_enough(item: pytest.Item) -> bool:
+    """Whether the quick run has run the test on the same database, and the versions do not matter."""
+    assert isinstance(item, pytest.Function)
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return (
+        item.get_closest_marker("once") is not None
+        and item.get_closest_marker("thorough") is None
+        and parameters.get("database", django_settings.DEFAULT_KIND) == django_settings.DEFAULT_KIND
+        and not {"postgres", "mariadb"} & set(item.fixturenames)
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -226,7 +249,7 @@ def database(request: pytest.FixtureRequest) -> str:
 def _a_test_that_commits_is_cleaned_up_by_deleting_rows() -> Iterator[None]:
     """Delete rows after each test. Django would truncate every table and set up its own apps again, which is slow.
 
-    Connections stay open for the next test, because opening one costs more than most tests. Django would close them all.
+    Connections stay open for the next test, because opening one costs more than most tests. Django would close them.
     """
     kept = {"contenttypes.ContentType", "auth.Permission"}
     models = apps.get_models(include_auto_created=True)

@@ -23,10 +23,11 @@ PROCESSES: Final = 2
 
 def fill_cache(config: pytest.Config) -> None:
     """Import the test modules that have changed since the last call, in forks of this process."""
-    if sys.dont_write_bytecode or config.cache is None:
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if sys.dont_write_bytecode or cache is None:
         return
     # The name of the cached files has the same parts.
-    folder = config.cache.mkdir("rewritten")
+    folder = cache.mkdir("rewritten")
     stamp = folder / f"{sys.implementation.cache_tag}-{sys.flags.optimize}-{pytest.__version__}"
     last = stamp.stat().st_mtime if stamp.exists() else 0.0
     stamp.touch()
