@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from django.conf import settings as django_settings
@@ -12,7 +12,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
 
 from lambda_tasks import registry
-from lambda_tasks.definition.options import Options, TaskOptions
+from lambda_tasks.definition.options import Options, TaskOptions, follow_ups
 from lambda_tasks.definition.task import Task
 from lambda_tasks.settings import MAX_DELAY, delay_constraint
 from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, Invocation
@@ -20,6 +20,8 @@ from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, Invocation
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from lambda_tasks.definition.steps import Step
+    from lambda_tasks.flows.works import TaskInvocation
     from lambda_tasks.handles import TaskHandle
     from lambda_tasks.jobs import Job
     from lambda_tasks.messages import SQSLambdaTask
@@ -51,6 +53,8 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
     function: Callable[P, R_co]
     #: The alias in `using(database=…)`. The message is sent when the transaction on that database commits.
     database: str | None = None
+    #: What follows a call, as `using(on_success=…, on_failure=…)` says, in addition to what the decorator says.
+    _followers: tuple[tuple[Step, ...], tuple[Step, ...]] = ((), ())
     #: For a copy that `using()` has returned: the task that the module defines.
     _original: LambdaTaskWrapper[P, R_co] | None = None
 
@@ -77,6 +81,7 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         if self._original is None:
             return self.function.__qualname__
         options = {name: getattr(self, name) for name in ("delay", "queue", "database")}
+        options["on_success"], options["on_failure"] = self._followers
         return _using, (self._original, options)
 
     def __copy__(self) -> LambdaTaskWrapper[P, R_co]:
@@ -113,9 +118,10 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         from lambda_tasks.database.commits import open_transaction
         from lambda_tasks.sending import outgoing
 
-        job = self._job(args, kwargs, open_transaction)
         try:
-            return outgoing.send_on_commit(job)
+            if self._followers != ((), ()):
+                return self._invocation_of(args, kwargs).execute_on_commit()
+            return outgoing.send_on_commit(self._job(args, kwargs, open_transaction))
         except SynchronousOnlyOperation as error:
             from lambda_tasks.database.coroutines import synchronous_only
 
@@ -157,6 +163,11 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         from lambda_tasks.strategies import get_store
 
         refuse_coroutine("execute_now()", f"{self._short_name}.aexecute_now(…)")
+        if self._followers != ((), ()):
+            raise TypeError(
+                f"{self.name} has on_success or on_failure at the call, which execute_now() cannot note, since the "
+                "transaction may be rolled back. Call execute_on_commit(), or give the options to the decorator."
+            )
         return outgoing.send_immediately(self._job(args, kwargs, lambda: get_store().database))
 
     @overload
@@ -171,6 +182,20 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
 
         return await sync_to_async(self.execute_now)(*args, **kwargs)
 
+    @overload
+    def invocation(
+        self: LambdaTaskWrapper[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskInvocation[T]: ...
+    @overload
+    def invocation(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskInvocation[R_co]: ...
+    def invocation(self, /, *args: Any, **kwargs: Any) -> TaskInvocation[Any]:
+        """Return a call of the task as a value, which can be sent, stored, and follow other tasks.
+
+        An argument may be a placeholder such as `lambda_tasks.RESULT`, whose value is known only when the invocation
+        follows another one. Raises `InvalidArguments` as `execute_on_commit()` does.
+        """
+        return self._invocation_of(args, kwargs)
+
     def serialize(self, /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         """Return the invocation as a dict of JSON values, after the same checks as in `execute_on_commit()`.
 
@@ -179,12 +204,20 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         return self._invocation(args, kwargs).model_dump(mode="json")
 
     def using(
-        self, *, delay: int | None = None, queue: str | None = None, database: str | None = None
+        self,
+        *,
+        delay: int | None = None,
+        queue: str | None = None,
+        database: str | None = None,
+        on_success: Step | Iterable[Step] = (),
+        on_failure: Step | Iterable[Step] = (),
     ) -> LambdaTaskWrapper[P, R_co]:
-        """Return a copy of the task with a different delay, queue or database.
+        """Return a copy of the task with a different delay, queue or database, or with invocations that follow it.
 
         `delay` is a number of seconds from 0 to 900, or up to a year with LAMBDA_TASKS_OUTBOX. `queue` is a name in
         LAMBDA_TASKS_QUEUES. `database` is the alias in DATABASES of the transaction with which the message is sent.
+        `on_success` and `on_failure` are invocations that are sent when the task has ended, in addition to those of the
+        decorator.
         """
         if database is not None and database not in connections.settings:
             raise ValueError(
@@ -197,6 +230,9 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         copy.check_delays()
         if database is not None:
             copy.database = database
+        success, failure = self._followers
+        added = follow_ups(on_success, "on_success"), follow_ups(on_failure, "on_failure")
+        copy._followers = success + added[0], failure + added[1]
         copy._original = self._original or self
         return copy
 
@@ -221,6 +257,30 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         call = self._call(args, kwargs)
         return Job.of_call(call, queue=self.queue, delay=self.delay, task=self, database=self.database or database())
 
+    def _invocation_of(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> TaskInvocation[Any]:
+        # Imported here, because most processes create no invocations.
+        from lambda_tasks.definition.steps import Placeholder
+        from lambda_tasks.flows.works import TaskInvocation
+
+        if args:
+            raise TypeError(self._only_keywords(args))
+        takes = {name: value.name for name, value in kwargs.items() if isinstance(value, Placeholder)}
+        known = {name: value for name, value in kwargs.items() if name not in takes}
+        return TaskInvocation(
+            task_name=self.name,
+            kwargs=self.signature.encode_without(known, takes) if takes else self.signature.encode(known),
+            takes=takes,
+            queue=self.queue,
+            delay=int(self.delay),
+            on_success=self._followers[0],
+            on_failure=self._followers[1],
+            database=self.database,
+            _task=self,
+        )
+
+    def _only_keywords(self, args: tuple[object, ...]) -> str:
+        return f"{self.name} takes only keyword arguments, but {len(args)} positional were given."
+
     def _invocation(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> SQSLambdaTask:
         from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
 
@@ -230,7 +290,7 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
 
     def _call(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> Invocation:
         if args:
-            raise TypeError(f"{self.name} takes only keyword arguments, but {len(args)} positional were given.")
+            raise TypeError(self._only_keywords(args))
         encoded = self.signature.encode(kwargs)
         if len(self.name) > MAX_NAME_LENGTH:
             from lambda_tasks.messages import SQSLambdaTaskMessage
@@ -264,7 +324,8 @@ def lambda_task(function: Callable[..., Any] | None = None, /, **options: Any) -
     parameters whose values are masked in records and logs), `atomic` (False to call the function without a transaction,
     so that its writes commit as it goes). `retry` takes a `RetryPolicy`, or a mapping from exception types to policies,
     in place of `retry_on`, `retry_delay`, `retry_backoff` and `max_retries`. `schedule` takes `Cron`, `Every`, or a
-    list of them: when the task runs by itself.
+    list of them: when the task runs by itself. `on_success` and `on_failure` take invocations that are sent when the
+    task has ended: `task.invocation(…)`, or a list of them.
 
     Raises TypeError for a function whose parameters are not all keyword-only and annotated and for options of the wrong
     type, and ValueError for options with invalid values.

@@ -243,6 +243,7 @@ class Batch:
                 task=task,
                 first_sent=delivery.first_sent,
                 scheduled_for=delivery.scheduled_for,
+                flow=delivery.flow,
                 redelivered=delivery.receives > 1,
                 request_id=self._request_id,
             )

@@ -236,9 +236,14 @@ def cancel(message_id: str, *, database: str | None = None) -> bool:
     """
     message_id = canonical(message_id)
     backend = get_backend()
-    result = get_store().cancel(message_id, backend.find(message_id), database=database)
+    waiting = backend.find(message_id)
+    result = get_store().cancel(message_id, waiting, database=database)
     if isinstance(result, Prevented):
-        backend.discard(result.message_id)
+        kept = waiting if result.message_id == message_id else backend.find(result.message_id)
+        if kept is None or not kept.is_followed:  # the worker that receives the message sends what follows the task
+            backend.discard(result.message_id)
+        else:
+            backend.expedite(result.message_id)
     return not isinstance(result, TooLate)
 
 

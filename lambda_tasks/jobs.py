@@ -18,6 +18,7 @@ from lambda_tasks.recording.tracebacks import dropped_text, traceback_text
 from lambda_tasks.wire import ids
 from lambda_tasks.wire.attributes import (
     FIRST_SENT_ATTRIBUTE,
+    FLOW_ATTRIBUTE,
     MESSAGE_ID_ATTRIBUTE,
     OWN_ATTRIBUTES,
     QUEUE_ATTRIBUTE,
@@ -93,6 +94,8 @@ class Job:
     scheduled_for: float | None = None
     #: The alias of the database with whose commit it is sent.
     database: str = "default"
+    #: The mark of an invocation that others follow, as in `lambda_tasks.wire.marks`; empty if none does.
+    flow: str = ""
     #: A callback for when the transport did not accept the job.
     unsent: Callable[[], object] | None = field(default=None, repr=False, compare=False)
     #: A callback for when the job can no longer get lost. With a transport that keeps jobs, it is called in the
@@ -150,6 +153,7 @@ class Job:
             task=task,
             first_sent=None if sent is None else int(sent) / 1000,
             scheduled_for=None if scheduled is None else float(scheduled),
+            flow=attributes.get(FLOW_ATTRIBUTE, ""),
             database=database,
         )
         job.__dict__["body"] = body  # exactly as it was, without encoding the message again
@@ -158,6 +162,11 @@ class Job:
     @property
     def task_name(self) -> str:
         return self.message.task_name
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether other invocations may follow its end, as the call or the decorator of its task says."""
+        return bool(self.flow) or (self.task is not None and self.task.is_followed)
 
     @cached_property
     def body(self) -> str:
@@ -175,6 +184,8 @@ class Job:
             own[FIRST_SENT_ATTRIBUTE] = str(round(self.first_sent * 1000))
         if self.scheduled_for is not None:
             own[SCHEDULED_FOR_ATTRIBUTE] = str(round(self.scheduled_for))
+        if self.flow:
+            own[FLOW_ATTRIBUTE] = self.flow
         return {**self.attributes, **own}
 
 
@@ -205,6 +216,10 @@ class Run:
     first_sent: float | None = None
     #: The time for which a schedule has sent the chain, in seconds since 1970; None if none has.
     scheduled_for: float | None = None
+    #: The mark of an invocation that others follow; empty if none does.
+    flow: str = ""
+    #: Whether other invocations may follow its end, as its call or the decorator of its task says.
+    is_followed: bool = False
     #: Whether the message was received before. If so, its record is expected to exist.
     redelivered: bool = False
     #: Whether it runs inside a transaction of the caller, as in eager mode and in Django's TestCase.
@@ -306,6 +321,7 @@ class Run:
             task=self.task,
             first_sent=self.first_sent if carries_first_sent(self.task, self.root_id) else None,
             scheduled_for=self.scheduled_for,
+            flow=self.flow,
             database=self.database,
         )
 

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CancelRequest",
+    "FlowKind",
     "MaxRetriesExceededError",
+    "MemberStatus",
     "OutboxMessage",
     "SQSLambdaTask",
     "SQSLambdaTaskMessage",
+    "TaskFlow",
+    "TaskFlowMember",
     "TaskProgress",
     "TaskReason",
     "TaskRecord",
@@ -238,6 +242,81 @@ class TaskProgress(models.Model):
 
     def __str__(self) -> str:
         return f"{self.done} [{self.pk}]"
+
+
+class FlowKind(models.TextChoices):
+    """What a flow follows: one call, a chain of tasks, or a group of tasks."""
+
+    CALL = "call"
+    CHAIN = "chain"
+    GROUP = "group"
+
+
+class TaskFlow(models.Model):
+    """The invocations that are sent when a task, a chain of tasks or a group of tasks has ended.
+
+    The row of a call has the id of its invocation, and is deleted when nothing is left to send.
+    """
+
+    id = models.UUIDField(_("id"), primary_key=True, editable=False)
+    kind = models.CharField(_("kind"), max_length=8, choices=FlowKind, editable=False)
+    #: The name of the first task.
+    task_name = models.CharField(_("first task"), max_length=255, editable=False)
+    size = models.PositiveIntegerField(_("tasks"), editable=False)
+    #: The later steps of a chain.
+    steps = models.JSONField(_("later steps"), default=list, editable=False)
+    on_success = models.JSONField(_("on success"), default=list, editable=False)
+    on_failure = models.JSONField(_("on failure"), default=list, editable=False)
+    created_at = models.DateTimeField(_("created"), editable=False)
+    ended_at = models.DateTimeField(_("ended"), null=True, editable=False)
+    failed = models.BooleanField(_("failed"), default=False, editable=False)
+    cancelled_at = models.DateTimeField(_("cancelled"), null=True, editable=False)
+    #: What the end of a task owes, with its arguments, until the transport has accepted it; None without a debt.
+    owed = models.JSONField(_("to be sent"), null=True, editable=False)
+    owed_since = models.DateTimeField(_("to be sent since"), null=True, editable=False)
+    #: Identifies what is owed, so that the process that has sent it does not forget what is owed since.
+    debt = models.UUIDField(null=True, editable=False)
+
+    class Meta:
+        verbose_name = _("chain or group")
+        verbose_name_plural = _("chains and groups")
+        indexes = (
+            models.Index(fields=["ended_at", "created_at"], name="lambda_tasks_flow_ended"),
+            models.Index(fields=["owed_since"], name="lambda_tasks_flow_owed"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.kind} [{self.pk}]"
+
+
+class MemberStatus(models.TextChoices):
+    """How far a member of a chain or a group has come."""
+
+    PENDING = "PENDING"
+    SUCCESS = "SUCCESS"
+    FAILED = "FAILED"
+    #: A step of a chain before it has failed.
+    SKIPPED = "SKIPPED"
+
+
+class TaskFlowMember(models.Model):
+    """One task of a chain or a group, which counts once, whatever is delivered again."""
+
+    #: The first invocation of its chain of retries.
+    id = models.UUIDField(_("message id"), primary_key=True, editable=False)
+    flow_id = models.UUIDField(_("chain or group"), editable=False)
+    position = models.PositiveIntegerField(_("position"), editable=False)
+    status = models.CharField(
+        _("status"), max_length=8, choices=MemberStatus, default=MemberStatus.PENDING, editable=False
+    )
+
+    class Meta:
+        verbose_name = _("member of a chain or a group")
+        verbose_name_plural = _("members of chains and groups")
+        indexes = (models.Index(fields=["flow_id", "status", "id"], name="lambda_tasks_member"),)
+
+    def __str__(self) -> str:
+        return f"{self.position} [{self.pk}]"
 
 
 class UniqueKey(models.Model):

@@ -16,7 +16,15 @@ from lambda_tasks.decorators import lambda_task
 from lambda_tasks.limits.alarms import TimeLimits
 from lambda_tasks.logging import current_message_id, task_logger
 from lambda_tasks.maintenance import outbox
-from lambda_tasks.models import CancelRequest, OutboxMessage, TaskProgress, TaskRecord, UniqueKey
+from lambda_tasks.models import (
+    CancelRequest,
+    OutboxMessage,
+    TaskFlow,
+    TaskFlowMember,
+    TaskProgress,
+    TaskRecord,
+    UniqueKey,
+)
 from lambda_tasks.settings import LOST_AFTER, whole_number
 from lambda_tasks.strategies import get_store
 
@@ -25,6 +33,8 @@ BATCH_SIZE = 1_000
 #: The share of the time until the soft timeout after which a task in this module starts no new batch. The rest of the
 #: time is for the last batch, the commit and the callbacks after it.
 TIME_SHARE: Final = 0.5
+#: The maximum number of chains and groups per run of `cleanup_task_records`.
+MAX_FLOWS: Final = 1_000
 #: The maximum number of invocations per run of `reap_lost_tasks`. They are sent after its commit, ten per call to SQS.
 MAX_REAPED: Final = 5_000
 #: Checks `retention_days`. The maximum, a century, keeps the limit in the range of dates of every database.
@@ -45,6 +55,7 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
     records = TaskRecord.objects.using(database)
     old = _old_records(database, retention_days).order_by("start_time").values_list("pk", "start_time")
     _delete_old_requests(database, retention_days)
+    _delete_old_flows(database, retention_days)
     outboxes_elsewhere = _databases_of_outboxes() - {database}
     spared: set[UUID] = set()
     deleted = 0
@@ -124,6 +135,18 @@ def _delete_old_requests(database: str, days: int) -> None:
     if router.allow_migrate_model(database, CancelRequest):
         old = from_now(-timedelta(days=days).total_seconds())
         CancelRequest.objects.using(database).filter(requested_at__lt=old).delete()
+
+
+def _delete_old_flows(database: str, days: int) -> None:
+    """Delete chains and groups that ended so long ago, with their members."""
+    if not router.allow_migrate_model(database, TaskFlow):
+        return
+    ended = TaskFlow.objects.using(database).filter(ended_at__lt=from_now(-timedelta(days=days).total_seconds()))
+    old = list(ended.filter(owed_since=None).order_by("ended_at").values_list("pk", flat=True)[:MAX_FLOWS])
+    members = TaskFlowMember.objects.using(database).filter(flow_id__in=old)
+    while keys := list(members.values_list("pk", flat=True)[:BATCH_SIZE]):
+        members.filter(pk__in=keys).delete()
+    TaskFlow.objects.using(database).filter(pk__in=old).delete()
 
 
 def _delete_progress(database: str, keys: set[UUID]) -> None:

@@ -96,12 +96,12 @@ class Following:
         connection = connections[store.database]
         # The first question is asked in the caller's transaction, which may contain the record, as in eager mode. It
         # may also have a snapshot, in which no later record appears.
-        if self._asked and _in_own_transaction(connection) and can_run_aside(connection):
+        if self._asked and in_own_transaction(connection) and can_run_aside(connection):
             return run_aside(lambda: store.latest(self._id))
         return store.latest(self._id)
 
 
-def _in_own_transaction(connection: BaseDatabaseWrapper) -> bool:
+def in_own_transaction(connection: BaseDatabaseWrapper) -> bool:
     """Return whether a transaction is open that is not that of a Django TestCase, which contains everything."""
     if not connection.in_atomic_block:
         return not connection.get_autocommit()

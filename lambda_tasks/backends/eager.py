@@ -69,5 +69,6 @@ class EagerBackend(BaseBackend):
             attributes=job.attributes,
             task=job.task,
             scheduled_for=job.scheduled_for,
+            flow=job.flow,
             limited=False,
         )

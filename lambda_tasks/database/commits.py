@@ -26,9 +26,9 @@ def open_transaction() -> str:
     are sent immediately. Raise `AmbiguousTransaction` if transactions are open on several other databases: a message
     that is sent with the wrong transaction could run although its own transaction rolls back.
     """
-    if _is_open(connections[DEFAULT_DB_ALIAS]):
+    if is_open(connections[DEFAULT_DB_ALIAS]):
         return DEFAULT_DB_ALIAS
-    opened = [connection.alias for connection in connections.all(initialized_only=True) if _is_open(connection)]
+    opened = [connection.alias for connection in connections.all(initialized_only=True) if is_open(connection)]
     if len(opened) > 1:
         raise AmbiguousTransaction(
             f"Transactions are open on {', '.join(sorted(opened))}, but not on {DEFAULT_DB_ALIAS}. Specify which one "
@@ -50,7 +50,7 @@ def _is_empty(alias: str) -> bool:
     return str(connections.settings[alias]["ENGINE"]).endswith(".dummy")
 
 
-def _is_open(connection: BaseDatabaseWrapper) -> bool:
+def is_open(connection: BaseDatabaseWrapper) -> bool:
     if not connection.in_atomic_block:
         return False
     # Django's TestCase opens a transaction on every alias that a test may use. The caller did not open it.

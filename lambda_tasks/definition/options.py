@@ -17,6 +17,7 @@ from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, TASK_NAME
 if TYPE_CHECKING:
     from lambda_tasks.definition.retry import RetryPolicy
     from lambda_tasks.definition.schedules import Schedule
+    from lambda_tasks.definition.steps import Step
 
 ExceptionTypes = Iterable[type[BaseException]]
 
@@ -47,6 +48,8 @@ class TaskOptions(TypedDict, total=False):
     sensitive: tuple[str, ...] | list[str]
     atomic: bool
     schedule: Schedule | Iterable[Schedule]
+    on_success: Step | Iterable[Step]
+    on_failure: Step | Iterable[Step]
 
 
 _ON_CRASH: Final = ("retry", "fail")
@@ -83,6 +86,8 @@ class Options:
     sensitive: tuple[str, ...] = ()
     atomic: bool = True
     schedule: tuple[Schedule, ...] = ()
+    on_success: tuple[Step, ...] = ()
+    on_failure: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_timeouts()
@@ -97,6 +102,8 @@ class Options:
         if self.on_crash not in _ON_CRASH:
             raise ValueError(f"on_crash must be {' or '.join(map(repr, _ON_CRASH))}, not {self.on_crash!r}.")
         self.schedule = _schedules(self.schedule)
+        for name in ("on_success", "on_failure"):
+            setattr(self, name, follow_ups(getattr(self, name), name))
 
     @classmethod
     def of(cls, **given: Any) -> Options:
@@ -205,6 +212,15 @@ def _schedules(value: object) -> tuple[Schedule, ...]:
     from lambda_tasks.definition.schedules import schedules_of  # most processes have no task with a schedule
 
     return schedules_of(value)
+
+
+def follow_ups(value: object, name: str) -> tuple[Step, ...]:
+    """Return the invocations in the value of the option `name`, which is `on_success` or `on_failure`."""
+    if value == ():
+        return ()
+    from lambda_tasks.definition.steps import AFTER_FAILURE, AFTER_SUCCESS, steps_of  # few tasks are followed
+
+    return steps_of(value, name, AFTER_SUCCESS if name == "on_success" else AFTER_FAILURE)
 
 
 def _names(value: object) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
@@ -131,6 +132,27 @@ class TaskSignature:
         self._refuse_unstorable(encoded, text)
         self._refuse_changed(arguments, accepted, *read)
         return encoded
+
+    def encode_without(self, arguments: Mapping[str, Any], later: Collection[str]) -> dict[str, Any]:
+        """Return `arguments` as plain JSON values, as `encode()` does. Those in `later` get their values later.
+
+        If all do, the annotations are not evaluated, so that a decorator can name a task.
+        """
+        given = {*arguments, *later}
+        required = [name for name, each in self.parameters.items() if each.default is each.empty]
+        unknown = [f"{name} is not a parameter" for name in later if name not in self.parameters]
+        missing = [f"{name} is missing" for name in required if name not in given]
+        if problems := unknown + ([] if arguments else missing):
+            raise InvalidArguments(f"Invalid arguments for {self.name}: {'; '.join(problems)}.")
+        if not arguments:
+            return {}
+        rest = TaskSignature.__new__(TaskSignature)
+        rest.function, rest.name = self.function, self.name
+        rest.parameters = types.MappingProxyType(
+            {name: self.parameters[name] for name in self.parameters if name not in later}
+        )
+        rest.sensitive = [name for name in self.sensitive if name not in later]
+        return rest.encode(arguments)
 
     def decode(self, encoded: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments as the function takes them.

@@ -40,6 +40,8 @@ class Task(_OptionAttributes):
         """Copy every option to an attribute. Creating `options` has already validated them."""
         self.options = options
         self.__dict__.update(vars(options))
+        #: Whether the decorator names invocations that follow the task.
+        self.is_followed = bool(options.on_success or options.on_failure)
         #: Whether the age of a message matters, so that its retries have to carry the time of the first one.
         self.measures_age = options.expires_in is not None or any(
             policy.max_age is not None for policy in self._own_policies()

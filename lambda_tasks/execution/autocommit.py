@@ -18,6 +18,7 @@ from lambda_tasks.database.guards import session_in_transaction
 from lambda_tasks.database.private_names import blocks_around
 from lambda_tasks.exceptions import LeaseLost, TransactionBroken
 from lambda_tasks.execution.attempt import Attempt, Stage
+from lambda_tasks.execution.settling import write
 from lambda_tasks.execution.strangers import Watch
 from lambda_tasks.jobs import Run
 from lambda_tasks.limits.alarms import NoLimits, TimeLimits
@@ -64,7 +65,7 @@ def run_in_autocommit(attempt: Attempt, limits: TimeLimits | NoLimits) -> None:
 def _record(run: Run, success: Succeeded) -> None:
     store = get_store()
     try:
-        store.record(run, success)
+        write(run, success, None)
     except LeaseLost:
         if not store.has_succeeded(run):  # recorded before, but the response was lost
             raise

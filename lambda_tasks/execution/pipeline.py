@@ -36,7 +36,7 @@ from lambda_tasks.execution.claiming import claim
 from lambda_tasks.execution.errors import after_error, log_failed_callback
 from lambda_tasks.execution.locking import held_lock, lock_in_transaction
 from lambda_tasks.execution.resolving import resolve
-from lambda_tasks.execution.settling import committed, settle
+from lambda_tasks.execution.settling import committed, end_flow, resume_flow, settle, write
 from lambda_tasks.execution.strangers import Watch, stop_watching
 from lambda_tasks.execution.waiting import wait_for_lock
 from lambda_tasks.jobs import Run, log_error
@@ -88,6 +88,8 @@ class Details(TypedDict, total=False):
     first_sent: float | None
     #: The time for which a schedule has sent the chain, in seconds since 1970.
     scheduled_for: float | None
+    #: The mark of an invocation that others follow, as in its message.
+    flow: str
     #: Whether the message was received before, so that it probably has a record.
     redelivered: bool
     #: The id of the Lambda invocation.
@@ -104,6 +106,8 @@ def execute(message: Invocation, *, message_id: str, **details: Unpack[Details])
         attempt = Attempt(prepare(message, message_id=message_id, **details))
         refusal = claim(attempt)
         if isinstance(refusal, Skipped):
+            if attempt.run.is_followed:
+                resume_flow(attempt.run, look=True)
             return refusal
         try:
             outcome = perform(attempt) if refusal is None else refusal
@@ -115,6 +119,8 @@ def execute(message: Invocation, *, message_id: str, **details: Unpack[Details])
             raise
         _log_outcome(attempt.run, outcome)
         notify(hooks().lambda_task_finished, run=attempt.run, outcome=outcome)
+        if attempt.run.is_followed and not isinstance(outcome, Retry):
+            resume_flow(attempt.run)
         _raise_interrupt(outcome)
         return outcome
 
@@ -145,6 +151,8 @@ def prepare(message: Invocation, *, message_id: str, **details: Unpack[Details])
         limited=details.get("limited", True),
         first_sent=details.get("first_sent"),
         scheduled_for=details.get("scheduled_for"),
+        flow=(flow := details.get("flow", "")),
+        is_followed=flow != "" or task.is_followed,
         redelivered=details.get("redelivered", False),
         request_id=details.get("request_id"),
     )
@@ -263,6 +271,8 @@ def transact(attempt: Attempt, limits: TimeLimits | NoLimits) -> None:
         refuse_broken_transaction(run, connection, earlier)
         if alone:  # otherwise the list also contains the caller's callbacks
             attempt.following = entries_on_commit(connection)
+        if run.is_followed:
+            end_flow(run, Succeeded(result))
         attempt.success = Succeeded(result)
         get_store().record(run, attempt.success)  # commits or rolls back with the work
         attempt.stage = Stage.COMMIT
@@ -312,7 +322,7 @@ def end_process(run: Run) -> None:
         "so its process was ended."
     )
     stop_watching()
-    last_words = threading.Thread(target=get_store().record, args=(run, Failed(error)), daemon=True)
+    last_words = threading.Thread(target=write, args=(run, Failed(error), None), daemon=True)
     last_words.start()
     last_words.join(_LAST_WORDS)
     run_logger.critical("%s ignores its hard timeout, so its process is ended.", run.task_name)

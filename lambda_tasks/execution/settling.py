@@ -16,7 +16,7 @@ from lambda_tasks.database.infrastructure import is_infrastructure
 from lambda_tasks.exceptions import InvalidArguments, LeaseLost, MessageTooLarge, Redeliver, TaskCancelled
 from lambda_tasks.execution.attempt import Attempt
 from lambda_tasks.jobs import Job, Run
-from lambda_tasks.limits.alarms import NoLimits, TimeLimits
+from lambda_tasks.limits.alarms import NoLimits, SoftTimeLimitExceeded, TimeLimits
 from lambda_tasks.logging import run_logger
 from lambda_tasks.outcomes import Failed, Outcome, Retry, Succeeded
 from lambda_tasks.sending import outgoing
@@ -96,13 +96,43 @@ def _may_be_rerun(attempt: Attempt, outcome: Outcome, kept: Job | None) -> bool:
 
 
 def write(run: Run, outcome: Outcome, kept: Job | None) -> None:
-    """Record `outcome`, and in the same transaction the retry `kept`, if the transport keeps jobs."""
-    if kept is None:
+    """Record `outcome`, and in the same transaction the retry `kept`, if the transport keeps jobs, or what follows."""
+    if kept is None and not run.is_followed:
         get_store().record(run, outcome)
         return
     with transaction.atomic(using=run.database):
         get_store().record(run, outcome)  # first: if the claim is lost, the retry is not kept
-        outgoing.leave_on_commit(kept)
+        if kept is not None:
+            outgoing.leave_on_commit(kept)
+        if run.is_followed and not isinstance(outcome, Retry):
+            end_flow(run, outcome)
+
+
+def end_flow(run: Run, outcome: Outcome) -> None:
+    """Keep or note what follows a run, in the open transaction that has recorded its end."""
+    # Imported here and below, because most tasks are not followed.
+    from lambda_tasks.flows.ending import End, end
+
+    end(End.of_run(run, outcome))
+
+
+def resume_flow(run: Run, *, look: bool = False) -> None:
+    """Send what follows a run whose end is committed. With `look`, another worker has ended it, and may have died.
+
+    Raise `Redeliver` if that is impossible now, so that the message stays on its queue.
+    """
+    from lambda_tasks.flows.ending import resume
+    from lambda_tasks.flows.recovery import end_from_record
+
+    try:
+        if look:
+            end_from_record(run.root_id, run.flow, run.database, run.task)
+        resume(run.root_id, run.flow, run.database)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:
+        run_logger.exception("What follows %s could not be sent; its message stays on the queue.", run.task_name)
+        raise Redeliver(f"{run.task_name} has ended, and what follows it could not be sent") from error
 
 
 def send_retry(attempt: Attempt, retry: Job) -> MessageTooLarge | InvalidArguments | None:

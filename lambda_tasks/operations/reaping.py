@@ -19,6 +19,7 @@ from lambda_tasks import failpoints
 from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.exceptions import TaskLostError, UnknownTask
 from lambda_tasks.execution import resolving
+from lambda_tasks.flows import ending, recovery, rows
 from lambda_tasks.jobs import Job, Run, carries_first_sent
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.logging import run_logger, task_logger
@@ -88,6 +89,7 @@ def reap(*, older_than: int = LOST_AFTER, seconds: float = float("inf"), limit: 
                     return reaped
                 _settle_alone(store, lost, older_than, reaped)
         if not batch:
+            recovery.recover(store.database, seconds=deadline - monotonic())
             return reaped
         last = batch[-1].message_id
 
@@ -118,6 +120,7 @@ def _settle(store: BaseStore, lost: Lost, older_than: int, reaped: Reaped) -> No
             outcome = Failed(TaskLostError(f"lost: {reason}"))
             if store.give_up(lost, outcome, older_than=older_than):
                 reaped.failed += 1
+                _end_flow(store, lost, task, outcome)
                 run_logger.error("%s is lost and is recorded as FAILED: %s", lost.task_name, reason)
                 if task is not None:
                     _tell_plugins(store, _run(store, lost, task), outcome)
@@ -130,6 +133,23 @@ def _settle(store: BaseStore, lost: Lost, older_than: int, reaped: Reaped) -> No
             reaped.sent_again += 1
         else:
             reaped.unsent += 1
+
+
+def _end_flow(store: BaseStore, lost: Lost, task: Task | None, outcome: Failed) -> None:
+    """Keep or note what follows the lost task. Its worker cannot do that."""
+    if not rows.are_in(store.database):
+        return
+    end = ending.End(
+        root_id=lost.root_id,
+        task_name=lost.task_name,
+        task=task,
+        flow=recovery.mark_of(lost.root_id, store.database),
+        database=store.database,
+        succeeded=False,
+        error=ending.error_text(outcome.error),
+    )
+    ending.end(end)
+    transaction.on_commit(partial(ending.resume, end.root_id, end.flow, end.database), using=end.database, robust=True)
 
 
 def _find_task(lost: Lost) -> tuple[Task | None, Exception | None]:
@@ -214,6 +234,7 @@ def _job(lost: Lost, task: Task, database: str) -> Job:
         queue=_queue(lost, task),
         task=task,
         first_sent=_first_sent(lost) if carries_first_sent(task, lost.root_id) else None,
+        flow=recovery.mark_of(lost.root_id, database) if rows.are_in(database) else "",
         scheduled_for=_scheduled_for(lost, task),
         database=database,
         unsent=partial(_withdraw, lost),

@@ -215,8 +215,8 @@ class _Departure:
     def withdraw(self, message_ids: Set[str]) -> None:
         """Drop the job if it is one of `message_ids`: its own transaction has cancelled it."""
         job = self._job
-        if job is None or job.message_id not in message_ids:
-            return
+        if job is None or job.message_id not in message_ids or job.is_followed:
+            return  # the worker that receives the message of a cancelled task sends what follows it
         self._job = None
         if job.secured is not None:
             job.secured()  # the call that it has replaced must not run either

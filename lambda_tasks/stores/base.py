@@ -171,6 +171,14 @@ class BaseStore(ABC):
         """
         return False
 
+    def refuse(self, job: Job, error: Exception) -> None:
+        """Record an invocation that follows another one, and that cannot be sent because of `error`, as FAILED.
+
+        Do nothing if it has a record. Called in the transaction that records the end of the other one. The default
+        implementation does nothing.
+        """
+        return
+
     def lost(self, *, older_than: float, limit: int, after: str = "") -> list[Lost]:
         """Return RUNNING invocations whose lease expired more than `older_than` seconds ago.
 

@@ -145,3 +145,18 @@ def _request(database: str, root_id: str) -> None:
         [CancelRequest(root_id=UUID(root_id), requested_at=DatabaseNow())], ignore_conflicts=True
     )
     failpoints.reached("cancel:after_request")
+
+
+def refuse(job: Job, error: Exception, database: str) -> None:
+    """Record an invocation that cannot be sent as FAILED, unless it has a record."""
+    task = job.task
+    hidden = [] if task is None else [job.message.kwargs[name] for name in task.sensitive if name in job.message.kwargs]
+    record = TaskRecord(
+        **_first(job.message_id, job),
+        status=TaskStatus.FAILED,
+        reason=TaskReason.ERROR,
+        traceback=traceback_text(error, hiding=hidden),
+        start_time=DatabaseNow(),
+        end_time=DatabaseNow(),
+    )
+    TaskRecord.objects.using(database).bulk_create([record], ignore_conflicts=True)

@@ -203,6 +203,9 @@ class ORMStore(BaseStore):
     def replace(self, message_id: str, *, task_name: str, queue: str) -> bool:
         return keyed.replace(message_id, task_name=task_name, queue=queue, database=self.database)
 
+    def refuse(self, job: Job, error: Exception) -> None:
+        cancelling.refuse(job, error, self.database)
+
     def check(self) -> list[CheckMessage]:
         if self.database not in connections.settings:
             raise InvalidSetting(

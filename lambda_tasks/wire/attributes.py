@@ -14,7 +14,16 @@ QUEUE_ATTRIBUTE: Final = "lambda_tasks.queue"
 FIRST_SENT_ATTRIBUTE: Final = "lambda_tasks.first_sent"
 #: In invocations by a schedule, and their retries: the scheduled time, in seconds since 1970.
 SCHEDULED_FOR_ATTRIBUTE: Final = "lambda_tasks.scheduled_for"
+#: In invocations that others follow: see `lambda_tasks.wire.marks`.
+FLOW_ATTRIBUTE: Final = "lambda_tasks.flow"
 
 OWN_ATTRIBUTES: Final = frozenset(
-    {MESSAGE_ID_ATTRIBUTE, ROOT_ID_ATTRIBUTE, QUEUE_ATTRIBUTE, FIRST_SENT_ATTRIBUTE, SCHEDULED_FOR_ATTRIBUTE}
+    {
+        MESSAGE_ID_ATTRIBUTE,
+        ROOT_ID_ATTRIBUTE,
+        QUEUE_ATTRIBUTE,
+        FIRST_SENT_ATTRIBUTE,
+        SCHEDULED_FOR_ATTRIBUTE,
+        FLOW_ATTRIBUTE,
+    }
 )

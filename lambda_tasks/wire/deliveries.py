@@ -13,6 +13,7 @@ from lambda_tasks.settings import LambdaTasksSettings, app_settings
 from lambda_tasks.wire import ids
 from lambda_tasks.wire.attributes import (
     FIRST_SENT_ATTRIBUTE,
+    FLOW_ATTRIBUTE,
     MESSAGE_ID_ATTRIBUTE,
     OWN_ATTRIBUTES,
     QUEUE_ATTRIBUTE,
@@ -80,6 +81,11 @@ class Delivery:
         """The time for which a schedule has sent the chain, in seconds since 1970; None if none has."""
         seconds = _number(self.texts.get(SCHEDULED_FOR_ATTRIBUTE))
         return None if seconds is None else float(seconds)
+
+    @property
+    def flow(self) -> str:
+        """The mark of an invocation that others follow; empty if none does."""
+        return self.texts.get(FLOW_ATTRIBUTE, "")
 
     @property
     def attributes(self) -> dict[str, str]:

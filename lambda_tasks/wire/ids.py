@@ -11,6 +11,8 @@ import uuid
 _NAMESPACE = uuid.UUID("b0cfa6c4-8a54-5d6e-9b1f-5b6a1f6c2d10")
 # The namespace of invocations by a schedule. Foreign ids are strings of others, and must not lead to the same ids.
 _TICKS = uuid.UUID("0f3c1f0e-2a57-5c5b-8d0a-6f0f6c1b7e52")
+# The namespace of invocations that follow others.
+_FOLLOW_UPS = uuid.UUID("6a9f7c5e-3f0b-5b52-9d57-2f8b1c0e4d6a")
 
 _last_moment = 0
 _last_lock = threading.Lock()
@@ -60,6 +62,15 @@ def tick_id(task_name: str, schedule: str, moment: int) -> str:
     Any number of processes may send it, and send it again. All messages have the same id, and count as one invocation.
     """
     return str(uuid.uuid5(_TICKS, f"{task_name} {moment} {schedule}"))
+
+
+def follow_up_id(ended_id: str, place: str) -> str:
+    """Return the id of the invocation that follows the end of a task, a chain or a group with the id `ended_id`.
+
+    `place` is the reason why it follows, and its place among others, as in "on_success 0". Whatever repeats the end
+    sends the same invocation again.
+    """
+    return str(uuid.uuid5(_FOLLOW_UPS, f"{ended_id} {place}"))
 
 
 def predecessor_id(root_id: str, n_retries: int) -> str | None:

@@ -1,0 +1,1 @@
+"""Tests of the invocations that follow others, of chains and of groups."""
