@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import DELETION, LogEntry
-from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.core.exceptions import ImproperlyConfigured
+from django.db import router, transaction
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
@@ -17,9 +18,12 @@ from lambda_tasks.admin import export, rerunning
 from lambda_tasks.admin.confirming import Question, confirmation, is_confirmed, log_changes
 from lambda_tasks.admin.listing import MOST_LISTED, LargeTableAdmin
 from lambda_tasks.handles import cancel
+from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskRerun, TaskStatus
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from django.utils.functional import Promise
 
     _Records = QuerySet[TaskRecord]
@@ -109,7 +113,7 @@ class RecordActions(LargeTableAdmin):
     @admin.action(permissions=["cancel"], description=_("Cancel selected tasks"))
     def cancel(self, request: HttpRequest, queryset: _Records) -> HttpResponseBase | None:
         """Cancel the selected invocations that have not ended, after a confirmation."""
-        rows = self._limited(request, queryset.filter(status__in=UNENDED), MOST_CANCELLED)
+        rows = _one_of_each_chain(self._limited(request, queryset.filter(status__in=UNENDED), MOST_CANCELLED))
         if not self._some(request, rows, _("None of the selected tasks can be cancelled: all of them have ended.")):
             return None
         if not is_confirmed(request):
@@ -128,7 +132,7 @@ class RecordActions(LargeTableAdmin):
     @admin.action(permissions=["delete_ended"], description=_("Delete selected records of ended tasks"))
     def delete_ended(self, request: HttpRequest, queryset: _Records) -> HttpResponseBase | None:
         """Delete the records of the selected tasks that have ended, with those of their attempts."""
-        rows = self._limited(request, queryset.filter(_may_be_deleted()), MOST_DELETED)
+        rows = _without_messages(self._limited(request, queryset.filter(status__in=ENDED), MOST_DELETED), queryset.db)
         why = _("None of the selected records can be deleted: their tasks have not ended, or are still in the outbox.")
         if not self._some(request, rows, why):
             return None
@@ -177,9 +181,9 @@ class RecordActions(LargeTableAdmin):
             doomed = list(TaskRecord.objects.using(database).filter(chains).only(*_NEEDED))
             LogEntry.objects.log_actions(request.user.pk, doomed, DELETION)
             keys = [row.pk for row in doomed]
-            TaskProgress.objects.using(database).filter(pk__in=keys).delete()
-            TaskRerun.objects.using(database).filter(pk__in=keys).delete()
-            TaskRecord.objects.using(database).filter(pk__in=keys).delete()
+            for model in (TaskProgress, TaskRerun, TaskRecord):
+                if router.allow_migrate_model(database, model):
+                    model._default_manager.using(database).filter(pk__in=keys).delete()
         return len(keys)
 
     # Permissions
@@ -221,7 +225,24 @@ def _fits(action: str, record: TaskRecord, latest_status: str) -> bool:
     return True
 
 
-def _may_be_deleted() -> Q:
-    """Return the condition for records of tasks that have ended and whose message is not in the outbox."""
-    kept = Exists(OutboxMessage.objects.filter(pk=OuterRef("pk")))
-    return Q(status__in=ENDED) & ~Q(kept)
+def _one_of_each_chain(rows: list[TaskRecord]) -> list[TaskRecord]:
+    """Return the first record of each chain of retries, which is cancelled as a whole."""
+    return list({row.root_id or row.pk: row for row in reversed(rows)}.values())[::-1]
+
+
+def _without_messages(rows: list[TaskRecord], database: str) -> list[TaskRecord]:
+    """Return the records whose message is not in an outbox: it may have been sent already, and must not run again."""
+    kept: set[UUID] = set()
+    for alias in {database, *_databases_of_outboxes()}:
+        if router.allow_migrate_model(alias, OutboxMessage):
+            messages_of = OutboxMessage.objects.using(alias).filter(pk__in=[row.pk for row in rows])
+            kept.update(messages_of.values_list("pk", flat=True))
+    return [row for row in rows if row.pk not in kept]
+
+
+def _databases_of_outboxes() -> tuple[str, ...]:
+    try:
+        kept = outbox()
+    except ImproperlyConfigured:
+        return ()
+    return () if kept is None else tuple(kept.databases)

@@ -19,7 +19,7 @@ from django.utils.translation import gettext_lazy as _
 from lambda_tasks.admin import overview_sections
 from lambda_tasks.admin.listing import DeclaredLookupAdmin
 from lambda_tasks.admin.overview_sections import Span
-from lambda_tasks.models import TasksOverview
+from lambda_tasks.models import TaskRecord, TasksOverview
 
 T = TypeVar("T")
 
@@ -83,7 +83,8 @@ class TasksOverviewAdmin(DeclaredLookupAdmin):
         span = SPANS.get(request.GET.get("span", ""), SPANS[_DEFAULT])
         numbers = _cached(f"overview-{span.name}", lambda: overview_sections.numbers_of(span), seconds=FRESH)
         queues = _cached("queues", overview_sections.queues, seconds=FRESH_QUEUES)
-        may_follow = request.user.has_perm("lambda_tasks.view_taskrecord")
+        has_records = self.admin_site.is_registered(TaskRecord)
+        may_follow = has_records and request.user.has_perm("lambda_tasks.view_taskrecord")
         return {
             "span": span,
             "spans": SPANS.values(),

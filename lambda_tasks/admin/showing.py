@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 TAIL: Final = 2_000
 #: The maximum age, in seconds, of a time that is shown relative to now. Older times are shown as dates.
 _RECENT: Final = 7 * 86_400
+#: The latest call, in seconds since 1970, that is shown: in the year 9000, which every time zone can represent.
+_LATEST: Final = 221_845_392_000
 #: Matches the module before the name of an exception, at the start of the last line of a traceback.
 _MODULE: Final = re.compile(r"^(?:[^\W\d]\w*\.)+(?=[^\W\d]\w*(?::|$))")
 
@@ -146,13 +148,10 @@ def seconds_between(start: datetime | None, end: datetime | None) -> float | Non
 def called_at(message_id: str) -> datetime | None:
     """Return when a task was called, according to its id; None for ids of retries, schedules and other programs."""
     seconds = ids.made_at(message_id)
-    if seconds is None:
+    if seconds is None or seconds > _LATEST:  # another program can write any id
         return None
-    try:
-        moment = datetime.fromtimestamp(seconds, timezone.utc)
-        return moment if settings.USE_TZ else django_timezone.make_naive(moment)
-    except (OverflowError, ValueError, OSError):  # another program can write any id
-        return None
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment if settings.USE_TZ else django_timezone.make_naive(moment)
 
 
 def line_of_error(tail: str, reason: str) -> str:

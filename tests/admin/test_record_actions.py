@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -29,6 +29,7 @@ from lambda_tasks.models import (
 )
 from lambda_tasks.recording.masking import MASK
 from lambda_tasks.testing import collect_tasks
+from lambda_tasks.wire.ids import retry_id
 from tests.admin.kit import LIST, content, log_in, page_of, record
 
 pytestmark = pytest.mark.django_db
@@ -201,6 +202,12 @@ class TestCancel:
         post(admin_client, "cancel", running)
         assert CancelRequest.objects.get().pk == running.pk
 
+    def test_attempts_of_a_chain_count_once(self, admin_client: Client) -> None:
+        root = record(status=TaskStatus.RETRYING)
+        retry = record(id=UUID(retry_id(str(root.pk), 1)), root_id=root.pk, n_retries=1, status=TaskStatus.RETRYING)
+        assert "<h2>1 task</h2>" in post(admin_client, "cancel", root, retry, confirm=False).content.decode()
+        assert told(post(admin_client, "cancel", root, retry)) == ["1 task was cancelled."]
+
     def test_attempt_of_an_ended_chain_has_no_button(self, admin_client: Client) -> None:
         root = record(status=TaskStatus.RETRYING)
         assert 'value="cancel"' in content(admin_client, page_of(root))
@@ -236,6 +243,18 @@ class TestDelete:
         shown = record()
         moment = "2025-06-01T12:00:00Z"
         OutboxMessage.objects.create(id=shown.pk, task_name="x", queue="default", body="{}", created_at=moment)
+        post(admin_client, "delete_ended", shown)
+        assert TaskRecord.objects.get() == shown
+
+    @pytest.mark.django_db(databases=["default", "sqlite"])
+    def test_record_of_a_message_elsewhere_stays(self, admin_client: Client, settings: Any) -> None:
+        settings.LAMBDA_TASKS_BACKEND = {
+            "BACKEND": "lambda_tasks.backends.outbox.OutboxBackend",
+            "OPTIONS": {"transport": "lambda_tasks.backends.memory.MemoryBackend", "databases": ["sqlite"]},
+        }
+        shown = record()
+        fields = {"task_name": "x", "queue": "default", "body": "{}", "created_at": "2025-06-01T12:00:00Z"}
+        OutboxMessage.objects.using("sqlite").create(id=shown.pk, **fields)
         post(admin_client, "delete_ended", shown)
         assert TaskRecord.objects.get() == shown
 

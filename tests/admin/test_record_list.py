@@ -19,7 +19,7 @@ from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import MaxRetriesExceededError
 from lambda_tasks.models import TaskReason, TaskRecord, TaskStatus
 from lambda_tasks.recording.tracebacks import traceback_text
-from tests.admin.kit import LIST, called, content, log_in, record
+from tests.admin.kit import LIST, called, content, log_in, page_of, record
 
 pytestmark = pytest.mark.django_db
 SEARCHES = pytest.mark.skipif(
@@ -91,8 +91,11 @@ class TestColumns:
         record(id=uuid4())
         assert cell(content(admin_client, LIST), "waited") == "-"
 
-    def test_id_from_the_far_future_is_listed(self, admin_client: Client) -> None:
-        record(id=UUID("ffffffff-ffff-7fff-bfff-ffffffffffff"))
+    @pytest.mark.parametrize("moment", ["ffffffff-ffff", "e677d21f-d000"])
+    def test_id_from_the_far_future_is_listed(self, admin_client: Client, settings: Any, moment: str) -> None:
+        settings.TIME_ZONE = "Asia/Tokyo"
+        shown = record(id=UUID(f"{moment}-7fff-bfff-ffffffffffff"))
+        assert admin_client.get(page_of(shown)).status_code == 200
         assert cell(content(admin_client, LIST), "waited") == "-"
 
     def test_error_has_its_class_without_the_module(self, admin_client: Client) -> None:

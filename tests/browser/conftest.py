@@ -23,6 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True)
+def _no_connection_without_database_access() -> None:
+    """Leave connections alone: Django refuses to close them while playwright's event loop runs in this thread."""
+
+
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     with running_site() as running:

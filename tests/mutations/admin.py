@@ -49,16 +49,30 @@ MUTATIONS: Final = (
     Mutation(
         "the admin deletes records of tasks that have not ended",
         "admin/actions.py",
-        "return Q(status__in=ENDED) & ~Q(kept)",
-        "return ~Q(kept)",
+        "queryset.filter(status__in=ENDED), MOST_DELETED)",
+        "queryset, MOST_DELETED)",
         f"{ACTIONS}::TestDelete",
     ),
     Mutation(
         "the admin deletes records of messages in the outbox",
         "admin/actions.py",
-        "return Q(status__in=ENDED) & ~Q(kept)",
-        "return Q(status__in=ENDED)",
+        "return [row for row in rows if row.pk not in kept]",
+        "return rows",
         f"{ACTIONS}::TestDelete",
+    ),
+    Mutation(
+        "the admin deletes records of messages in an outbox elsewhere",
+        "admin/actions.py",
+        "for alias in {database, *_databases_of_outboxes()}:",
+        "for alias in {database}:",
+        f"{ACTIONS}::TestDelete",
+    ),
+    Mutation(
+        "the admin cancels a chain of retries twice",
+        "admin/actions.py",
+        "rows = _one_of_each_chain(self._limited(request, queryset.filter(status__in=UNENDED), MOST_CANCELLED))",
+        "rows = self._limited(request, queryset.filter(status__in=UNENDED), MOST_CANCELLED)",
+        f"{ACTIONS}::TestCancel",
     ),
     Mutation(
         "the admin's exports contain formulas",
@@ -112,8 +126,8 @@ MUTATIONS: Final = (
     Mutation(
         "the admin fails on ids from the far future",
         "admin/showing.py",
-        "    except (OverflowError, ValueError, OSError):",
-        "    except ZeroDivisionError:",
+        " or seconds > _LATEST:",
+        ":",
         f"{LIST}::TestColumns",
     ),
     Mutation(
