@@ -165,8 +165,9 @@ class TestKeyboard:
         page.goto(site.admin("lambda_tasks/tasksoverview/"))
         region = page.get_by_role("region", name="Durations").last
         region.focus()
+        region.evaluate("each => { window.scrolled = new Promise(done => { each.onscroll = done; }); }")
         page.keyboard.press("ArrowRight")
-        page.wait_for_function("document.activeElement.scrollLeft > 0")
+        assert page.evaluate("window.scrolled.then(() => document.activeElement.scrollLeft)") > 0
 
 
 class TestOverview:
@@ -198,7 +199,7 @@ class TestOverview:
         page.goto(site.admin("lambda_tasks/tasksoverview/"))
         page.evaluate("() => { window.fetch = () => Promise.reject(new Error('offline')); }")
         page.clock.fast_forward(11_000)
-        page.wait_for_function("document.getElementById('task-live-state').textContent.includes('Reload')")
+        page.get_by_text("Reload the page").wait_for()
 
 
 @SIZES
