@@ -43,7 +43,7 @@ class Status(Subcommand):
         )
 
     def run(self, *, ids: Sequence[str], **_: Any) -> None:
-        found = {each: TaskHandle.from_id(each).status for each in ids}
+        found = {each: TaskHandle.from_id(each).status or inspect(each).status for each in ids}
         self.output.result(
             [{"id": each, "status": status} for each, status in found.items()],
             "\n".join(f"{each}: {status or _UNKNOWN}" for each, status in found.items()),
@@ -105,6 +105,7 @@ class Inspect(Subcommand):
                 else " ".join(_progress(progress.done, progress.total, progress.note)),
                 "cancel requested": utc(found.cancel_requested),
                 "unique key": ", ".join(f"{key.key} (until {utc(key.expires_at)})" for key in found.keys),
+                "part of": _flow_text(found),
                 "rerun of": str(found.rerun_of.original_id) if found.rerun_of is not None else None,
                 "rerun by": found.rerun_of.username if found.rerun_of is not None else None,
             }
@@ -139,12 +140,31 @@ def as_fields(found: Inspection) -> dict[str, Any]:
             "note": found.progress.note,
             "updated": utc(found.progress.updated),
         },
+        "flow": _flow_fields(found),
         "rerun_of": None if found.rerun_of is None else str(found.rerun_of.original_id),
         "reruns": [
             {"id": str(each.pk), "of": str(each.original_id), "at": utc(each.rerun_at), "user": each.username}
             for each in found.reruns
         ],
     }
+
+
+def _flow_fields(found: Inspection) -> dict[str, Any] | None:
+    if found.member is None:
+        return None
+    return {
+        "id": str(found.member.flow_id),
+        "kind": found.flow.kind if found.flow is not None else None,
+        "position": found.member.position,
+        "size": found.flow.size if found.flow is not None else None,
+        "status": str(found.member.status),
+    }
+
+
+def _flow_text(found: Inspection) -> str | None:
+    if (flow := _flow_fields(found)) is None:
+        return None
+    return f"{flow['kind'] or 'chain or group'} {flow['id']}, place {flow['position'] + 1} of {flow['size'] or '?'}"
 
 
 def _fields(record: TaskRecord) -> dict[str, Any]:

@@ -10,7 +10,15 @@ from django.db import router
 
 from lambda_tasks.handles import canonical
 from lambda_tasks.maintenance import outbox
-from lambda_tasks.models import CancelRequest, OutboxMessage, TaskRecord, TaskRerun, UniqueKey
+from lambda_tasks.models import (
+    CancelRequest,
+    OutboxMessage,
+    TaskFlow,
+    TaskFlowMember,
+    TaskRecord,
+    TaskRerun,
+    UniqueKey,
+)
 from lambda_tasks.strategies import get_store
 from lambda_tasks.wire import ids
 
@@ -52,11 +60,14 @@ class Inspection:
     #: The row by which the chain came about, and those of the invocations that do one of the records again.
     rerun_of: TaskRerun | None = None
     reruns: list[TaskRerun] = field(default_factory=list)
+    #: Its place in a chain or group of tasks, and that chain or group; both None if it is in none.
+    member: TaskFlowMember | None = None
+    flow: TaskFlow | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is known: the message is on its queue, was never sent, or its record was deleted."""
-        return not (self.records or self.kept or self.keys or self.rerun_of)
+        return not (self.records or self.kept or self.keys or self.rerun_of or self.member)
 
     @property
     def record(self) -> TaskRecord | None:
@@ -95,6 +106,8 @@ def inspect(message_id: str) -> Inspection:
         store.read_progress(root_id),
         reruns.filter(pk=root_id).first(),
         list(reruns.filter(original_id__in=chain).order_by("rerun_at", "pk")),
+        member := _rows(TaskFlowMember, store.database).filter(pk=root_id).first(),
+        None if member is None else _rows(TaskFlow, store.database).filter(pk=member.flow_id).first(),
     )
 
 

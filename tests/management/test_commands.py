@@ -18,7 +18,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 import lambda_tasks
-from lambda_tasks import maintenance
+from lambda_tasks import group, maintenance
 from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.definition.retry import RetryPolicy
@@ -264,6 +264,13 @@ class TestInspect:
             key = retry_id(str(first.pk), 1)
             OutboxMessage.objects.create(id=key, task_name=retried.name, queue="default", created_at=timezone.now())
             assert [each["status"] for each in read("inspect", str(first.pk))["outbox"]] == ["DEAD"]
+
+    def test_place_in_a_group_is_shown(self, queue: TaskQueue) -> None:
+        group([greet.invocation(number=1), greet.invocation(number=2)]).execute_on_commit()
+        second = queue.jobs[1]
+        found = read("inspect", second.message_id)["flow"]
+        assert (found["kind"], found["position"], found["size"], found["status"]) == ("group", 1, 2, "PENDING")
+        assert f"group {found['id']}, place 2 of 2" in printed("inspect", second.message_id)
 
     @pytest.mark.parametrize("subcommand", ["inspect", "status"])
     def test_unknown_id_is_an_error(self, queue: TaskQueue, subcommand: str) -> None:
