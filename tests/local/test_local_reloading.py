@@ -77,26 +77,34 @@ def test_django_reports_changes_while_watching(tmp_path: Path) -> None:
     assert not watched.changes.happened
 
 
-def test_process_is_replaced_with_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_is_replaced_with_its_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     replaced: list[Any] = []
     monkeypatch.setattr(reloading.os, "execv", lambda *arguments: replaced.append(arguments))
+    started_as(monkeypatch, tmp_path)
     start_again()
     ((program, arguments),) = replaced
     assert program == arguments[0] == sys.executable
     assert arguments[-len(sys.argv[1:]) :] == sys.argv[1:]
 
 
+def started_as(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Pretend that this process was started as `python manage.py lambda_tasks worker --reload`."""
+    program = directory / "manage.py"
+    program.write_text(
+        "import sys\n"
+        "from django.core.management import execute_from_command_line\n"
+        "execute_from_command_line(sys.argv)\n"
+    )
+    monkeypatch.setattr(sys, "argv", [str(program), "lambda_tasks", "worker", "--reload"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
+
+
 @pytest.mark.parametrize(("settings", "problem"), [("", None), ("1 / 0", "ZeroDivisionError")])
 def test_project_is_loaded_by_a_new_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, problem: str | None
 ) -> None:
-    (tmp_path / "manage.py").write_text(
-        "import sys\nfrom django.core.management import execute_from_command_line\n"
-        "execute_from_command_line(sys.argv)\n"
-    )
     (tmp_path / "shop_settings.py").write_text(f'SECRET_KEY = "x"\n{settings}\n')
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "manage.py"), "lambda_tasks", "worker", "--reload"])
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
+    started_as(monkeypatch, tmp_path)
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "shop_settings")
     monkeypatch.syspath_prepend(tmp_path)
     found = problem_of_project()

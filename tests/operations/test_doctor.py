@@ -254,7 +254,7 @@ def test_waiting_dead_letters_are_found(healthy: Cloud) -> None:
     finding = only_finding(healthy)
     assert (finding.id, finding.level, finding.subject) == ("D113", "warning", "dead letter queue 'dead'")
     assert "3 messages wait in the dead letter queue" in finding.text
-    assert f"start-message-move-task --source-arn {healthy.arn(healthy.dead_url)}" in finding.remedy
+    assert "`dlq redrive` sends them back" in finding.remedy
 
 
 def test_missing_dead_letter_queue_is_an_error(healthy: Cloud) -> None:
