@@ -184,10 +184,12 @@ class RecordActions(LargeTableAdmin):
 
     # Permissions
 
-    def buttons_for(self, request: HttpRequest, record: TaskRecord) -> list[tuple[str, str | Promise]]:
-        """Return the actions that the user may apply to a record in its state."""
+    def buttons_for(
+        self, request: HttpRequest, record: TaskRecord, *, latest_status: str
+    ) -> list[tuple[str, str | Promise]]:
+        """Return the actions that the user may apply to a record, whose latest attempt has `latest_status`."""
         allowed = self.get_actions(request)
-        return [(name, text) for name, text in self.buttons if name in allowed and _fits(name, record)]
+        return [(name, text) for name, text in self.buttons if name in allowed and _fits(name, record, latest_status)]
 
     def has_run_again_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("lambda_tasks.run_again_taskrecord")
@@ -210,10 +212,10 @@ class RecordActions(LargeTableAdmin):
 _NEEDED: Final = ("id", "task_name", "status", "root_id", "n_retries")
 
 
-def _fits(action: str, record: TaskRecord) -> bool:
-    """Return whether an action makes sense for a record with its status."""
+def _fits(action: str, record: TaskRecord, latest_status: str) -> bool:
+    """Return whether an action makes sense for a record with its status, and with that of its latest attempt."""
     if action == "cancel":
-        return record.status in UNENDED
+        return record.status in UNENDED and latest_status in UNENDED
     if action in ("delete_ended", "run_again"):
         return record.status in ENDED
     return True

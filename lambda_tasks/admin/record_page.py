@@ -65,6 +65,7 @@ def context_of(record: TaskRecord, *, site: str, may_see_arguments: bool) -> dic
         "subtitle": None,
         "steps": list(_steps(record, chain)),
         "attempts": [_attempt(each, record, site) for each in chain[-MOST_ATTEMPTS:]] if len(chain) > 1 else [],
+        "latest_status": chain[-1].status if chain else record.status,
         "relations": relations.of(record, site),
         "links": list(links_of(record)),
         "call": call_in_python(record) if may_see_arguments else "",

@@ -59,7 +59,6 @@ class TaskRecordAdmin(RecordActions):
 
     actions = ("run_again", "cancel", "delete_ended", "export")
     list_display = ("badge", "task", "outcome", "queue_name", "attempt", "waited", "seconds", "started")
-    list_display_links = ("task",)
     list_filter = (
         "status",
         "reason",
@@ -82,6 +81,12 @@ class TaskRecordAdmin(RecordActions):
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return RecordList
+
+    def get_list_display_links(self, request: HttpRequest, list_display: Any) -> Any:
+        """Return the task, also if it is not the first column. A subclass may have other columns."""
+        if "task" in list_display and not self.list_display_links:
+            return ["task"]
+        return super().get_list_display_links(request, list_display)
 
     def get_search_results(self, request: HttpRequest, queryset: _Records, search_term: str) -> tuple[_Records, bool]:
         match search.read(search_term):
@@ -200,7 +205,7 @@ class TaskRecordAdmin(RecordActions):
         if record := context["original"]:
             may_see = self.has_view_arguments_permission(request, record)
             context |= record_page.context_of(record, site=self.admin_site.name, may_see_arguments=may_see)
-            context["buttons"] = self.buttons_for(request, record)
+            context["buttons"] = self.buttons_for(request, record, latest_status=context["latest_status"])
         return super().render_change_form(request, context, *args, **kwargs)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:

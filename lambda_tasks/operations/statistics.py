@@ -81,6 +81,16 @@ class Window:
         records: TaskRecordQuerySet = TaskRecord.objects.using(self.database).filter(start_time__gte=self.since)
         return records
 
+    @property
+    def statuses(self) -> TaskRecordQuerySet:
+        """The same records, for queries of nothing but `status` and `start_time`, which then read only their index.
+
+        Without the condition, MariaDB finds the records by another index and reads each row: 3 s instead of 0.1 s for a
+        hundred thousand of a million records.
+        """
+        records: TaskRecordQuerySet = self.records.filter(status__in=TaskStatus.values)
+        return records
+
 
 @dataclass(frozen=True, slots=True)
 class StatusCount:
@@ -203,7 +213,7 @@ def window(*, hours: float = 24) -> Window:
 def counts(of: Window) -> list[StatusCount]:
     """Return the number of records for each status. This is one query, which reads only an index."""
     hour = Q(start_time__gte=of.now - timedelta(seconds=HOUR))
-    grouped = of.records.values("status").annotate(in_window=Count("*"), last_hour=Count("status", filter=hour))
+    grouped = of.statuses.values("status").annotate(in_window=Count("*"), last_hour=Count("status", filter=hour))
     found = {row["status"]: row for row in grouped.order_by()}
     empty = {"last_hour": 0, "in_window": 0}
     return [StatusCount(**(empty | found.get(status, {}) | {"status": status})) for status in TaskStatus.values]
@@ -216,7 +226,7 @@ def throughput(of: Window, *, seconds: int = HOUR) -> list[Bucket]:
     """
     until = _next_boundary(of.now, seconds)
     age = Seconds(Value(until, output_field=DateTimeField()), F("start_time"))
-    grouped = of.records.annotate(bucket=Floor(age / seconds)).values("bucket")
+    grouped = of.statuses.annotate(bucket=Floor(age / seconds)).values("bucket")
     rows = grouped.annotate(
         started=Count("*"),
         succeeded=Count("status", filter=Q(status=TaskStatus.SUCCESS)),

@@ -142,6 +142,10 @@ class TestFilters:
     def test_subclass_declares_its_own_filters(self, viewer: Client, query: str, answer: int) -> None:
         assert status(viewer, reverse("ours:lambda_tasks_taskrecord_changelist"), query) == answer
 
+    def test_subclass_with_other_columns_is_valid(self) -> None:
+        for shown in (QueueRecordAdmin, TaskRecordAdmin):
+            assert shown(TaskRecord, admin.site).check() == []
+
     def test_limit_of_a_foreign_key_is_declared(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskRecord._meta, "related_fkey_lookups", [{"takeovers": "5"}, lambda: {"n_retries": "0"}])
         shown = TaskRecordAdmin(TaskRecord, admin.site)

@@ -201,6 +201,12 @@ class TestCancel:
         post(admin_client, "cancel", running)
         assert CancelRequest.objects.get().pk == running.pk
 
+    def test_attempt_of_an_ended_chain_has_no_button(self, admin_client: Client) -> None:
+        root = record(status=TaskStatus.RETRYING)
+        assert 'value="cancel"' in content(admin_client, page_of(root))
+        record(root_id=root.pk, n_retries=1)
+        assert 'value="cancel"' not in content(admin_client, page_of(root))
+
     def test_ended_chain_is_reported(self, admin_client: Client) -> None:
         root = record(status=TaskStatus.RETRYING)
         record(root_id=root.pk, n_retries=1)

@@ -109,9 +109,8 @@ def _record(key: UUID, **fields: Any) -> TaskRecord:
 
 def _fill_opened(now: datetime) -> dict[str, UUID]:
     called = now - timedelta(seconds=90)
-    keys = {
-        name: message_id(called, 9_000 + n) for n, name in enumerate(("failed", "retried", "running", "markup", "done"))
-    }
+    names = ("failed", "retried", "running", "markup", "done", "waiting")
+    keys = {name: message_id(called, 9_000 + number) for number, name in enumerate(names)}
     _record(
         keys["done"],
         task_name="shop.tasks.send_receipt",
@@ -132,6 +131,16 @@ def _fill_opened(now: datetime) -> dict[str, UUID]:
         end_time=now - timedelta(seconds=54.8),
     )
     _fill_chain(keys["retried"], now)
+    _record(
+        keys["waiting"],
+        task_name="shop.tasks.reserve_stock",
+        status=TaskStatus.RETRYING,
+        reason="error",
+        traceback=_BUSY,
+        queue="stock",
+        start_time=now - timedelta(seconds=80),
+        end_time=now - timedelta(seconds=78),
+    )
     _record(
         keys["running"],
         task_name="shop.tasks.import_products",

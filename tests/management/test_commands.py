@@ -101,7 +101,7 @@ class TestHelp:
             parser.parse_args([subcommand.name, "--help"])
         assert raised.value.code == 0
         text = capsys.readouterr().out
-        assert "--format {text,json" in text
+        assert f"--format {{{','.join(subcommand.formats)}}}" in text
         assert subcommand.examples
         for example in subcommand.examples:
             assert f"python manage.py lambda_tasks {example}" in text or example.startswith("echo ")

@@ -133,6 +133,13 @@ MUTATIONS: Final = (
         STATISTICS,
     ),
     Mutation(
+        "counting statuses reads the rows of records",
+        "operations/statistics.py",
+        "self.records.filter(status__in=TaskStatus.values)",
+        "self.records",
+        STATISTICS + "::TestRecords::test_each_statistic_is_few_queries",
+    ),
+    Mutation(
         "clocks that differ make a wait negative",
         "operations/statistics.py",
         "return max(value, 0.0) if isinstance(value, float) else value",

@@ -907,7 +907,7 @@ def test_common_options_are_accepted_on_both_sides(
 def test_missing_subcommand_prints_the_names_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         Command().run_from_argv(["manage.py", "lambda_tasks"])
-    assert f"{{{','.join(each.name for each in SUBCOMMANDS)}}}" in capsys.readouterr().err
+    assert f"{{{','.join(each.name for each in SUBCOMMANDS)}}}" in "".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("arguments", [["-v", "3", "reap"], ["reap", "-v", "3"], ["-v", "0", "reap", "-v", "3"]])

@@ -25,6 +25,7 @@ from lambda_tasks.management.run import Run
 from lambda_tasks.management.schedules import Schedules
 from lambda_tasks.management.stats import Stats
 from lambda_tasks.management.status import Inspect, Status
+from lambda_tasks.management.template import Template
 from lambda_tasks.management.tick import Tick
 from lambda_tasks.management.worker import Worker
 
@@ -49,6 +50,7 @@ SUBCOMMANDS: Final[tuple[type[Subcommand], ...]] = (
     Reap,
     Cleanup,
     Doctor,
+    Template,
 )
 _STATUSES: Final = (
     "exit status:\n"
