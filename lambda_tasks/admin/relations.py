@@ -69,7 +69,8 @@ def _flow(record: TaskRecord, site: str) -> Relation:
     label = _("Chain of %d tasks") if flow.kind == FlowKind.CHAIN else _("Group of %d tasks")
     members = TaskFlowMember.objects.using(database).filter(flow_id=flow.pk).exclude(pk=mine.pk)
     shown = members.order_by("position")[:MOST_RELATED] if flow.size <= MOST_ORDERED else members[:MOST_RELATED]
-    return Relation(label % flow.size, [_member(each, site) for each in shown])
+    whole = Related(str(flow.pk), reverse(f"{site}:lambda_tasks_taskflow_change", args=[flow.pk]), str(_("the whole")))
+    return Relation(label % flow.size, [whole, *(_member(each, site) for each in shown)])
 
 
 def _member(member: TaskFlowMember, site: str) -> Related:
