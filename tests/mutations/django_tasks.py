@@ -132,8 +132,8 @@ MUTATIONS: Final = (
     Mutation(
         "the cleanup lets a finished task look ready",
         "tasks.py",
-        "    for model in (TaskProgress, EnqueuedTask):\n",
-        "    for model in (TaskProgress,):\n",
+        "    for model in (TaskProgress, TaskRerun, EnqueuedTask):\n",
+        "    for model in (TaskProgress, TaskRerun):\n",
         TESTS + "::TestResults",
     ),
     Mutation(

@@ -359,8 +359,8 @@ MUTATIONS: Final = (
     Mutation(
         "the cleanup keeps the progress",
         "tasks.py",
-        "    for model in (TaskProgress, EnqueuedTask):\n",
-        "    for model in (EnqueuedTask,):\n",
+        "    for model in (TaskProgress, TaskRerun, EnqueuedTask):\n",
+        "    for model in (TaskRerun, EnqueuedTask):\n",
         PROGRESS + "::TestReports",
     ),
 )

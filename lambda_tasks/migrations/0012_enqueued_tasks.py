@@ -4,7 +4,7 @@ from lambda_tasks.database.online import CreateTable
 
 
 class Migration(migrations.Migration):
-    dependencies = [("lambda_tasks", "0009_flows")]
+    dependencies = [("lambda_tasks", "0011_admin_permissions")]
 
     operations = [
         CreateTable(
