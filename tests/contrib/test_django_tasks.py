@@ -40,6 +40,7 @@ from lambda_tasks.exceptions import DuplicateTask, InvalidArguments, UnknownQueu
 from lambda_tasks.handler import handler
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.models import EnqueuedTask, OutboxMessage, TaskRecord
+from lambda_tasks.operations.rerunning import run_again
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.testing import TaskQueue, collect_tasks
@@ -572,6 +573,14 @@ class TestResults:
         result = examples.add.using(queue_name="other").enqueue(1)
         settings.TASKS = {"default": {"BACKEND": BACKEND}}
         assert again(result).status == READY
+
+    def test_record_can_be_run_again(self, queue: TaskQueue) -> None:
+        first = examples.add.enqueue(2, second=3)
+        queue.run_until_idle()
+        handle = run_again(TaskRecord.objects.get(pk=first.id))
+        queue.run_until_idle()
+        second = task_backends["default"].get_result(handle.message_id)
+        assert (second.status, second.args, second.return_value) == (SUCCESSFUL, [2], 5)
 
     def test_cleanup_deletes_calls_with_their_records(self, queue: TaskQueue) -> None:
         result = examples.add.enqueue(2)

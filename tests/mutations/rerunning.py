@@ -54,8 +54,8 @@ MUTATIONS: Final = (
     Mutation(
         "the cleanup keeps the links of deleted reruns",
         "tasks.py",
-        "for model in (TaskProgress, TaskRerun):",
-        "for model in (TaskProgress,):",
+        "for model in (TaskProgress, TaskRerun, EnqueuedTask):",
+        "for model in (TaskProgress, EnqueuedTask):",
         RERUNNING,
     ),
     Mutation(
