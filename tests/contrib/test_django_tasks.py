@@ -19,7 +19,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import transaction
 from django.utils import timezone
 
-from lambda_tasks import plugins, registry
+from lambda_tasks import Every, plugins, registry
 from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.backends.outbox import OutboxBackend
 from lambda_tasks.contrib.django_tasks import LambdaTasksBackend, lambda_options
@@ -41,6 +41,7 @@ from lambda_tasks.handler import handler
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.models import EnqueuedTask, OutboxMessage, TaskRecord
 from lambda_tasks.operations.rerunning import run_again
+from lambda_tasks.operations.schedules import run_now
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.testing import TaskQueue, collect_tasks
@@ -529,21 +530,19 @@ class TestOptions:
         with pytest.raises(InvalidTask, match="does not support setting priority"):
             examples.add.using(priority=1)
 
-    def test_schedule_sends_the_task(self, queue: TaskQueue) -> None:
-        from lambda_tasks import Every
-        from lambda_tasks.operations.schedules import run_now
+    def test_schedule_sends_the_task(self, settings: Any, queue: TaskQueue) -> None:
+        settings.TASKS = {"default": {"BACKEND": f"{__name__}.SecondBackend"}, "other": {"BACKEND": BACKEND}}
 
         def regular() -> str:
             return "done"
 
         regular.__qualname__ = "regular"
-        regular.__module__ = examples.__name__
-        examples.task(lambda_options(schedule=Every(minutes=5))(regular))
-        [adapter] = [task for task in registry.registered_tasks() if task.function.__name__ == "regular"]
-        [handle] = run_now(adapter.name)
+        examples.task(backend="other")(lambda_options(schedule=Every(minutes=5))(regular))
+        [handle] = run_now(f"{__name__}.regular")
         queue.run_until_idle()
-        result = task_backends["default"].get_result(handle.message_id)
-        assert result.return_value == "done"
+        result = task_backends["other"].get_result(handle.message_id)
+        result.refresh()
+        assert (result.backend, result.return_value) == ("other", "done")
 
 
 class TestResults:

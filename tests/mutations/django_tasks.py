@@ -102,6 +102,13 @@ MUTATIONS: Final = (
         TESTS + "::TestRunning",
     ),
     Mutation(
+        "a task of a schedule forgets its backend",
+        FOLDER + "calls.py",
+        "        return self.encode_call((), arguments, backend=self._backend)\n",
+        '        return self.encode_call((), arguments, backend="default")\n',
+        TESTS + "::TestOptions",
+    ),
+    Mutation(
         "options above the task have no effect",
         FOLDER + "adapters.py",
         "        if known.declared is declared_options(task.func):\n",

@@ -42,7 +42,10 @@ class DjangoTask(Task):
         return f"<task {self.name}>"
 
     def _signature_of(self, function: Callable[..., Any]) -> CallSignature:
-        return CallSignature(self.task.func, sensitive=self.sensitive, takes_context=self.task.takes_context)
+        task = self.task
+        return CallSignature(
+            task.func, sensitive=self.sensitive, takes_context=task.takes_context, backend=task.backend
+        )
 
 
 def adapter_of(task: compat.AnyTask, defaults: Mapping[str, Any], *, queue: str) -> DjangoTask:

@@ -31,8 +31,11 @@ class CallSignature(TaskSignature):
     `sensitive` work by name. What the caller has passed by position is passed by position again.
     """
 
-    def __init__(self, function: Callable[..., Any], *, sensitive: Collection[str], takes_context: bool) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, sensitive: Collection[str], takes_context: bool, backend: str
+    ) -> None:
         self.function = function
+        self._backend = backend
         self.name = f"{function.__module__}.{function.__qualname__}"
         signature = read_signature(function)
         own = list(signature.parameters.values())[1 if takes_context else 0 :]
@@ -56,11 +59,10 @@ class CallSignature(TaskSignature):
         return set() if self._takes_any else encoded.keys() - known
 
     def encode(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return self.encode_call((), arguments)
+        """Return the arguments of a message that no caller has enqueued, such as that of a schedule."""
+        return self.encode_call((), arguments, backend=self._backend)
 
-    def encode_call(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, backend: str = "default"
-    ) -> dict[str, Any]:
+    def encode_call(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, backend: str) -> dict[str, Any]:
         """Return the arguments of a message for a call with JSON values.
 
         Raises `InvalidArguments` if the function does not take the arguments, or if JSON would change them.
