@@ -239,6 +239,22 @@ class TestDebts:
         assert notes() == ["a", "success: value a is done"]
         assert flow_rows() == []
 
+    def test_redelivery_keeps_the_debts_of_a_call(self, direct: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The decorator has followers too, which the redelivered message finds again without the row of the call."""
+        from lambda_tasks.backends.memory import MemoryBackend, event_record
+        from lambda_tasks.handler import handler
+
+        follow(decorated).execute_on_commit(name="a")
+        [job] = queue()
+        queue().clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryBackend, "send", _unavailable)
+            handler({"Records": [event_record(job)]}, None)
+        deliver(job)
+        run_all()
+        assert sorted(notes()) == ["a", "decorated success: value a", "success: value a"]
+        assert flow_rows() == []
+
     def test_maintenance_pays_debts(self, direct: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from lambda_tasks.backends.memory import MemoryBackend, event_record
         from lambda_tasks.handler import handler

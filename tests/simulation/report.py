@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Prefixes of failpoints that are reached only with the outbox.
 OF_OUTBOX: Final = ("outbox:", "relay:")
+#: Prefixes of failpoints that are reached only without it.
+OF_DIRECT: Final = ("flow:sent",)
 #: The prefix of failpoints that are reached only in worlds with periodic tasks.
 OF_SCHEDULES: Final = "schedule:"
 #: The names of violations, in the order of the report.
@@ -58,6 +60,7 @@ class Report:
                 "deliveries": figures.deliveries,
                 "duplicates": figures.duplicates,
                 "redrives": figures.redrives,
+                "messages dropped": figures.dropped,
                 "forged messages": figures.forged,
                 "attempts to cancel": figures.cancels,
                 "cancelled before a start": figures.prevented,
@@ -97,7 +100,7 @@ class Report:
 
     def never_killed(self, prefixes: Sequence[str] = (), *, outbox: bool) -> list[str]:
         """Return the failpoints, or those with one of `prefixes`, at which no process was killed."""
-        elsewhere = (*(() if outbox else OF_OUTBOX), *(() if prefixes else (OF_SCHEDULES,)))
+        elsewhere = (*(OF_DIRECT if outbox else OF_OUTBOX), *(() if prefixes else (OF_SCHEDULES,)))
         meant = [point for point in POINTS if point.startswith(tuple(prefixes) or "")]
         return [point for point in meant if not point.startswith(elsewhere) and not self.struck[f"{point}|killed"]]
 

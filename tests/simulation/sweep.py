@@ -18,9 +18,17 @@ from tests.simulation.invariants import EXPECTED, check
 from tests.simulation.invocations import Strike
 from tests.simulation.report import Report
 from tests.simulation.shop import tasks
+from tests.simulation.shop.flows import FAMILIES
 from tests.simulation.shop.tasks import UNIQUE, VALUES
 from tests.simulation.transport import locks
-from tests.simulation.world import PAST_ANY_LEASE, Placement, World, points_of, points_of_customer
+from tests.simulation.world import (
+    PAST_ANY_LEASE,
+    Placement,
+    World,
+    points_by_turn,
+    points_of,
+    points_of_customer,
+)
 
 #: The number of orders in one world. Each singleton task runs in a separate world.
 CHUNK: Final = 25
@@ -37,6 +45,14 @@ WAIT_POINTS: Final = tuple(point for point in POINTS if point.startswith("wait:"
 RELAY_POINTS: Final = tuple(point for point in POINTS if point.startswith("relay:"))
 #: The failpoints of a process that cancels an order.
 CANCEL_POINTS: Final = tuple(point for point in POINTS if point.startswith("cancel:"))
+#: The failpoints at which the faults of the later tasks of an order strike.
+_OF_LATER_TASKS: Final = ("claim:after", "task:enter", "finish:", "settle:", "flow:", "send:", "relay:", "batch:before")
+#: The failpoints of the end of a task that others follow, after its COMMIT.
+_ENDED: Final = ("flow:after_commit", "flow:last_member", "flow:sent")
+#: The orders of which a customer places one with each fault.
+_PLACED: Final = ("followed", "chained", "grouped")
+#: The failpoints of a process that cancels a chain or a group.
+_CANCEL_FLOW: Final = ("cancel:before_write", "cancel:after_write", "flow:after_end", "flow:last_member", "flow:sent")
 #: Failpoints after the commit of a customer's transaction, where the customer must not get an exception.
 _AFTER_COMMIT: Final = frozenset({"enqueue:after_commit", "send:before", "send:after", *RELAY_POINTS})
 
@@ -55,6 +71,8 @@ class Case:
     held: bool = False
     #: The number of orders, for tasks that are unique.
     orders: int = 1
+    #: Whether the message is deleted after its last delivery, so that only the maintenance can do what is left.
+    dropped: bool = False
 
     @property
     def point(self) -> str:
@@ -86,7 +104,12 @@ def sweep(
 
 
 def _cases(folder: Path, kinds: Sequence[str]) -> Iterator[Case]:
-    yield from _first_invocations({kind: points_of(folder, kind) for kind in kinds})
+    yield from _first_invocations({kind: points_of(folder, kind) for kind in kinds if kind not in FAMILIES})
+    for kind in kinds:
+        if kind in FAMILIES:
+            yield from _families(kind, points_by_turn(folder, kind))
+        if kind in _PLACED:
+            yield from _customers(kind, points_of_customer(folder, kind))
     yield from (case for case in _later_invocations() if case.kind in kinds)
     yield from _customers("plain", points_of_customer(folder))
     for kind in UNIQUE:
@@ -106,6 +129,17 @@ def _first_invocations(points_of: dict[str, list[str]]) -> Iterator[Case]:
             if fault in _NEED_SEND and "retry:before_send" not in points:
                 continue
             yield Case(kind, deliveries=((Strike(point, fault),),))
+
+
+def _families(kind: str, turns: list[list[str]]) -> Iterator[Case]:
+    """Yield cases with a fault in each of the tasks of an order."""
+    for turn, points in enumerate(turns):
+        unstruck = ((),) * turn
+        reached = [point for point in points if not turn or point.startswith(_OF_LATER_TASKS)]
+        for point, fault in product(reached, _WITHOUT_REDIS):
+            yield Case(kind, deliveries=(*unstruck, (Strike(point, fault),)))
+        for point, fault in product([point for point in points if point in _ENDED], ("killed", "SQS unavailable", FROZEN)):
+            yield Case(kind, deliveries=(*unstruck, (Strike(point, fault),)), dropped=True)
 
 
 def _later_invocations() -> Iterator[Case]:
@@ -139,6 +173,9 @@ def _cancellations() -> Iterator[Case]:
             yield Case("retried", deliveries=(again,), cancel=(Strike(point, fault),))
         for kind in ("plain", "committing", "committing_once"):
             yield Case(kind, deliveries=(died,), cancel=(Strike("cancel:after_request", fault),))
+        for kind, turns, point in product(_PLACED, range(3), _CANCEL_FLOW):
+            if turns < 2 or kind != "followed":
+                yield Case(kind, producer=unsent, deliveries=((),) * turns, cancel=(Strike(point, fault),))
 
 
 def _relays() -> Iterator[Case]:
@@ -165,7 +202,10 @@ def _run(folder: Path, cases: list[tuple[int, Case]], report: Report) -> None:
             for number, case in cases:
                 if turn < len(case.deliveries):
                     with _lock_held(case.kind) if case.held and not turn else nullcontext():
-                        world.deliver(world.messages_of(number), case.deliveries[turn])
+                        messages = world.messages_of(number)
+                        world.deliver(messages, case.deliveries[turn])
+                    if case.dropped and turn == len(case.deliveries) - 1:
+                        world.drop(messages)
         for number, case in cases:
             if case.cancel:
                 world.cancel(number, case.cancel)
