@@ -33,6 +33,8 @@ from tests.simulation.world import (
 #: The number of orders in one world. Each singleton task runs in a separate world.
 CHUNK: Final = 25
 
+#: The number of messages that one invocation gets if no fault strikes it.
+_BATCH_SIZE: Final = 10
 _ALL_FAULTS: Final = (*FAULTS, FROZEN)
 _NEED_REDIS: Final = frozenset({"locks lost", "Redis unavailable"})
 _WITHOUT_REDIS: Final = tuple(fault for fault in _ALL_FAULTS if fault not in _NEED_REDIS)
@@ -199,13 +201,16 @@ def _run(folder: Path, cases: list[tuple[int, Case]], report: Report) -> None:
         for turn in range(max(len(case.deliveries) for _, case in cases)):
             if turn:
                 world.pass_time(PAST_ANY_LEASE)
-            for number, case in cases:
-                if turn < len(case.deliveries):
-                    with _lock_held(case.kind) if case.held and not turn else nullcontext():
-                        messages = world.messages_of(number)
-                        world.deliver(messages, case.deliveries[turn])
-                    if case.dropped and turn == len(case.deliveries) - 1:
-                        world.drop(messages)
+            due = [(number, case) for number, case in cases if turn < len(case.deliveries)]
+            _deliver_together(world, [number for number, case in due if not case.deliveries[turn]])
+            for number, case in due:
+                if not case.deliveries[turn]:
+                    continue
+                messages = world.messages_of(number)
+                with _lock_held(case.kind) if case.held and not turn else nullcontext():
+                    world.deliver(messages, case.deliveries[turn])
+                if case.dropped and turn == len(case.deliveries) - 1:
+                    world.drop(messages)
         for number, case in cases:
             if case.cancel:
                 world.cancel(number, case.cancel)
@@ -220,6 +225,13 @@ def _run(folder: Path, cases: list[tuple[int, Case]], report: Report) -> None:
         report.add(check(world), world.figures)
     finally:
         world.close()
+
+
+def _deliver_together(world: World, orders: Sequence[int]) -> None:
+    """Deliver the messages of orders that no fault strikes in this turn."""
+    messages = [message for order in orders for message in world.messages_of(order)]
+    for start in range(0, len(messages), _BATCH_SIZE):
+        world.deliver(messages[start : start + _BATCH_SIZE])
 
 
 @contextmanager
