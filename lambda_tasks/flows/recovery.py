@@ -86,7 +86,7 @@ def recover(database: str, *, older_than: float = PATIENCE, seconds: float = flo
     for root_id in _unnoticed(database, older_than):
         recovered += _try(partial(_end, root_id, database), root_id, deadline)
     for flow_id in _complete_groups(database, older_than):
-        recovered += _try(partial(ending.end_group, flow_id, database), flow_id, deadline)
+        recovered += _try(partial(_end_group, flow_id, database), flow_id, deadline)
     for row in _debtors(database, older_than):
         recovered += _try(partial(ending.pay, row, database), row.pk, deadline)
     return recovered
@@ -109,6 +109,11 @@ def _end(root_id: str, database: str) -> None:
     flow = mark_of(root_id, database)
     end_from_record(root_id, flow, database, None)
     ending.resume(root_id, flow, database)
+
+
+def _end_group(flow_id: str, database: str) -> None:
+    ending.end_group(flow_id, database)
+    ending.pay_debts([flow_id], database)  # otherwise, the next maintenance would do that
 
 
 def _unnoticed(database: str, older_than: float) -> Iterable[str]:
