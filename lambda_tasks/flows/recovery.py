@@ -35,6 +35,8 @@ PATIENCE: Final = 60
 #: The number of flows, and of members, that are recovered at a time.
 _BATCH_SIZE: Final = 1_000
 _ENDED: Final = (rows.SUCCESS, rows.FAILED)
+#: The reason of a call whose place a later call has taken.
+_REPLACED: Final = "replaced"
 
 
 def end_from_record(root_id: str, flow: str, database: str, task: Task | None) -> None:
@@ -45,6 +47,8 @@ def end_from_record(root_id: str, flow: str, database: str, task: Task | None) -
         return
     if latest is None or latest.status not in _ENDED or latest.root_id != root_id:
         return
+    if latest.reason == _REPLACED:
+        return  # it never ran: the call that has replaced it is followed
     with transaction.atomic(using=database):
         ending.end(ending.End.of_record(latest, task or task_named(latest.task_name), flow, database))
 

@@ -219,7 +219,6 @@ class TestGroups:
         run_all()
         assert notes() == ["then"]
 
-
     def test_counted_group_is_ended_by_the_next_maintenance(self, shop: str) -> None:
         """The worker of the last member dies after its COMMIT, before it has looked whether it was the last."""
         handle = three_members()

@@ -29,6 +29,7 @@ from tests.flows.shop import (
     decorated,
     fail,
     flow_rows,
+    note,
     notes,
     queue,
     report,
@@ -146,6 +147,15 @@ class TestEnds:
         assert notes()[0].startswith("failure: lambda_tasks.exceptions.TaskCancelled: cancelled")
         assert flow_rows() == []
 
+    def test_replaced_call_is_not_followed(self, shop: str) -> None:
+        latest.execute_on_commit(name="a")
+        jobs = list(queue())
+        latest.execute_on_commit(name="b")
+        jobs += [job for job in queue() if job not in jobs]
+        queue()[:] = jobs
+        run_all()
+        assert notes() == ["b", "followed: value b"]
+
     def test_ignored_error_is_a_success(self, shop: str) -> None:
         ignoring.using(on_success=report.invocation(text="success")).execute_on_commit()
         run_all()
@@ -155,6 +165,12 @@ class TestEnds:
         committing.using(on_success=report.invocation(text="success")).execute_on_commit()
         run_all()
         assert notes() == ["success"]
+
+
+@lambda_task(unique=True, on_duplicate="replace", on_success=report.invocation(text="followed", value=RESULT))
+def latest(*, name: str) -> str:
+    note(name)
+    return name
 
 
 @lambda_task(expires_in=60)

@@ -93,13 +93,13 @@ def _disagreements(number: int, kind: str, family: Family, chains: Chains) -> It
         return
     members = list(TaskFlowMember.objects.filter(flow_id=flow_id).order_by("position"))
     statuses = [member.status for member in members]
-    ends = [
-        chain[-1].status if (chain := chains.get(number + place)) else "SKIPPED" for place in family.sub_orders
-    ]
+    ends = [chain[-1].status if (chain := chains.get(number + place)) else "SKIPPED" for place in family.sub_orders]
     if statuses != ends:
         yield Violation("disagreeing", f"order {number} ({kind}) has counted {statuses}, and its tasks ended as {ends}")
     if flow.ended_at is not None and flow.failed != any(end != "SUCCESS" for end in ends):
-        yield Violation("disagreeing", f"order {number} ({kind}) has failed={flow.failed}, and its tasks ended as {ends}")
+        yield Violation(
+            "disagreeing", f"order {number} ({kind}) has failed={flow.failed}, and its tasks ended as {ends}"
+        )
 
 
 def unsettled(world: World) -> Iterator[Violation]:

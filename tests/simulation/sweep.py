@@ -140,7 +140,9 @@ def _families(kind: str, turns: list[list[str]]) -> Iterator[Case]:
         reached = [point for point in points if not turn or point.startswith(_OF_LATER_TASKS)]
         for point, fault in product(reached, _WITHOUT_REDIS):
             yield Case(kind, deliveries=(*unstruck, (Strike(point, fault),)))
-        for point, fault in product([point for point in points if point in _ENDED], ("killed", "SQS unavailable", FROZEN)):
+        for point, fault in product(
+            [point for point in points if point in _ENDED], ("killed", "SQS unavailable", FROZEN)
+        ):
             yield Case(kind, deliveries=(*unstruck, (Strike(point, fault),)), dropped=True)
 
 
