@@ -19,8 +19,8 @@ from django.db.models import F, Q
 from lambda_tasks import maintenance, registry
 from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.definition.keys import LOCK_KEY
-from lambda_tasks.handler import boot, handler
 from lambda_tasks.flows.handles import FlowHandle
+from lambda_tasks.handler import boot, handler
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.models import (
     CancelRequest,
