@@ -242,6 +242,8 @@ def cancel(message_id: str, *, database: str | None = None) -> bool:
         kept = waiting if result.message_id == message_id else backend.find(result.message_id)
         if kept is None or not kept.is_followed:  # the worker that receives the message sends what follows the task
             backend.discard(result.message_id)
+        else:
+            backend.expedite(result.message_id)
     return not isinstance(result, TooLate)
 
 

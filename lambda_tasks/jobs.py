@@ -218,6 +218,8 @@ class Run:
     scheduled_for: float | None = None
     #: The mark of an invocation that others follow; empty if none does.
     flow: str = ""
+    #: Whether other invocations may follow its end, as its call or the decorator of its task says.
+    is_followed: bool = False
     #: Whether the message was received before. If so, its record is expected to exist.
     redelivered: bool = False
     #: Whether it runs inside a transaction of the caller, as in eager mode and in Django's TestCase.
@@ -247,11 +249,6 @@ class Run:
     @property
     def n_retries(self) -> int:
         return self.message.n_retries
-
-    @property
-    def is_followed(self) -> bool:
-        """Whether other invocations may follow its end, as the call or the decorator of its task says."""
-        return bool(self.flow) or self.task.is_followed
 
     @property
     def predecessor_id(self) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from django.db import transaction
 
+from lambda_tasks import ERROR, FLOW_ID, RESULT, chain, group
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
 from shop import tasks
@@ -49,6 +50,28 @@ def send_and_cancel(order: Order) -> list[TaskHandle[Any]]:
     return [handle]
 
 
+def charge_or_apologize(order: Order) -> list[TaskHandle[Any]]:
+    apology = tasks.apologize.invocation(order_id=order.pk, error=ERROR)
+    charge = tasks.charge_card.using(on_failure=apology)
+    return [charge.execute_on_commit(order_id=order.pk, card_number=CARD)]
+
+
+def wrap_and_bill(order: Order) -> list[TaskHandle[Any]]:
+    gift = chain(
+        tasks.wrap_gift.invocation(order_id=order.pk),
+        tasks.bill_gift.invocation(order_id=order.pk, cents=RESULT),
+    )
+    return gift.execute_on_commit().tasks()
+
+
+def count_shelves(order: Order) -> list[TaskHandle[Any]]:
+    shelves = group(
+        [tasks.count_shelf.invocation(order_id=order.pk, shelf=shelf) for shelf in ("books", "games", "toys")],
+        then=tasks.add_up_shelves.invocation(order_id=order.pk, group_id=FLOW_ID),
+    )
+    return shelves.execute_on_commit().tasks()
+
+
 def send_and_roll_back(order: Order) -> list[TaskHandle[Any]]:
     tasks.send_receipt.execute_on_commit(order_id=order.pk, name=order.customer)
     transaction.set_rollback(True)
@@ -65,8 +88,9 @@ KINDS: Final = (
     Kind(
         "failure",
         "Failure",
-        "The card is refused. The record contains the traceback without its number, and the writes are rolled back.",
-        lambda order: [tasks.charge_card.execute_on_commit(order_id=order.pk, card_number=CARD)],
+        "The card is refused. The record contains the traceback without its number, the writes are rolled back, and an "
+        "apology follows.",
+        charge_or_apologize,
     ),
     Kind(
         "ignored",
@@ -103,6 +127,18 @@ KINDS: Final = (
         "Cancelled",
         "A coupon is sent with a delay, and cancelled before that has passed: it never runs.",
         send_and_cancel,
+    ),
+    Kind(
+        "chain",
+        "Chain",
+        "A gift is wrapped, and then billed: the second task gets the result of the first.",
+        wrap_and_bill,
+    ),
+    Kind(
+        "group",
+        "Group",
+        "Three shelves are counted side by side. When the last is done, one more task adds them up.",
+        count_shelves,
     ),
     Kind(
         "soft-timeout",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from uuid import UUID
 
-from lambda_tasks import Every, RetryPolicy, current_task, lambda_task
+from lambda_tasks import Every, FlowHandle, RetryPolicy, current_task, lambda_task
 from lambda_tasks.logging import task_logger
 from lambda_tasks.timeouts import SoftTimeLimitExceeded
 from shop.models import OrderEvent
@@ -37,6 +38,13 @@ def charge_card(*, order_id: int, card_number: str) -> None:
     """Failure: the traceback is recorded, without the card number, and the event is rolled back."""
     OrderEvent.objects.create(order_id=order_id, text="card charged")
     raise CardRefused(f"The bank refused the card {card_number} for order {order_id}.")
+
+
+@lambda_task
+def apologize(*, order_id: int, error: str) -> str:
+    """Follow: sent when `charge_card` has failed, in the transaction that records it."""
+    OrderEvent.objects.create(order_id=order_id, text="apology sent")
+    return f"Apologized for: {error}"
 
 
 @lambda_task(ignore_errors=(Unsubscribed,))
@@ -155,6 +163,34 @@ def send_reminder(*, order_id: int) -> str:
 def water_plants() -> str:
     """Periodic: sent every hour, without a call, while a relay or a worker runs."""
     return "Watered."
+
+
+@lambda_task
+def wrap_gift(*, order_id: int) -> int:
+    """Chain, first task: its result is an argument of the next one."""
+    OrderEvent.objects.create(order_id=order_id, text="gift wrapped")
+    return 350
+
+
+@lambda_task
+def bill_gift(*, order_id: int, cents: int) -> str:
+    """Chain, second task: sent when the first has succeeded."""
+    OrderEvent.objects.create(order_id=order_id, text="gift billed")
+    return f"Billed {cents} cents for the wrapping."
+
+
+@lambda_task
+def count_shelf(*, order_id: int, shelf: str) -> int:
+    """Group: one task per shelf, in any order."""
+    OrderEvent.objects.create(order_id=order_id, text="shelf counted")
+    return len(shelf)
+
+
+@lambda_task
+def add_up_shelves(*, order_id: int, group_id: UUID) -> str:
+    """Then: sent once, when the last shelf is counted."""
+    OrderEvent.objects.create(order_id=order_id, text="shelves added up")
+    return f"{sum(FlowHandle.from_id(group_id).results())} items on all shelves."
 
 
 @lambda_task(queue="parcels", soft_timeout=3, hard_timeout=4)

@@ -89,6 +89,10 @@ class BaseBackend(ABC):
         """Delete a message that the transport keeps, unless it is being sent, because its task was cancelled."""
         return
 
+    def expedite(self, message_id: str) -> None:
+        """Send a message that the transport keeps without its delay: its task was cancelled, and others follow it."""
+        return
+
     def kept(self, message_ids: Sequence[str]) -> set[str]:
         """Return those of the messages that this transport still keeps and that no queue has accepted."""
         return set()

@@ -164,6 +164,11 @@ class OutboxBackend(BaseBackend):
                 if message.exists() and list(message.select_for_update(skip_locked=True).values_list("pk")):
                     message.delete()
 
+    def expedite(self, message_id: str) -> None:
+        for database in self.databases:
+            kept = messages_in(database).filter(pk=message_id, holder=None, due_at__gt=DatabaseNow())
+            kept.update(due_at=DatabaseNow(), run_at=None)
+
     def rewrite(self, job: Job, *, message_id: str, using: str) -> bool:
         messages = OutboxMessage.objects.using(using)
         if connections[using].features.has_select_for_update_skip_locked:

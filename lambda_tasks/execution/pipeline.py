@@ -36,7 +36,7 @@ from lambda_tasks.execution.claiming import claim
 from lambda_tasks.execution.errors import after_error, log_failed_callback
 from lambda_tasks.execution.locking import held_lock, lock_in_transaction
 from lambda_tasks.execution.resolving import resolve
-from lambda_tasks.execution.settling import committed, record, resume_flow, settle, write
+from lambda_tasks.execution.settling import committed, end_flow, resume_flow, settle, write
 from lambda_tasks.execution.strangers import Watch, stop_watching
 from lambda_tasks.execution.waiting import wait_for_lock
 from lambda_tasks.jobs import Run, log_error
@@ -151,7 +151,8 @@ def prepare(message: Invocation, *, message_id: str, **details: Unpack[Details])
         limited=details.get("limited", True),
         first_sent=details.get("first_sent"),
         scheduled_for=details.get("scheduled_for"),
-        flow=details.get("flow", ""),
+        flow=(flow := details.get("flow", "")),
+        is_followed=flow != "" or task.is_followed,
         redelivered=details.get("redelivered", False),
         request_id=details.get("request_id"),
     )
@@ -270,8 +271,10 @@ def transact(attempt: Attempt, limits: TimeLimits | NoLimits) -> None:
         refuse_broken_transaction(run, connection, earlier)
         if alone:  # otherwise the list also contains the caller's callbacks
             attempt.following = entries_on_commit(connection)
+        if run.is_followed:
+            end_flow(run, Succeeded(result))
         attempt.success = Succeeded(result)
-        record(run, attempt.success)  # commits or rolls back with the work
+        get_store().record(run, attempt.success)  # commits or rolls back with the work
         attempt.stage = Stage.COMMIT
         failpoints.reached("finish:before_commit")
     failpoints.reached("finish:after_commit")

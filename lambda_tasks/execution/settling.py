@@ -101,19 +101,19 @@ def write(run: Run, outcome: Outcome, kept: Job | None) -> None:
         get_store().record(run, outcome)
         return
     with transaction.atomic(using=run.database):
-        record(run, outcome)  # first: if the claim is lost, the retry is not kept
+        get_store().record(run, outcome)  # first: if the claim is lost, the retry is not kept
         if kept is not None:
             outgoing.leave_on_commit(kept)
+        if run.is_followed and not isinstance(outcome, Retry):
+            end_flow(run, outcome)
 
 
-def record(run: Run, outcome: Outcome) -> None:
-    """Record `outcome`, and keep or note what follows it, in the open transaction."""
-    get_store().record(run, outcome)
-    if run.is_followed and not isinstance(outcome, Retry):
-        # Imported here and below, because most tasks are not followed.
-        from lambda_tasks.flows.ending import End, end
+def end_flow(run: Run, outcome: Outcome) -> None:
+    """Keep or note what follows a run, in the open transaction that has recorded its end."""
+    # Imported here and below, because most tasks are not followed.
+    from lambda_tasks.flows.ending import End, end
 
-        end(End.of_run(run, outcome))
+    end(End.of_run(run, outcome))
 
 
 def resume_flow(run: Run, *, look: bool = False) -> None:

@@ -25,6 +25,7 @@ from lambda_tasks.flows.due import Due, dues, serialized
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.outcomes import Failed, Latest, Outcome, Succeeded
 from lambda_tasks.recording.storable import storable
+from lambda_tasks.recording.tracebacks import without_later_lines
 from lambda_tasks.results import json_result
 from lambda_tasks.sending import outgoing
 from lambda_tasks.strategies import get_backend, get_store
@@ -97,8 +98,10 @@ def error_text(error: BaseException) -> str:
 
 
 def _last_line(traceback: str) -> str:
-    lines = [line for line in traceback.splitlines() if line and not line.startswith((" ", "Tasks that"))]
-    return lines[-1][:_MAX_ERROR] if lines else ""
+    """Return the error at the end of a traceback, without the module of its class."""
+    error = without_later_lines(traceback.rstrip(), cause=False).rstrip().rpartition("\n")[2]
+    name, separator, text = error.partition(": ")
+    return f"{name.rpartition('.')[2]}{separator}{text}"[:_MAX_ERROR]
 
 
 def end(ended: End) -> None:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from django.db import transaction
 
 from lambda_tasks import registry
-from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.definition.steps import Step
 from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.flows import rows
-from lambda_tasks.flows.ending import end_group, pay_debts
+from lambda_tasks.flows.ending import End, end, end_group, pay_debts, resume
 from lambda_tasks.jobs import Job, SendState
 from lambda_tasks.recording.storable import unstorable
 from lambda_tasks.sending import outgoing
@@ -81,6 +80,7 @@ def send_group(
     _refuse_unstorable("The group", [*then, *on_failure])
     flow_id = ids.new_message_id()
     jobs = [_job(step, ids.new_message_id(), marks.GROUP, flow_id, database) for step in steps]
+    jobs = [replace(job, unsent=_undo(partial(_fail, job))) for job in jobs]
     for job in jobs:
         outgoing.prepare(job)
     with transaction.atomic(using=database, savepoint=False):
@@ -122,19 +122,24 @@ def _leave(job: Job, step: Step) -> None:
     outgoing.leave_on_commit(job)
 
 
-def _undo(action: Callable[[], object]) -> Callable[[], object] | None:
-    """Return a callback that deletes the rows of a call that the transport did not accept.
+def _fail(job: Job) -> None:
+    """Count a member that the transport did not accept as failed, so that its group ends."""
+    failed = End(job.message_id, job.task_name, job.task, job.flow, job.database, succeeded=False, error="not sent")
+    with transaction.atomic(using=job.database):
+        end(failed)
+    resume(job.message_id, job.flow, job.database)
 
-    A transport that keeps jobs does not lose them.
-    """
+
+def _undo(action: Callable[[], object]) -> Callable[[], object] | None:
+    """Return a callback for a job that the transport did not accept. A transport that keeps jobs loses none."""
     return None if get_backend().keeps else partial(_try, action)
 
 
 def _try(action: Callable[[], object]) -> None:
     try:
         action()
-    except DATABASE_ERRORS:
-        logger.exception("A task was not sent, and the rows of what follows it could not be deleted.")
+    except Exception:
+        logger.exception("A task was not sent. The tasks that follow it are sent by the next maintenance.")
 
 
 def _refuse_unstorable(name: str, steps: Sequence[Step]) -> None:

@@ -24,6 +24,7 @@ from django.test import override_settings
 from lambda_tasks import registry
 from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
+from lambda_tasks.definition import steps
 from lambda_tasks.definition.options import Options, TaskOptions
 from lambda_tasks.definition.schedules import Every
 from lambda_tasks.exceptions import InvalidArguments, LockError, UnreachableTask, UnreachableTaskWarning
@@ -125,6 +126,8 @@ class TestDecoration:
             "sensitive": (),
             "atomic": True,
             "schedule": (),
+            "on_success": (),
+            "on_failure": (),
         }
 
     def test_task_has_every_option_as_attribute(self) -> None:
@@ -151,6 +154,8 @@ class TestDecoration:
             "sensitive": ("token",),
             "atomic": False,
             "schedule": (Every(minutes=5, kwargs={"token": "x", "user_id": 1}),),
+            "on_success": (steps.Step("shop.tasks.report"),),
+            "on_failure": (steps.Step("shop.tasks.repair"),),
         }
         # A task has either a policy or its short form; tests/definition/test_retry_policy.py passes policies.
         assert {*given, "retry"} == {field.name for field in fields(Options)} == TaskOptions.__optional_keys__

@@ -18,8 +18,9 @@ from lambda_tasks import ERROR, FLOW_ID, RESULT, TASK_ID, TaskInvocation, lambda
 from lambda_tasks.exceptions import InvalidArguments, UnknownDatabase
 from lambda_tasks.models import OutboxMessage, TaskFlow, TaskRecord
 from lambda_tasks.operations.reaping import reap
-from lambda_tasks.strategies import get_store
+from lambda_tasks.strategies import get_backend, get_store, longest_delay
 from lambda_tasks.wire import ids
+from tests.courier import outbox
 from tests.faults.workers import LONG, deliver, expire_lease
 from tests.flows.shop import (
     TRANSPORTS,
@@ -144,7 +145,7 @@ class TestEnds:
         handle = follow(work).execute_on_commit(name="a")
         assert handle.cancel()
         run_all()
-        assert notes()[0].startswith("failure: lambda_tasks.exceptions.TaskCancelled: cancelled")
+        assert notes() == ["failure: TaskCancelled: cancelled: the task was cancelled before it started."]
         assert flow_rows() == []
 
     def test_replaced_call_is_not_followed(self, shop: str) -> None:
@@ -155,6 +156,14 @@ class TestEnds:
         queue()[:] = jobs
         run_all()
         assert notes() == ["b", "followed: value b"]
+
+    def test_cancelled_task_does_not_wait_for_its_delay(self, shop: str) -> None:
+        handle = decorated.using(delay=900_000 if longest_delay() > 900 else 900).execute_on_commit(name="a")
+        assert handle.cancel()
+        if get_backend().keeps:
+            outbox().relay()
+        run_all()
+        assert notes() == ["decorated failure: TaskCancelled: cancelled: the task was cancelled before it started."]
 
     def test_ignored_error_is_a_success(self, shop: str) -> None:
         ignoring.using(on_success=report.invocation(text="success")).execute_on_commit()
@@ -221,7 +230,7 @@ class TestOnce:
         _age(shop)
         reap()
         run_all()
-        assert notes()[0].startswith("failure: lambda_tasks.exceptions.TaskCancelled")
+        assert notes()[0].startswith("failure: TaskCancelled: cancelled")
 
 
 def _age(database: str) -> None:

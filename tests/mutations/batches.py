@@ -155,8 +155,8 @@ MUTATIONS: Final = (
     Mutation(
         "plugins see the attribute with the first send time",
         "wire/attributes.py",
-        "QUEUE_ATTRIBUTE, FIRST_SENT_ATTRIBUTE, SCHEDULED_FOR_ATTRIBUTE}",
-        "QUEUE_ATTRIBUTE, SCHEDULED_FOR_ATTRIBUTE}",
+        "        QUEUE_ATTRIBUTE,\n        FIRST_SENT_ATTRIBUTE,\n",
+        "        QUEUE_ATTRIBUTE,\n",
         EXPIRY,
     ),
     Mutation(

@@ -37,15 +37,15 @@ MUTATIONS: Final = (
     Mutation(
         "a question reads an old snapshot",
         "awaiting/ends.py",
-        "        if self._asked and _in_own_transaction(connection) and can_run_aside(connection):\n",
+        "        if self._asked and in_own_transaction(connection) and can_run_aside(connection):\n",
         "        if False:\n",
         RESULTS + "::test_question_does_not_read_an_old_snapshot",
     ),
     Mutation(
         "a question does not see the caller's transaction",
         "awaiting/ends.py",
-        "        if self._asked and _in_own",
-        "        if _in_own",
+        "        if self._asked and in_own",
+        "        if in_own",
         RESULTS + "::TestSendingNow",
     ),
     Mutation(

@@ -627,7 +627,7 @@ def test_dotted_paths_on_pages_exist() -> None:
 
 #: Quoted names that are not modules: loggers, message attributes, keys, checks.
 NO_MODULES: Final = re.compile(
-    r"lambda_tasks\.(task|executor|outgoing|timeouts|outbox|message_id|root_id|queue|first_sent|scheduled_for|schedules|local|singleton_lock.*|[EWI]\d{3})$"
+    r"lambda_tasks\.(task|executor|outgoing|timeouts|outbox|message_id|root_id|queue|first_sent|scheduled_for|flow|flows|schedules|local|singleton_lock.*|[EWI]\d{3})$"
 )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: Judges a task: its order, the name of its function, and whether it was cancelled, as `(name, sentence)`.
 Judge = Callable[[int, str, bool], Iterator[tuple[str, str]]]
-#: Faults after which a customer got an error, although the message arrives. The rows of its call are deleted.
+#: Faults after which a customer got an error. The message may arrive all the same.
 _UNKNOWN: Final = frozenset({"answer to send lost", "SQS unavailable", "send rejected"})
 
 
@@ -36,7 +36,10 @@ def violations_of_family(
 ) -> Iterator[Violation]:
     """Yield the violations of an order whose tasks follow each other, apart from its first task."""
     family = FAMILIES[kind]
-    if was_undone(world, number, family):
+    if was_undone(world, number):
+        if family.shape == "group":  # its members have failed, whatever they do if their messages arrive
+            for violation, sentence in judge(number + ON_FAILURE, "follower", False):
+                yield Violation(violation, f"on_failure of order {number} ({kind}), which was not sent, {sentence}")
         return
     for place, name, cancelled in _that_must_run(world, number, family, chains):
         for violation, sentence in judge(number + place, name, cancelled):
@@ -49,12 +52,10 @@ def violations_of_family(
         yield from _disagreements(number, kind, family, chains)
 
 
-def was_undone(world: World, number: int, family: Family) -> bool:
-    """Return whether the customer of a chain or a call got an error from SQS, which deletes what follows."""
-    if app_settings.outbox or family.shape == "group":
-        return False
+def was_undone(world: World, number: int) -> bool:
+    """Return whether the customer got an error from SQS, which deletes what follows or fails the members of a group."""
     faults = {strike.fault for strike in world.customer_strikes_of.get(number, ())}
-    return bool(faults & _UNKNOWN)
+    return not app_settings.outbox and bool(faults & _UNKNOWN)
 
 
 def _succeeded(chains: Chains, order: int) -> bool:

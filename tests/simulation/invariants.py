@@ -152,20 +152,7 @@ def check(world: World) -> Books:
             Violation(name, f"{order} {sentence}")
             for name, sentence in _verdicts(_ends(world, placement), chains[number], effects[number], strikes)
         )
-        if placement.kind == "spawning":
-            child = number + CHILD
-            succeeded = any(record.status == SUCCESS for record in chains[number])
-            own = world.strikes_of.get(child, [])
-            verdicts = _child_verdicts(succeeded, chains[child], effects[child], strikes, own)
-            violations += (Violation(name, f"the task that {order} enqueued {sentence}") for name, sentence in verdicts)
-        if placement.kind in FAMILIES:
-
-            def judge(of_task: int, name: str, cancelled: bool) -> Iterator[tuple[str, str]]:
-                ends = [EXPECTED_OF_OTHERS[name], *([CANCELLED] if cancelled else [])]
-                own = world.strikes_of.get(of_task, [])
-                return _verdicts(ends, chains[of_task], effects[of_task], own)
-
-            violations += violations_of_family(world, number, placement.kind, chains, effects, judge)
+        violations += _of_others(world, placement, order, chains, effects)
     violations += unsettled(world)
     violations += (
         Violation("forged", f"a forged message took effect {times} times as order {number}")
@@ -189,19 +176,41 @@ def check(world: World) -> Books:
     )
 
 
+def _of_others(
+    world: World,
+    placement: Placement,
+    order: str,
+    chains: defaultdict[int, list[TaskRecord]],
+    effects: Tally[int],
+) -> Iterator[Violation]:
+    """Yield the violations of the tasks that the task of an order has enqueued, or that follow it."""
+    number = placement.number
+    if placement.kind == "spawning":
+        child = number + CHILD
+        succeeded = any(record.status == SUCCESS for record in chains[number])
+        strikes, own = world.strikes_of.get(number, []), world.strikes_of.get(child, [])
+        for name, sentence in _child_verdicts(succeeded, chains[child], effects[child], strikes, own):
+            yield Violation(name, f"the task that {order} enqueued {sentence}")
+    if placement.kind in FAMILIES:
+
+        def judge(of_task: int, name: str, cancelled: bool) -> Iterator[tuple[str, str]]:
+            ends = [EXPECTED_OF_OTHERS[name], *([CANCELLED] if cancelled else [])]
+            return _verdicts(ends, chains[of_task], effects[of_task], world.strikes_of.get(of_task, []))
+
+        yield from violations_of_family(world, number, placement.kind, chains, effects, judge)
+
+
 def _chains(world: World, latest: dict[object, int]) -> defaultdict[int, list[TaskRecord]]:
     """Return the records of each order, the first invocation first."""
     chains: defaultdict[int, list[TaskRecord]] = defaultdict(list)
     for record in TaskRecord.objects.order_by("n_retries"):
-        if record.reason == TaskReason.REPLACED:  # the record of a replaced call has no arguments
-            order = latest[record.pk]
-        else:  # a cancelled task may have a record that no message has completed yet
-            order = _order_of_record(world, record)
-        chains[order].append(record)
+        replaced = record.reason == TaskReason.REPLACED  # its record has no arguments
+        chains[latest[record.pk] if replaced else _order_of_record(world, record)].append(record)
     return chains
 
 
 def _order_of_record(world: World, record: TaskRecord) -> int:
+    """Return the order of a record, which may lack its arguments if it was cancelled before a worker knew them."""
     if "order" in record.kwargs:
         return int(record.kwargs["order"])
     if "task_id" in record.kwargs:

@@ -203,16 +203,7 @@ def _run(folder: Path, cases: list[tuple[int, Case]], report: Report) -> None:
         for turn in range(max(len(case.deliveries) for _, case in cases)):
             if turn:
                 world.pass_time(PAST_ANY_LEASE)
-            due = [(number, case) for number, case in cases if turn < len(case.deliveries)]
-            _deliver_together(world, [number for number, case in due if not case.deliveries[turn]])
-            for number, case in due:
-                if not case.deliveries[turn]:
-                    continue
-                messages = world.messages_of(number)
-                with _lock_held(case.kind) if case.held and not turn else nullcontext():
-                    world.deliver(messages, case.deliveries[turn])
-                if case.dropped and turn == len(case.deliveries) - 1:
-                    world.drop(messages)
+            _deliver(world, cases, turn)
         for number, case in cases:
             if case.cancel:
                 world.cancel(number, case.cancel)
@@ -227,6 +218,19 @@ def _run(folder: Path, cases: list[tuple[int, Case]], report: Report) -> None:
         report.add(check(world), world.figures)
     finally:
         world.close()
+
+
+def _deliver(world: World, cases: list[tuple[int, Case]], turn: int) -> None:
+    due = [(number, case) for number, case in cases if turn < len(case.deliveries)]
+    _deliver_together(world, [number for number, case in due if not case.deliveries[turn]])
+    for number, case in due:
+        if not case.deliveries[turn]:
+            continue
+        messages = world.messages_of(number)
+        with _lock_held(case.kind) if case.held and not turn else nullcontext():
+            world.deliver(messages, case.deliveries[turn])
+        if case.dropped and turn == len(case.deliveries) - 1:
+            world.drop(messages)
 
 
 def _deliver_together(world: World, orders: Sequence[int]) -> None:

@@ -19,8 +19,9 @@ from lambda_tasks.exceptions import UnknownQueue
 from lambda_tasks.jobs import Job
 from lambda_tasks.testing.contracts.crowd import CROWD, example, ignore, together
 from lambda_tasks.wire import ids
-from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE, ROOT_ID_ATTRIBUTE
+from lambda_tasks.wire.attributes import FLOW_ATTRIBUTE, MESSAGE_ID_ATTRIBUTE, ROOT_ID_ATTRIBUTE
 from lambda_tasks.wire.invocation import Invocation
+from lambda_tasks.wire.marks import mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,14 @@ class BackendContract:
         [message] = self.received(backend)
         assert message.attributes[MESSAGE_ID_ATTRIBUTE] == job.message_id
         assert message.attributes[ROOT_ID_ATTRIBUTE] == root_id
+
+    def test_mark_of_a_followed_job_travels(self, backend: BaseBackend) -> None:
+        if not self.carries_attributes:
+            pytest.skip("this transport carries only the ids")
+        job = dataclasses.replace(self.new_job(), flow=mark(call=True))
+        self.give(backend, [job], taken=ignore)
+        [message] = self.received(backend)
+        assert message.attributes[FLOW_ATTRIBUTE] == job.flow
 
     def test_body_has_exactly_the_documented_schema(self, backend: BaseBackend) -> None:
         self.give(backend, [self.new_job(number=7, text="x")], taken=ignore)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from django.db import transaction
 
-from lambda_tasks.jobs import Run
-from lambda_tasks.outcomes import Failed, Ignored, Latest, ReportedProgress, Retry, Succeeded
+from lambda_tasks.jobs import Job, Run
+from lambda_tasks.outcomes import Failed, Finished, Ignored, Latest, ReportedProgress, Retry, Succeeded
 from lambda_tasks.stores.base import BaseStore
-from lambda_tasks.testing.contracts.store_kit import StoreKit
+from lambda_tasks.testing.contracts.store_kit import Stored, StoreKit
 
 _ERROR = ValueError("what the task raised")
 
 
 class FollowedInvocations(StoreKit):
-    """Tests of `latest()`, `write_progress()` and `read_progress()`."""
+    """Tests of `latest()`, `refuse()`, `write_progress()` and `read_progress()`."""
 
     @pytest.fixture
     def result_store(self, store: BaseStore) -> BaseStore:
@@ -25,6 +26,12 @@ class FollowedInvocations(StoreKit):
     def progress_store(self, store: BaseStore) -> BaseStore:
         if not store.keeps_progress:
             pytest.skip("this store does not implement write_progress()")
+        return store
+
+    @pytest.fixture
+    def refusing_store(self, store: BaseStore) -> BaseStore:
+        if type(store).refuse is BaseStore.refuse:
+            pytest.skip("this store does not implement refuse()")
         return store
 
     def latest(self, store: BaseStore, message_id: str) -> Latest:
@@ -106,3 +113,25 @@ class FollowedInvocations(StoreKit):
             assert not progress_store.write_progress(run, ReportedProgress(2))
         assert progress_store.read_progress(heir.root_id) == ReportedProgress(1)
         assert progress_store.read_progress(ended.root_id) is None
+
+    def test_refused_invocation_has_failed(self, refusing_store: BaseStore) -> None:
+        run = self.new_run(refusing_store)
+        refusing_store.refuse(self.job_of(run), _ERROR)
+        stored = self.stored(refusing_store, run)
+        assert stored is not None
+        assert stored.status == "FAILED"
+        assert "what the task raised" in (stored.traceback or "")
+        assert refusing_store.claim(run) == Finished("FAILED")
+
+    def test_refusal_changes_no_record(self, refusing_store: BaseStore) -> None:
+        run = self.claimed_run(refusing_store)
+        with transaction.atomic(using=refusing_store.database):
+            refusing_store.refuse(self.job_of(run), _ERROR)
+        assert self.stored(refusing_store, run) == Stored("RUNNING")
+        self.record(refusing_store, run, Succeeded(1))
+        refusing_store.refuse(self.job_of(run), _ERROR)
+        assert self.stored(refusing_store, run) == Stored("SUCCESS", 1)
+
+    def job_of(self, run: Run) -> Job:
+        """Return a job that sends the invocation of `run`."""
+        return Job(run.message, run.message_id, root_id=run.root_id, task=run.task)
