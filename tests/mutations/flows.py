@@ -40,10 +40,17 @@ MUTATIONS: Final = (
         FOLLOWING + "::TestDebts::test_message_stays_until_followers_are_sent",
     ),
     Mutation(
+        "the success of a task is not an end",
+        "execution/pipeline.py",
+        "        if run.is_followed:\n",
+        "        if False:\n",
+        FOLLOWING + "::TestEnds::test_success_is_followed",
+    ),
+    Mutation(
         "a retry counts as the end of a task",
         "execution/settling.py",
-        "    if run.is_followed and not isinstance(outcome, Retry):\n        # Imported",
-        "    if run.is_followed:\n        # Imported",
+        "        if run.is_followed and not isinstance(outcome, Retry):\n",
+        "        if run.is_followed:\n",
         FOLLOWING + "::TestEnds::test_retry_is_not_an_end",
     ),
     Mutation(
