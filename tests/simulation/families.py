@@ -11,7 +11,6 @@ from tests.simulation.rules import Chains, Violation
 from tests.simulation.shop.flows import (
     CALL_FAILURE,
     CALL_SUCCESS,
-    CHILD,
     FAMILIES,
     LAST,
     ON_FAILURE,
@@ -21,6 +20,7 @@ from tests.simulation.shop.flows import (
     Family,
 )
 from tests.simulation.shop.models import Order
+from tests.simulation.shop.tasks import CHILD
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -49,7 +49,7 @@ def violations_of_family(
         if place not in must_run and (chains.get(number + place) or effects[number + place]):
             yield Violation("ghost", f"task {place // CHILD} of order {number} ({kind}) ran, and must not")
     if family.shape != "call":
-        yield from _disagreements(number, kind, family, chains)
+        yield from _disagreements(world, number, family, chains)
 
 
 def was_undone(world: World, number: int) -> bool:
@@ -85,8 +85,21 @@ def _that_must_run(world: World, number: int, family: Family, chains: Chains) ->
         yield THEN, "follower", False
 
 
-def _disagreements(number: int, kind: str, family: Family, chains: Chains) -> Iterator[Violation]:
+def _started_after_cancelling(world: World, number: int, flow: TaskFlow, chains: Chains) -> Iterator[Violation]:
+    """Yield the tasks that have started although their chain or group was cancelled before."""
+    cancelled_at = flow.cancelled_at
+    if cancelled_at is None or number not in world.cancelled_calmly:
+        return
+    for place in FAMILIES[world.placements[number].kind].sub_orders:
+        for record in chains.get(number + place) or ():
+            late = record.start_time is not None and record.start_time > cancelled_at
+            if late and record.claim is not None and record.status == "SUCCESS":
+                yield Violation("ghost", f"task {place // CHILD} of order {number} started after it was cancelled")
+
+
+def _disagreements(world: World, number: int, family: Family, chains: Chains) -> Iterator[Violation]:
     """Yield the differences between the rows of a chain or a group and the records of its tasks."""
+    kind = world.placements[number].kind
     flow_id = Order._default_manager.get(number=number).message_id
     flow = TaskFlow.objects.filter(pk=flow_id).first()
     if flow is None:
@@ -97,6 +110,7 @@ def _disagreements(number: int, kind: str, family: Family, chains: Chains) -> It
     ends = [chain[-1].status if (chain := chains.get(number + place)) else "SKIPPED" for place in family.sub_orders]
     if statuses != ends:
         yield Violation("disagreeing", f"order {number} ({kind}) has counted {statuses}, and its tasks ended as {ends}")
+    yield from _started_after_cancelling(world, number, flow, chains)
     if flow.ended_at is not None and flow.failed != any(end != "SUCCESS" for end in ends):
         yield Violation(
             "disagreeing", f"order {number} ({kind}) has failed={flow.failed}, and its tasks ended as {ends}"
@@ -115,11 +129,12 @@ def unsettled(world: World) -> Iterator[Violation]:
 
 def order_of_flow(flow: TaskFlow) -> int | None:
     """Return the number of the order that has sent a flow; None if a follower has its own followers."""
-    return Order._default_manager.filter(message_id=flow.pk).values_list("number", flat=True).first()
+    placed = Order._default_manager.filter(message_id=flow.pk).first()
+    return None if placed is None else int(placed.number)
 
 
 def order_of_member(record: TaskRecord) -> int | None:
     """Return the order of a member of a chain or a group that was cancelled before its message was sent."""
     for member in TaskFlowMember.objects.filter(pk=record.root_id or record.pk):
-        return Order._default_manager.get(message_id=member.flow_id).number + CHILD * member.position
+        return int(Order._default_manager.get(message_id=member.flow_id).number) + CHILD * member.position
     return None

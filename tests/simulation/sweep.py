@@ -77,10 +77,9 @@ class Case:
     dropped: bool = False
 
     @property
-    def point(self) -> str:
-        """The failpoint of the last fault."""
-        last = self.cancel or (self.deliveries[-1] if self.deliveries else ()) or self.relay or self.producer
-        return last[-1].point
+    def last(self) -> Strike:
+        """The last fault."""
+        return (self.cancel or (self.deliveries[-1] if self.deliveries else ()) or self.relay or self.producer)[-1]
 
     @property
     def alone(self) -> bool:
@@ -89,16 +88,23 @@ class Case:
 
 
 def sweep(
-    folder: Path, *, kinds: Sequence[str] = (), prefixes: Sequence[str] = (), part: int = 0, parts: int = 1
+    folder: Path,
+    *,
+    kinds: Sequence[str] = (),
+    prefixes: Sequence[str] = (),
+    faults: Sequence[str] = (),
+    part: int = 0,
+    parts: int = 1,
 ) -> Report:
     """Run every case, or every `parts`-th case from `part`, and return the report.
 
     `kinds` selects kinds of tasks. `prefixes` selects cases whose last fault is at a failpoint with one of these
-    prefixes.
+    prefixes, and `faults` those whose last fault is one of these.
     """
     report = Report()
-    chosen = [case for case in _cases(folder, kinds or list(EXPECTED)) if case.point.startswith(tuple(prefixes) or "")]
-    cases = chosen[part::parts]
+    every = _cases(folder, kinds or list(EXPECTED))
+    chosen = [case for case in every if case.last.point.startswith(tuple(prefixes) or "")]
+    cases = [case for case in chosen if not faults or case.last.fault in faults][part::parts]
     numbers = count(1)
     for chunk in _chunks(cases):
         _run(folder, [(next(numbers), case) for case in chunk], report)

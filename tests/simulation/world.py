@@ -142,6 +142,9 @@ class World:
         #: The orders that a customer has cancelled, perhaps without success, and those whose task must not take effect.
         self.cancelled: set[int] = set()
         self.prevented: set[int] = set()
+        #: Those that were cancelled by a process without a fault, and those of which a message was dropped.
+        self.cancelled_calmly: set[int] = set()
+        self.dropped: set[int] = set()
         self.order_of_root: dict[str, int] = {}
         #: The faults of the customers, by their orders.
         self.customer_strikes_of: dict[int, list[Strike]] = {}
@@ -183,6 +186,8 @@ class World:
             return None
         self.order_of_root[roots[0]] = order
         self.cancelled.add(order)
+        if not strikes:
+            self.cancelled_calmly.add(order)
         self.figures.cancels += 1
         kind = self.placements[order].kind
         process = Process(lambda: cancel_flow(order) if kind in FAMILIES else cancel_task(roots[0]), strikes)
@@ -346,6 +351,7 @@ class World:
             ended = TaskRecord.objects.filter(pk=message.attributes[MESSAGE_ID_ATTRIBUTE])
             if ended.filter(status__in=_ENDED, task_name__gt="").exists():
                 self.queue.messages.pop(message.raw_id, None)
+                self.dropped.add(order_of(message) % tasks.CHILD)
                 self.figures.dropped += 1
 
     # Time
@@ -411,6 +417,7 @@ class World:
                 self.queue.redrive()
                 self.pass_time(PAST_ANY_LEASE)
             elif not maintained and _open_flows().exists():
+                self.figures.needless += self._left_without_fault()
                 self.pass_time(PAST_ANY_LEASE)
                 self.relay()
                 maintained = True
@@ -419,6 +426,14 @@ class World:
             if self._endless:
                 break
         self.figures.accidents.append(f"{len(self.queue.messages)} messages are delivered without end")
+
+    def _left_without_fault(self) -> Iterator[str]:
+        """Describe the flows that are left to the maintenance although no fault affected them."""
+        for flow in _open_flows().order_by("pk"):
+            order = Order._default_manager.filter(message_id=flow.pk).values_list("number", flat=True).first()
+            struck = any(self.strikes_of[number] for number in self.strikes_of if number % tasks.CHILD == order)
+            if order in self.sent and not struck and order not in self.cancelled | self.dropped:
+                yield f"the {flow.kind} of order {order} was left to the maintenance without a fault"
 
     def _next_change(self, next_relay: float | None) -> float | None:
         """Return the seconds until a message becomes visible or is due in the outbox, or None."""

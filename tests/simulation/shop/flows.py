@@ -57,7 +57,8 @@ def reported(*, task_id: UUID) -> None:
 
 
 def order_of_task(task_id: object) -> int:
-    return Order._default_manager.get(message_id=task_id).number
+    number: int = Order._default_manager.get(message_id=task_id).number
+    return number
 
 
 @lambda_task(on_success=follower.invocation(order=RESULT), on_failure=reported.invocation(task_id=TASK_ID))
