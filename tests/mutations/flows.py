@@ -247,7 +247,21 @@ MUTATIONS: Final = (
         "handles.py",
         "        if kept is None or not kept.is_followed:  # the worker",
         "        if True:  # the worker",
-        FOLLOWING + "::TestEnds::test_cancelled_task_has_failed",
+        FOLLOWING + "::TestEnds::test_cancelled_task_does_not_wait_for_its_delay",
+    ),
+    Mutation(
+        "the followers of a cancelled task wait for its delay",
+        "handles.py",
+        "            backend.expedite(result.message_id)\n",
+        "            pass\n",
+        FOLLOWING + "::TestEnds::test_cancelled_task_does_not_wait_for_its_delay",
+    ),
+    Mutation(
+        "members that the queue rejects stay pending",
+        "flows/sending.py",
+        "    jobs = [replace(job, unsent=_undo(partial(_fail, job))) for job in jobs]\n",
+        "",
+        FLOWS + "::TestGroups",
     ),
     Mutation(
         "a transaction that cancels its own call is not followed",

@@ -18,6 +18,7 @@ from tests.simulation.shop.flows import (
     OWN_SUCCESS,
     THEN,
     Family,
+    order_of_task,
 )
 from tests.simulation.shop.models import Order
 from tests.simulation.shop.tasks import CHILD
@@ -136,5 +137,5 @@ def order_of_flow(flow: TaskFlow) -> int | None:
 def order_of_member(record: TaskRecord) -> int | None:
     """Return the order of a member of a chain or a group that was cancelled before its message was sent."""
     for member in TaskFlowMember.objects.filter(pk=record.root_id or record.pk):
-        return int(Order._default_manager.get(message_id=member.flow_id).number) + CHILD * member.position
+        return order_of_task(member.flow_id) + CHILD * member.position
     return None
