@@ -176,15 +176,17 @@ class TestCancelling:
 
     def test_followers_of_cancelled_members_are_sent(self, shop: str) -> None:
         own = work.using(on_failure=report.invocation(text="own"))
-        handle = group([own.invocation(name="a")], on_failure=report.invocation(text="all")).execute_on_commit()
+        handle = group(
+            [own.invocation(name=name) for name in "ab"], on_failure=report.invocation(text="all")
+        ).execute_on_commit()
         jobs = list(queue())
         queue().clear()
         assert handle.cancel()
         run_all()
-        assert sorted(notes()) == ["all", "own"]
+        assert sorted(notes()) == ["all", "own", "own"]
         deliver(*jobs)
         run_all()
-        assert sorted(notes()) == ["all", "own"]
+        assert sorted(notes()) == ["all", "own", "own"]
 
 
 @pytest.mark.databases("postgres", transaction=True)

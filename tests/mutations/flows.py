@@ -261,7 +261,7 @@ MUTATIONS: Final = (
         "flows/sending.py",
         "    jobs = [replace(job, unsent=_undo(partial(_fail, job))) for job in jobs]\n",
         "",
-        FLOWS + "::TestGroups",
+        FLOWS + "::TestOutages::test_member_that_is_not_sent_has_failed",
     ),
     Mutation(
         "a transaction that cancels its own call is not followed",

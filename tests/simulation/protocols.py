@@ -401,7 +401,7 @@ PROTOCOLS: Final = (
         "",
         "grouped",
         "killed",
-        points=("flow:after_commit", "flow:last_member", "flow:sent"),
+        points=("flow:after_commit", "flow:last_member"),
         often=("drop",),
     ),
 )
