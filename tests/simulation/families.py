@@ -38,9 +38,10 @@ def violations_of_family(
     """Yield the violations of an order whose tasks follow each other, apart from its first task."""
     family = FAMILIES[kind]
     if was_undone(world, number):
-        if family.shape == "group":  # its members have failed, whatever they do if their messages arrive
-            for violation, sentence in judge(number + ON_FAILURE, "follower", False):
-                yield Violation(violation, f"on_failure of order {number} ({kind}), which was not sent, {sentence}")
+        if family.shape == "group":  # its members have failed, unless the error was about another order
+            last = ON_FAILURE if chains.get(number + ON_FAILURE) else THEN
+            for violation, sentence in judge(number + last, "follower", False):
+                yield Violation(violation, f"what follows order {number} ({kind}), which may not be sent, {sentence}")
         return
     for place, name, cancelled in _that_must_run(world, number, family, chains):
         for violation, sentence in judge(number + place, name, cancelled):
