@@ -138,5 +138,5 @@ def order_of_flow(flow: TaskFlow) -> int | None:
 def order_of_member(record: TaskRecord) -> int | None:
     """Return the order of a member of a chain or a group that was cancelled before its message was sent."""
     for member in TaskFlowMember.objects.filter(pk=record.root_id or record.pk):
-        return order_of_task(member.flow_id) + CHILD * member.position
+        return order_of_task(member.flow_id) + CHILD * int(member.position)
     return None
