@@ -20,6 +20,8 @@ CI = ["ci"]
 #: The interpreter of sessions that are about one Python alone.
 NEWEST = "3.13"
 OLDEST = "3.10"
+#: Each process would compile all modules again in a shell that keeps Python from caching them.
+CACHED = {"PYTHONDONTWRITEBYTECODE": None}
 PARALLEL = ("--numprocesses", "4", "--dist", "worksteal")
 #: Percent of the package's lines and branches that the quick suite covers, without the processes that it starts. It
 #: only rises.
@@ -39,7 +41,7 @@ PAIRS = [
 def run_tests(session: nox.Session, *arguments: str, optimized: bool = False, **environment: str) -> None:
     """Run pytest in as many processes as are worth it, with the variables that are given."""
     python = ("python", "-O") if optimized else ("python",)
-    session.run(*python, "-m", "pytest", *PARALLEL, *arguments, *session.posargs, env=environment)
+    session.run(*python, "-m", "pytest", *PARALLEL, *arguments, *session.posargs, env={**CACHED, **environment})
 
 
 @nox.session
@@ -52,10 +54,13 @@ def tests(session: nox.Session, django: str, database: str) -> None:
 
 @nox.session(python=NEWEST, tags=CI)
 def everything(session: nox.Session) -> None:
-    """Run all tests on every database, but for the small simulations: the session `simulations` runs larger ones."""
-    session.install("--editable", ".[test]")
+    """Run all tests on every database that other parts of CI do not run.
+
+    The session `simulations` runs larger simulations, and `make test` the tests that say nothing about a version.
+    """
+    session.install("--editable", ".[test-all]")
     small = ("simulation", "server_crash")
-    run_tests(session, *(f"--ignore=tests/faults/test_{name}.py" for name in small))
+    run_tests(session, "--after-quick", *(f"--ignore=tests/faults/test_{name}.py" for name in small))
 
 
 @nox.session(python=OLDEST, tags=CI)
@@ -65,7 +70,7 @@ def lowest(session: nox.Session) -> None:
     So no file may need what another leaves behind. It also measures the lines and branches that the tests cover.
     """
     session.install("--resolution", "lowest-direct", "--editable", ".[test]", "coverage>=7.10")
-    environment = {"TEST_DATABASE": "sqlite", "TEST_QUICK": "1"}
+    environment = {"TEST_DATABASE": "sqlite", "TEST_QUICK": "1", **CACHED}
     session.run("python", "-m", "tests.alone", f"--coverage={COVERAGE}", *session.posargs, env=environment)
 
 

@@ -20,7 +20,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +75,7 @@ def resolve_secrets_into_env() -> None:
     a remedy added to their messages.
     """
     with _lock:
-        references = _read_references()
+        references = _read_references(list(os.environ), os.getenv)
         secrets = _fetched | _fetch_missing(references)
         _refuse(_flaws(references, secrets))
         for reference in references:
@@ -134,13 +134,27 @@ class _Reference:
         return self.variable.removeprefix(PREFIX)
 
 
-def _read_references() -> list[_Reference]:
-    variables = sorted(name for name in os.environ if name.startswith(PREFIX))
-    _refuse(problem for variable in variables for problem in _problems_with(variable))
-    return [_reference(variable) for variable in variables]
+def arns_of_secrets(references: Mapping[str, str]) -> list[str]:
+    """Return the ARNs of the secrets that references name, without fetching anything.
+
+    `references` maps variables, with the prefix, to their values. Raises `ValueError` for invalid references, as
+    `resolve_secrets_into_env()` does.
+    """
+
+    def read(name: str) -> str | None:  # unlike that of `references.get`, its `repr` does not contain the values
+        return references.get(name)
+
+    found = _read_references(references, read)
+    return sorted({reference.version.arn for reference in found})
 
 
-def _problems_with(variable: str) -> Iterator[str]:
+def _read_references(names: Iterable[str], read: Callable[[str], str | None]) -> list[_Reference]:
+    variables = sorted(name for name in names if name.startswith(PREFIX))
+    _refuse(problem for variable in variables for problem in _problems_with(variable, read))
+    return [_reference(variable, read) for variable in variables]
+
+
+def _problems_with(variable: str, read: Callable[[str], str | None]) -> Iterator[str]:
     # The messages do not show the value of a variable until it is known to be a reference: the most
     # likely mistake is to put the secret itself there.
     target = variable.removeprefix(PREFIX)
@@ -159,13 +173,13 @@ def _problems_with(variable: str) -> Iterator[str]:
             f"{variable} must not set {target}, which determines what code processes run or whom they trust. "
             "Set it in the function's configuration, or choose another name."
         )
-    elif target in os.environ and not _is_ours(target):
+    elif read(target) is not None and not _is_ours(target):
         yield (
             f"Both {variable} and {target} are set. Unset {target} to take the value from "
             f"Secrets Manager, or unset {variable} to keep the plain value."
         )
 
-    segments = _segments(variable)
+    segments = _segments(read(variable))
     if len(segments) != _SEGMENTS:
         yield (
             f"{variable} must have {_SEGMENTS} segments separated by colons, not {len(segments)}. "
@@ -185,14 +199,14 @@ def _problems_with(variable: str) -> Iterator[str]:
             yield f"{variable} must not have an empty {name}. Write all four parts of {_SHAPE}."
 
 
-def _reference(variable: str) -> _Reference:
-    *arn, key, stage, version_id = _segments(variable)
+def _reference(variable: str, read: Callable[[str], str | None]) -> _Reference:
+    *arn, key, stage, version_id = _segments(read(variable))
     return _Reference(variable, _Version(":".join(arn), stage, version_id), key)
 
 
-def _segments(variable: str) -> list[str]:
+def _segments(value: str | None) -> list[str]:
     # Template languages often leave a newline at the end, which a reference cannot contain.
-    return os.environ[variable].strip().split(":")
+    return (value or "").strip().split(":")
 
 
 # Secrets

@@ -487,12 +487,19 @@ def _misleading_analysis(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.usefixtures("_misleading_analysis")
-@pytest.mark.parametrize("work", BY_KEY, ids=lambda work: work.__name__)
-def test_statement_by_key_ignores_misleading_statistics(work: Callable[[], None]) -> None:
-    read = steps_of(work)
-    assert read
+def test_statement_by_key_ignores_misleading_statistics() -> None:
+    read = {work.__name__: _steps_rolled_back(work) for work in BY_KEY}
+    assert all(read.values())
     # A scan of another index would read an entry for each row version that vacuum has not removed.
-    assert {step for steps in read.values() for step in steps} == {PRIMARY_KEY}, read
+    others = {name: steps for name, steps in read.items() if set().union(*steps.values()) != {PRIMARY_KEY}}
+    assert others == {}
+
+
+def _steps_rolled_back(work: Callable[[], None]) -> dict[str, set[str]]:
+    with transaction.atomic():
+        steps = steps_of(work)
+        transaction.set_rollback(True)
+    return steps
 
 
 def test_message_is_locked_by_key_despite_old_statistics() -> None:

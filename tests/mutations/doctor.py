@@ -39,7 +39,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the doctor succeeds although it could not ask",
-        "management/commands/lambda_tasks.py",
+        "management/doctor.py",
         "if unasked and not allow_skipped:",
         "if False:",
         DOCTOR,

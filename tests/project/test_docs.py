@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -35,10 +36,10 @@ from urllib.parse import unquote
 
 import botocore.session
 import pytest
-import yaml
 from botocore.validate import ParamValidator
 from django.contrib.auth.models import User
 from django.core.checks import ERROR
+from django.core.management import call_command
 from django.db.utils import ConnectionHandler
 from django.test import override_settings
 
@@ -52,10 +53,12 @@ from lambda_tasks.jobs import PENDING, ROLLED_BACK, SENT, UNSENT
 from lambda_tasks.limits import alarms
 from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
 from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskStatus
-from lambda_tasks.operations import checks
+from lambda_tasks.operations import checks, infrastructure
 from lambda_tasks.settings import MAX_DELAY, MAX_KEPT_DELAY, LambdaTasksSettings, Setting, app_settings
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
 from lambda_tasks.wire.attributes import OWN_ATTRIBUTES
+from tests.operations.infrastructure import QUEUES, described, properties, resources
+from tests.operations.test_checks import only
 
 pytestmark = pytest.mark.once  # pages say nothing about a version of Python or Django
 
@@ -644,32 +647,27 @@ def _exists(path: str) -> bool:
 # AWS
 
 
-class CloudFormationLoader(yaml.SafeLoader):
-    """Load templates: `!GetAtt Queue.Arn` becomes {"GetAtt": "Queue.Arn"}."""
-
-
-CloudFormationLoader.add_multi_constructor("!", lambda loader, tag, node: {tag: loader.construct_scalar(node)})
-
-
 @cache
-def templates() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the resources of the template, and those of the additional queue."""
-    whole, addition = blocks(DOCS / "howto/deploying.md", "yaml")
-    return (
-        yaml.load(whole.code, CloudFormationLoader)["Resources"],
-        yaml.load(addition.code, CloudFormationLoader),
+def template(*options: str) -> dict[str, Any]:
+    """Return the resources of the template for the shop of the pages."""
+    with defined_tasks(DOCS / "howto/deploying.md") as tasks:
+        task = tasks["shop.tasks.render_catalogue"]
+    chosen = infrastructure.Options(
+        function_per_queue="function_per_queue" in options,
+        runtime="python3.13",
+        maximum_concurrency=infrastructure.PerQueue(10),
+        environment={"DJANGO_SETTINGS_MODULE": "shop.settings"},
     )
+    with override_settings(LAMBDA_TASKS_OUTBOX=True):
+        return resources(described(chosen, task, queues=QUEUES if options else {"default": QUEUES["default"]}))
 
 
-def properties(resources: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    return [resource["Properties"] for resource in resources.values() if resource["Type"] == f"AWS::{kind}"]
-
-
-@pytest.mark.parametrize("resources", templates(), ids=["template", "further queue"])
-def test_numbers_of_the_template_are_consistent(resources: dict[str, Any]) -> None:
-    [mapping] = properties(resources, "Lambda::EventSourceMapping")
-    [function] = properties(resources, "Lambda::Function")
-    queue = resources[mapping["EventSourceArn"]["GetAtt"].partition(".")[0]]["Properties"]
+@pytest.mark.parametrize("name", ["Default", "Heavy"])
+def test_numbers_of_the_template_are_consistent(name: str) -> None:
+    found = template("function_per_queue")
+    mapping = found[f"{name}Mapping"]["Properties"]
+    function = found[mapping["FunctionName"]["Ref"]]["Properties"]
+    queue = found[mapping["EventSourceArn"]["GetAtt"].partition(".")[0]]["Properties"]
 
     assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
     assert 2 <= mapping["ScalingConfig"]["MaximumConcurrency"] <= 1000
@@ -681,38 +679,34 @@ def test_numbers_of_the_template_are_consistent(resources: dict[str, Any]) -> No
     window = mapping.get("MaximumBatchingWindowInSeconds", 0)
     assert queue["VisibilityTimeout"] >= 6 * function["Timeout"] + window
     assert queue["RedrivePolicy"]["maxReceiveCount"] >= 5
-    assert queue["RedrivePolicy"]["deadLetterTargetArn"] == {"GetAtt": "DeadLetterQueue.Arn"}
-    assert set(actions(resources)) >= {
-        "sqs:ReceiveMessage",
-        "sqs:DeleteMessage",
-        "sqs:GetQueueAttributes",
-        "sqs:SendMessage",
-        "sqs:ChangeMessageVisibility",
-    }
+    assert queue["RedrivePolicy"]["deadLetterTargetArn"] == {"GetAtt": f"{name}DeadLetterQueue.Arn"}
 
 
-@pytest.mark.parametrize("resources", templates(), ids=["whole", "addition"])
-def test_queues_are_encrypted_and_refuse_plain_http(resources: dict[str, Any]) -> None:
-    policies = {policy["Queues"][0]["Ref"]: policy for policy in properties(resources, "SQS::QueuePolicy")}
-    queues = [name for name, resource in resources.items() if resource["Type"] == "AWS::SQS::Queue"]
-    assert queues
-    for name in queues:
-        assert resources[name]["Properties"]["SqsManagedSseEnabled"] is True
-        [statement] = policies[name]["PolicyDocument"]["Statement"]
-        assert statement["Resource"] == {"GetAtt": f"{name}.Arn"}
-        assert (statement["Effect"], statement["Principal"], statement["Action"]) == ("Deny", "*", "sqs:*")
-        assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+def test_shown_template_is_what_the_command_prints() -> None:
+    [shown] = blocks(DOCS / "howto/infrastructure.md", "yaml")
+    backend = "lambda_tasks.backends.sqs.SQSBackend"
+    queues = {"default": QUEUES["default"]}
+    found = described(infrastructure.Options(), queues=queues, LAMBDA_TASKS_BACKEND=backend)
+    assert f"\n{shown.code}" in infrastructure.render(found, "cloudformation")
 
 
-def test_services_are_trusted_for_this_account_only() -> None:
-    template = templates()[0]
-    account = {"Ref": "AWS::AccountId"}
-    [statement] = template["SchedulerRole"]["Properties"]["AssumeRolePolicyDocument"]["Statement"]
-    assert statement["Condition"]["StringEquals"] == {"aws:SourceAccount": account}
-    assert statement["Condition"]["ArnEquals"]["aws:SourceArn"]["Sub"].endswith(":schedule-group/default")
-    permission = template["MaintenancePermission"]["Properties"]
-    assert permission["SourceAccount"] == account
-    assert permission["SourceArn"] == {"GetAtt": "MaintenanceRule.Arn"}
+def test_options_of_templates_on_pages_exist(settings: Any) -> None:
+    settings.LAMBDA_TASKS_QUEUES = QUEUES
+    shown = [
+        shlex.split(command)
+        for page in PAGES
+        for block in blocks(page, "bash")
+        for command in re.findall(r"^python manage.py (lambda_tasks template.*)", _joined(block), re.MULTILINE)
+    ]
+    assert len(shown) > 9
+    for command in shown:
+        if "--output" in command:
+            place = command.index("--output")
+            del command[place : place + 2]
+        out = StringIO()
+        with only():
+            call_command(*command, stdout=out)
+        assert "shop" in out.getvalue()
 
 
 def test_commands_encrypt_queues_and_refuse_plain_http() -> None:
@@ -726,27 +720,10 @@ def test_commands_encrypt_queues_and_refuse_plain_http() -> None:
         assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
 
 
-def test_template_passes_the_cloudformation_linter(tmp_path: Path) -> None:
-    whole, addition = blocks(DOCS / "howto/deploying.md", "yaml")
-    resources, outputs = whole.code.split("\nOutputs:\n")
-    template = tmp_path / "template.yaml"
-    template.write_text(f"{resources}\n{textwrap.indent(addition.code, '  ')}\nOutputs:\n{outputs}")
-    program = "from cfnlint.runner import main; main()"  # moto depends on it
-    linted = subprocess.run(
-        [sys.executable, "-c", program, str(template)], check=False, capture_output=True, text=True, timeout=120
-    )
-    assert linted.returncode == 0, linted.stdout + linted.stderr
-
-
-def actions(resources: Mapping[str, Any]) -> Iterator[str]:
-    for policy in properties(resources, "IAM::RolePolicy"):
-        for statement in policy["PolicyDocument"]["Statement"]:
-            yield from statement["Action"]
-
-
 def test_functions_outlast_the_limits_of_their_tasks() -> None:
     reserve = alarms.KILL_GRACE + handler.ANSWER_RESERVE
-    [function], [heavy] = (properties(resources, "Lambda::Function") for resources in templates())
+    found = template("function_per_queue")
+    function, heavy = (found[name]["Properties"] for name in ("Function", "HeavyFunction"))
     assert function["Timeout"] >= app_settings.default_hard_timeout + reserve
     with defined_tasks(DOCS / "howto/deploying.md") as tasks:
         assert heavy["Timeout"] >= tasks["shop.tasks.render_catalogue"].hard_timeout + reserve
@@ -769,11 +746,11 @@ def defined_tasks(page: Path) -> Iterator[dict[str, Any]]:
 
 
 def test_schedule_sends_a_cleanup_invocation() -> None:
-    [schedule] = properties(templates()[0], "Scheduler::Schedule")
+    [schedule] = properties(template(), "Scheduler::Schedule")
     message = SQSLambdaTaskMessage.from_body(schedule["Target"]["Input"])
     assert message.task_name == cleanup_task_records.name
     assert cleanup_task_records.signature.decode(message.kwargs) == {"retention_days": 30}
-    days = properties(templates()[0], "SQS::Queue")[0]["MessageRetentionPeriod"] / 86_400
+    days = properties(template(), "SQS::Queue")[0]["MessageRetentionPeriod"] / 86_400
     assert message.kwargs["retention_days"] > days
 
 
@@ -783,16 +760,16 @@ def test_lost_task_schedule_waits_for_redelivery() -> None:
     assert message.task_name == reap_lost_tasks.name
     arguments = reap_lost_tasks.signature.decode(message.kwargs)
     assert arguments == reap_lost_tasks.function.__kwdefaults__
-    assert arguments["older_than"] >= properties(templates()[0], "SQS::Queue")[0]["VisibilityTimeout"]
+    assert arguments["older_than"] >= properties(template(), "SQS::Queue")[0]["VisibilityTimeout"]
 
 
 def test_rule_requests_maintenance_with_its_permission() -> None:
-    template = templates()[0]
-    [rule] = properties(template, "Events::Rule")
+    found = template()
+    [rule] = properties(found, "Events::Rule")
     [target] = rule["Targets"]
     assert maintenance.wanted(json.loads(target["Input"]))
     assert target["Arn"] == {"GetAtt": "Function.Arn"}
-    [permission] = properties(template, "Lambda::Permission")
+    [permission] = properties(found, "Lambda::Permission")
     assert permission["SourceArn"] == {"GetAtt": "MaintenanceRule.Arn"}
     assert permission["FunctionName"] == {"Ref": "Function"}
     assert permission["Principal"] == "events.amazonaws.com"
@@ -800,18 +777,18 @@ def test_rule_requests_maintenance_with_its_permission() -> None:
 
 @pytest.mark.parametrize("page", ["howto/deploying.md", "howto/outbox.md"])
 def test_commands_create_the_rule_of_the_template(page: str) -> None:
-    template = templates()[0]
+    found = template()
     called = {command.operation: command.parameters for command in aws_commands(DOCS / page)}
-    described = template["MaintenanceRule"]["Properties"]
+    described = found["MaintenanceRule"]["Properties"]
     assert called["put-rule"]["ScheduleExpression"] == described["ScheduleExpression"]
     [target] = called["put-targets"]["Targets"]
     assert target["Input"] == described["Targets"][0]["Input"]
-    function = template["Function"]["Properties"]["FunctionName"]
+    function = found["Function"]["Properties"]["FunctionName"]
     assert target["Arn"].endswith(f":function:{function}")
     assert called["put-targets"]["Rule"] == called["put-rule"]["Name"]
     permission = called["add-permission"]
     for name in ("Action", "Principal"):
-        assert permission[name] == template["MaintenancePermission"]["Properties"][name]
+        assert permission[name] == found["MaintenancePermission"]["Properties"][name]
     assert permission["FunctionName"] == function
     assert permission["SourceArn"].endswith(f":rule/{called['put-rule']['Name']}")
 
@@ -837,6 +814,8 @@ class Command:
 
 #: Options of the command itself, not parameters of an operation.
 CLIENT_OPTIONS: Final = {"--output", "--profile", "--query", "--region"}
+#: Commands that are not one operation of an API.
+COMPOSED: Final = {("cloudformation", "deploy"), ("s3", "cp")}
 
 
 def aws_commands(page: Path) -> Iterator[Command]:
@@ -844,6 +823,8 @@ def aws_commands(page: Path) -> Iterator[Command]:
     for block in [*blocks(page, "bash"), *blocks(page, "sh")]:
         for call in _calls(block):
             _, service, operation, *arguments = call
+            if (service, operation) in COMPOSED:
+                continue
             model = session.get_service_model(service)
             [api_name] = [name for name in model.operation_names if _option(name) == operation]
             members = model.operation_model(api_name).input_shape.members
@@ -858,10 +839,15 @@ def aws_commands(page: Path) -> Iterator[Command]:
             yield Command(block, service, operation, parameters, report.generate_report().splitlines())
 
 
+def _joined(block: Block) -> str:
+    """Return the code with each command on one line."""
+    return block.code.replace("\\\n", "")
+
+
 def _calls(block: Block) -> Iterator[list[str]]:
     """Split a shell block into its calls of `aws`, each from its name to the end of its last line."""
     # A shell variable stands for an id, and most ids have this form.
-    code = re.sub(r"\$\w+", "00000000-0000-0000-0000-000000000000", block.code.replace("\\\n", ""))
+    code = re.sub(r"\$\w+", "00000000-0000-0000-0000-000000000000", _joined(block))
     for call in re.split(r"^(?=aws )", code, flags=re.MULTILINE):
         if call.startswith("aws "):
             yield shlex.split(call, comments=True)
@@ -890,36 +876,39 @@ def test_commands_are_valid_for_aws(page: Path) -> None:
 
 
 def test_commands_match_the_template() -> None:
-    template = templates()[0]
+    found = template()
     called: dict[str, list[dict[str, Any]]] = {}
     for command in aws_commands(DOCS / "howto/deploying.md"):
         called.setdefault(command.operation, []).append(command.parameters)
 
     [dead, queue] = called["create-queue"]
     redrive = json.loads(queue["Attributes"]["RedrivePolicy"])
-    described = template["Queue"]["Properties"]
+    described = found["DefaultQueue"]["Properties"]
     assert int(queue["Attributes"]["VisibilityTimeout"]) == described["VisibilityTimeout"]
     assert int(queue["Attributes"]["MessageRetentionPeriod"]) == described["MessageRetentionPeriod"]
     assert redrive["maxReceiveCount"] == described["RedrivePolicy"]["maxReceiveCount"]
     assert redrive["deadLetterTargetArn"].endswith(f":{dead['QueueName']}")
 
     [function] = called["create-function"]
-    described = template["Function"]["Properties"]
+    described = found["Function"]["Properties"]
     for name in ("FunctionName", "Runtime", "Handler", "Timeout", "MemorySize", "Environment"):
         assert function[name] == described[name]
     [recursion] = called["put-function-recursion-config"]
     assert recursion["RecursiveLoop"] == described["RecursiveLoop"]
 
     [mapping] = called["create-event-source-mapping"]
-    described = template["EventSourceMapping"]["Properties"]
+    described = found["DefaultMapping"]["Properties"]
     for name in ("BatchSize", "MaximumBatchingWindowInSeconds", "FunctionResponseTypes", "ScalingConfig"):
         assert mapping[name] == described[name]
 
     policies = [json.loads(call["PolicyDocument"]) for call in called["put-role-policy"]]
-    assert set(policies[0]["Statement"][0]["Action"]) == set(actions(template))
+    [own] = found["FunctionRole"]["Properties"]["Policies"]
+    allowed = {action for statement in own["PolicyDocument"]["Statement"] for action in statement["Action"]}
+    # The commands attach a policy of AWS for the log.
+    assert set(policies[0]["Statement"][0]["Action"]) == {action for action in allowed if action.startswith("sqs:")}
 
     [schedule] = called["create-schedule"]
-    described = template["CleanupSchedule"]["Properties"]
+    described = found["CleanupSchedule"]["Properties"]
     assert schedule["Target"]["Input"] == described["Target"]["Input"]
     assert schedule["ScheduleExpression"] == described["ScheduleExpression"]
     assert schedule["FlexibleTimeWindow"] == described["FlexibleTimeWindow"]

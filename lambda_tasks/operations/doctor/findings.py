@@ -11,6 +11,7 @@ from lambda_tasks.execution.pipeline import lease_for
 from lambda_tasks.handler import ANSWER_RESERVE
 from lambda_tasks.limits.alarms import KILL_GRACE
 from lambda_tasks.settings import app_settings
+from lambda_tasks.strategies import get_backend
 from lambda_tasks.wire.queue_urls import Server, server_of
 
 Level: TypeAlias = Literal["error", "warning", "unasked"]
@@ -64,6 +65,9 @@ DEFAULT_CLEANUP_DAYS: Final = 7
 #: at most half as long, and relays normally run every minute.
 OVERDUE: Final = 600
 DAY: Final = 86_400
+#: Seconds for which queues should keep messages, and dead letter queues, which is the maximum of SQS.
+ADVISED_RETENTION: Final = 4 * DAY
+LONGEST_RETENTION: Final = 14 * DAY
 
 
 #: Creates a boto3 client from the name of a service, a region, and the server of a queue. None means the region of the
@@ -153,6 +157,13 @@ class Doctor:
         if is_first:
             self._answers[key] = self.ask(subject, permission, call)
         return self._answers[key], is_first
+
+
+def max_message_bytes() -> int | None:
+    """Return the size of the largest message that the backend, or the transport behind it, sends, if it has one."""
+    backend = get_backend()
+    size: int | None = getattr(getattr(backend, "transport", backend), "max_message_bytes", None)
+    return size
 
 
 def lease_sentence(lease: float) -> str:

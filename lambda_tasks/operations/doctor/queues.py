@@ -9,17 +9,19 @@ from typing import Any, Final
 from lambda_tasks.execution.backoff import in_words, survived_outage
 from lambda_tasks.operations.doctor.findings import (
     ADVISED_RECEIVES,
+    ADVISED_RETENTION,
     DAY,
     DEFAULT_CLEANUP_DAYS,
     LEAST_RECEIVES,
+    LONGEST_RETENTION,
     RESERVE,
     VISIBILITY_FACTOR,
     Doctor,
     Queue,
     lease_sentence,
+    max_message_bytes,
 )
 from lambda_tasks.operations.doctor.functions import look_at_mappings
-from lambda_tasks.strategies import get_backend
 from lambda_tasks.wire.queue_urls import problem_of
 
 #: Seconds that the retention period must leave for repairs: a weekend and a day.
@@ -145,7 +147,7 @@ def _check_dead_letters(doctor: Doctor, client: Any, queue: Queue, attributes: M
             f"its dead letter queue keeps messages for {_days(kept_dead)}, and the queue itself for {_days(kept)}. "
             "The retention period starts when a message is first sent, so a message may be deleted as soon as it is "
             "moved.",
-            "Set the dead letter queue's MessageRetentionPeriod to 14 days (1209600).",
+            f"Set the dead letter queue's MessageRetentionPeriod to {_days(LONGEST_RETENTION)} ({LONGEST_RETENTION}).",
         )
 
 
@@ -166,13 +168,12 @@ def _check_retention(doctor: Doctor, queue: Queue, attributes: Mapping[str, str]
             queue,
             f"MessageRetentionPeriod is {_days(kept)}. A message that cannot be run during that time, such as in an "
             "outage over a weekend, is deleted without a trace.",
-            "Set MessageRetentionPeriod to 4 days (345600), the default of AWS.",
+            f"Set MessageRetentionPeriod to {_days(ADVISED_RETENTION)} ({ADVISED_RETENTION}), the default of AWS.",
         )
 
 
 def _check_size(doctor: Doctor, queue: Queue, attributes: Mapping[str, str]) -> None:
-    backend = get_backend()
-    ours = getattr(getattr(backend, "transport", backend), "max_message_bytes", None)
+    ours = max_message_bytes()
     theirs = int(attributes.get("MaximumMessageSize") or 0)
     if ours is not None and theirs and theirs < ours:
         doctor.find(

@@ -1,0 +1,62 @@
+"""The subcommand `doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from django.core.management.base import CommandError
+
+from lambda_tasks.management.subcommands import Subcommand, plural
+from lambda_tasks.settings import app_settings
+
+if TYPE_CHECKING:
+    from django.core.management.base import CommandParser
+
+#: The exit status of the doctor if it found no error, but could not do all checks.
+UNKNOWN_STATUS: Final = 2
+_STYLES: Final = {"error": "ERROR", "warning": "WARNING", "unasked": "NOTICE"}
+
+
+class Doctor(Subcommand):
+    """Checks what is deployed."""
+
+    name = "doctor"
+    help = (
+        "Check the queues and functions on AWS, the databases and the outbox for configurations that would lose or "
+        "repeat work."
+    )
+    examples = ("doctor", "doctor --function shop-tasks", "doctor --allow-skipped")
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--function",
+            metavar="NAME",
+            help="the Lambda function that reads from the queues (default: those of the event source mappings)",
+        )
+        parser.add_argument(
+            "--allow-skipped",
+            action="store_true",
+            help="exit with status 0 although checks were skipped, for example because a permission is missing",
+        )
+
+    def run(self, *, function: str | None, allow_skipped: bool, **_: Any) -> None:
+        from lambda_tasks.operations.doctor import diagnose
+
+        self.warn_of_eager_mode()
+        findings = diagnose(function=function, note=self.output.line)
+        for finding in findings:
+            self.output.line(str(finding), self.output.style_of(_STYLES[finding.level]))
+        levels = [finding.level for finding in findings]
+        errors, warnings, unasked = (levels.count(level) for level in ("error", "warning", "unasked"))
+        summary = (
+            f"Checked {', '.join(sorted(app_settings.queues))}: {plural(errors, 'error')}, "
+            f"{plural(warnings, 'warning')}, {plural(unasked, 'skipped check')}."
+        )
+        if errors:
+            raise CommandError(summary)
+        if unasked and not allow_skipped:
+            raise CommandError(
+                f"{summary} Without them, the result is unknown. To accept this, pass --allow-skipped.",
+                returncode=UNKNOWN_STATUS,
+            )
+        self.output.line(summary)
