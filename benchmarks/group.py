@@ -33,8 +33,8 @@ FROM_BEGINNING: Final = "from the beginning"
 SHARES: Final = (0, 0.1, 0.5, 0.9, 0.99)
 WORKERS: Final = 4
 #: Tasks that are executed in one measurement, and ends that are counted in one.
-EXECUTED: Final = 500
-COUNTED: Final = 400
+EXECUTED: Final = 300
+COUNTED: Final = 200
 #: Members that one statement ends before a measurement of the question.
 _CHUNK: Final = 100
 #: Questions in one measurement.
@@ -303,4 +303,4 @@ def _end_counted(flow_id: str, held: float, message_id: str) -> None:
 
 
 if __name__ == "__main__":
-    main(measure, rounds=7, members=10_000)
+    main(measure, rounds=3, members=10_000)
