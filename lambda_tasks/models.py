@@ -28,6 +28,7 @@ __all__ = [
     "TaskProgress",
     "TaskReason",
     "TaskRecord",
+    "TaskRerun",
     "TaskSchedule",
     "TaskStatus",
     "UniqueKey",
@@ -356,6 +357,29 @@ class TaskSchedule(models.Model):
 
     def __str__(self) -> str:
         return self.key
+
+
+class TaskRerun(models.Model):
+    """A record that an operator has run again, and the invocation that does its work again.
+
+    The transaction that enqueues the invocation inserts the row. `lambda_tasks.operations.rerunning` reads it in both
+    directions.
+    """
+
+    #: The id of the new invocation, which will be the primary key of its record.
+    id = models.UUIDField(_("message id"), primary_key=True, editable=False)
+    #: The primary key of the record that was run again. It may be deleted earlier than this row.
+    original_id = models.UUIDField(_("original"), db_index=True, editable=False)
+    rerun_at = models.DateTimeField(_("run again"))
+    #: Who has asked for it; empty if that is unknown, as for a command.
+    username = models.CharField(_("user"), max_length=255, blank=True, default="")
+
+    class Meta:
+        verbose_name = _("rerun")
+        verbose_name_plural = _("reruns")
+
+    def __str__(self) -> str:
+        return f"{self.original_id} → {self.pk}"
 
 
 if not TYPE_CHECKING:  # otherwise type checkers would accept any name

@@ -29,6 +29,7 @@ from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import TaskLostError
 from lambda_tasks.jobs import Job, Run
 from lambda_tasks.models import OutboxMessage, TaskRecord, TaskStatus
+from lambda_tasks.operations import statistics
 from lambda_tasks.outcomes import Claimed, Failed, Finished, Lost, Prevented, Retry, Succeeded
 from lambda_tasks.stores.orm import _FORGOTTEN, ORMStore
 from lambda_tasks.strategies import get_store
@@ -342,6 +343,16 @@ def find_the_latest_record() -> None:
     assert TaskRecord.objects.filter(status=TaskStatus.FAILED).latest().status == TaskStatus.FAILED
 
 
+def read_statistics() -> None:
+    of = statistics.window(hours=24)
+    number = sum(count.in_window for count in statistics.counts(of))
+    assert 95 <= number <= 100
+    assert sum(bucket.started for bucket in statistics.throughput(of)) == number
+    assert statistics.durations(of)
+    assert statistics.top_errors(of)
+    assert statistics.running(of).count == 100
+
+
 class FarQueue(MemoryBackend):
     """A queue for which messages are locked if the database supports it."""
 
@@ -410,6 +421,7 @@ STATEMENTS: Final[dict[Callable[[], None], set[str]]] = {
     find_the_end_of_a_chain: {PRIMARY_KEY, RETRIES},
     find_the_progress_of_a_chain: {PRIMARY_KEY, RETRIES},
     find_the_latest_record: {START, STATUS_START},
+    read_statistics: {START, STATUS_START},
     relay_due_messages: {DUE, OUTBOX_KEY},
     relay_to_a_closed_queue: {DUE, OUTBOX_KEY},
     relay_within_the_process: {DUE, OUTBOX_KEY},
