@@ -99,7 +99,7 @@ def _measure(options: argparse.Namespace) -> Report:
         ],
         remarks=[
             "If COMMIT follows the count immediately, one counter row is a little faster, because no question follows.",
-            "If a transaction takes longer before its COMMIT, the others wait for it; with rows of their own, none waits.",
+            "If a transaction takes longer before its COMMIT, the others wait; with rows of their own, none waits.",
         ],
     )
 
