@@ -17,6 +17,7 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import transaction
+from django.test import TestCase
 from django.utils import timezone
 
 from lambda_tasks import Every, plugins, registry
@@ -372,6 +373,18 @@ class TestRunning:
         assert handler({"Records": [event]}, None) == {"batchItemFailures": []}, "delivered twice"
         result.refresh()
         assert (result.status, result.return_value, result.attempts) == (SUCCESSFUL, 5, 1)
+
+
+class TestInATestCase(TestCase):
+    """Django's TestCase never commits; the queue of the test helpers does as if."""
+
+    def test_task_runs_after_the_commit_of_the_queue(self) -> None:
+        with collect_tasks() as queue:
+            with queue.commit():
+                result = examples.add.enqueue(2)
+                assert queue.jobs == []
+            queue.run_until_idle()
+        assert again(result).return_value == 3
 
 
 class TestEagerMode:

@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from lambda_tasks.exceptions import InvalidArguments, UnknownDatabase
 from lambda_tasks.models import OutboxMessage, TaskFlow, TaskRecord
 from lambda_tasks.operations.reaping import reap
 from lambda_tasks.strategies import get_backend, get_store, longest_delay
+from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.wire import ids
 from tests.courier import outbox
 from tests.faults.workers import LONG, deliver, expire_lease
@@ -30,6 +32,7 @@ from tests.flows.shop import (
     decorated,
     fail,
     flow_rows,
+    note,
     notes,
     queue,
     report,
@@ -147,6 +150,15 @@ class TestEnds:
         assert notes() == ["failure: TaskCancelled: cancelled: the task was cancelled before it started."]
         assert flow_rows() == []
 
+    def test_replaced_call_is_not_followed(self, shop: str) -> None:
+        latest.execute_on_commit(name="a")
+        jobs = list(queue())
+        latest.execute_on_commit(name="b")
+        jobs += [job for job in queue() if job not in jobs]
+        queue()[:] = jobs
+        run_all()
+        assert notes() == ["b", "followed: value b"]
+
     def test_cancelled_task_does_not_wait_for_its_delay(self, shop: str) -> None:
         handle = decorated.using(delay=900_000 if longest_delay() > 900 else 900).execute_on_commit(name="a")
         assert handle.cancel()
@@ -164,6 +176,12 @@ class TestEnds:
         committing.using(on_success=report.invocation(text="success")).execute_on_commit()
         run_all()
         assert notes() == ["success"]
+
+
+@lambda_task(unique=True, on_duplicate="replace", on_success=report.invocation(text="followed", value=RESULT))
+def latest(*, name: str) -> str:
+    note(name)
+    return name
 
 
 @lambda_task(expires_in=60)
@@ -248,6 +266,22 @@ class TestDebts:
         assert notes() == ["a", "success: value a is done"]
         assert flow_rows() == []
 
+    def test_redelivery_keeps_the_debts_of_a_call(self, direct: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The decorator has followers too, which the redelivered message finds again without the row of the call."""
+        from lambda_tasks.backends.memory import MemoryBackend, event_record
+        from lambda_tasks.handler import handler
+
+        follow(decorated).execute_on_commit(name="a")
+        [job] = queue()
+        queue().clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryBackend, "send", _unavailable)
+            handler({"Records": [event_record(job)]}, None)
+        deliver(job)
+        run_all()
+        assert sorted(notes()) == ["a", "decorated success: value a", "success: value a"]
+        assert flow_rows() == []
+
     def test_maintenance_pays_debts(self, direct: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from lambda_tasks.backends.memory import MemoryBackend, event_record
         from lambda_tasks.handler import handler
@@ -266,13 +300,19 @@ class TestDebts:
         assert notes() == ["a", "success: value a is done"]
         assert flow_rows() == []
 
-    def test_call_that_is_not_sent_leaves_no_row(self, direct: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_call_that_may_be_sent_keeps_its_row(self, direct: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The queue may have accepted the message although its answer was lost."""
         from lambda_tasks.backends.memory import MemoryBackend
 
         with monkeypatch.context() as patch:
             patch.setattr(MemoryBackend, "send", _unavailable)
             with pytest.raises(ConnectionError):
                 follow(work).execute_on_commit(name="a")
+        [row] = flow_rows()
+        cleanup_task_records(retention_days=7)
+        assert flow_rows() == [row]
+        TaskFlow.objects.using(direct).update(created_at=F("created_at") - timedelta(days=15))
+        cleanup_task_records(retention_days=7)
         assert flow_rows() == []
 
 
