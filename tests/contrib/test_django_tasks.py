@@ -454,6 +454,14 @@ class TestWorkers:
         result_id = message["messageId"]
         assert run_program("read.py", tmp_path, environment, result_id) == "SUCCESSFUL hello ada\n"
 
+    def test_missing_package_is_named(self) -> None:
+        program = (
+            "import sys; sys.modules.update({'django.tasks': None, 'django_tasks': None})\n"
+            "import lambda_tasks.contrib.django_tasks"
+        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert "ImproperlyConfigured: lambda_tasks.contrib.django_tasks needs Django 6.0 or later" in done.stderr
+
     def test_plugin_stays_when_the_setting_changes(self, settings: Any) -> None:
         task_backends["default"]
         settings.LAMBDA_TASKS_PLUGINS = []
