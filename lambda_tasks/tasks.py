@@ -177,8 +177,10 @@ def _delete_old_flows(database: str, days: int) -> None:
     unsent = flows.filter(_never_sent(database, max(days, MESSAGE_DAYS)), ended_at=None).order_by("created_at")
     old = [*ended.values_list("pk", flat=True)[:MAX_FLOWS], *unsent.values_list("pk", flat=True)[:MAX_FLOWS]]
     members = TaskFlowMember.objects.using(database).filter(flow_id__in=old)
-    while keys := list(members.values_list("pk", flat=True)[:BATCH_SIZE]):
+    left = members.order_by("pk")
+    while keys := list(left.values_list("pk", flat=True)[:BATCH_SIZE]):
         members.filter(pk__in=keys).delete()
+        left = left.filter(pk__gt=keys[-1])  # this transaction's snapshot may contain what another one has deleted
     TaskFlow.objects.using(database).filter(pk__in=old).delete()
 
 

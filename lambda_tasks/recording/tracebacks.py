@@ -24,7 +24,7 @@ _CAUSED: Final = "\n\nThe above exception was the direct cause of the following 
 def _own_folders() -> tuple[str, str]:
     import pluggy  # imported here, since a process that only logs does not need it
 
-    return str(Path(__file__).parent), str(Path(pluggy.__file__).parent)
+    return str(Path(__file__).parents[1]), str(Path(pluggy.__file__).parent)
 
 
 def begin_at_task(error: BaseException) -> None:
