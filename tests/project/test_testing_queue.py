@@ -398,7 +398,7 @@ class TestTime:
             lambda_tasks_queue.advance(seconds)
 
 
-class InsideATransaction(TestCase):
+class TestInsideATransaction(TestCase):
     """The queue in Django's `TestCase`, whose transaction is rolled back."""
 
     def setUp(self) -> None:
@@ -447,7 +447,7 @@ class InsideATransaction(TestCase):
         assert effects() == ["a"]
 
 
-class WithCommits(TransactionTestCase):
+class TestCommitting(TransactionTestCase):
     """The queue in Django's `TransactionTestCase`."""
 
     def test_crashed_work_is_done_once(self) -> None:
