@@ -195,9 +195,9 @@ class TaskQueue:
         return kept
 
     def _take(self, batch: Sequence[Job]) -> None:
-        taken = {id(job) for job in batch}
-        self._backend.jobs[:] = [job for job in self._backend.jobs if id(job) not in taken]
         for job in batch:
+            # Only the first of equal jobs, since a message may be on the queue twice.
+            del self._backend.jobs[next(i for i, each in enumerate(self._backend.jobs) if each is job)]
             self._receives[job.message_id] = self._receives.get(job.message_id, 0) + 1
             self._clock.forget(job)
 

@@ -149,7 +149,7 @@ MUTATIONS: Final = (
         "a message that is delivered twice is lost",
         "testing/queue.py",
         "        self._take(list(batch.values()))\n",
-        "        self._take(waiting)\n",
+        "        self._take(list(waiting))\n",
         QUEUE + "::TestRedelivery",
     ),
     Mutation(

@@ -222,8 +222,10 @@ class TestRedelivery:
         note.execute_on_commit(name="a")
         [job] = lambda_tasks_queue.jobs
         lambda_tasks_queue._backend.jobs.append(job)
+        assert lambda_tasks_queue.run() == []
+        assert lambda_tasks_queue.jobs == [job]
         assert lambda_tasks_queue.run_until_idle() == 1
-        assert lambda_tasks_queue.jobs == []
+        assert effects() == ["a"]
 
 
 #: The points that a worker reaches with a task that sends another one.
@@ -298,7 +300,7 @@ class TestCrashes:
         assert seen == []
 
     def test_statements_of_the_dead_worker_are_refused(self, lambda_tasks_queue: TaskQueue) -> None:
-        @lambda_task
+        @lambda_task(atomic=False)  # so that a statement would open a new connection, and be committed
         def write_at_the_end() -> None:
             try:
                 note.execute_on_commit(name="a")
@@ -306,7 +308,7 @@ class TestCrashes:
                 Effect.objects.create(name="written by a dead process")
 
         write_at_the_end.execute_on_commit()
-        lambda_tasks_queue.crash_at("enqueue:before_commit")
+        lambda_tasks_queue.crash_at("enqueue:after_commit")
         lambda_tasks_queue.run()
         assert effects() == []
         assert TaskRecord.objects.get().status == "RUNNING"
@@ -344,6 +346,13 @@ class TestTime:
         lambda_tasks_queue.advance(timedelta(seconds=1))
         assert lambda_tasks_queue.run_due() == 1
         assert ran == ["now", "later"]
+
+    def test_delay_begins_with_the_call(self, lambda_tasks_queue: TaskQueue) -> None:
+        note.using(delay=60).execute_on_commit(name="a")
+        lambda_tasks_queue.advance(60)
+        note.using(delay=60).execute_on_commit(name="b")
+        assert lambda_tasks_queue.run_due() == 1
+        assert ran == ["a"]
 
     def test_retry_waits_for_its_delay(self, lambda_tasks_queue: TaskQueue) -> None:
         fail_once.execute_on_commit()
