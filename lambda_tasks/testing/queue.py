@@ -88,8 +88,8 @@ class TaskQueue:
         """Run batches until the queue is empty, including the jobs that tasks send, and return how many jobs ran.
 
         If tasks have failed, raise the exception of the first one afterwards, with a note that names the task and
-        its id. With `raise_errors=False`, exceptions are only in the records. Errors that a task ignores or retries, and
-        the end of a cancelled task, are not raised.
+        its id. With `raise_errors=False`, exceptions are only in the records. Errors that a task ignores or retries,
+        and the end of a cancelled task, are not raised.
 
         After a crash by `crash_at()`, time passes until the lease of the worker has expired.
 
