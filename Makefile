@@ -12,13 +12,21 @@ WORKERS ?= 4
 UV_NATIVE_TLS ?= 1
 export UV_NATIVE_TLS
 
+# Modules are compiled once, also where the shell says otherwise: each process of the tests would compile them again.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Without uv on the PATH, pip installs uv, and uv the rest: pip alone takes five times as long. uv does not read pip's
+# configuration: if that names an index, or uv fails, pip installs everything.
 UV := $(shell command -v uv 2>/dev/null)
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+WITH_UV = pip install --quiet --compile-bytecode --python $(VENV)/bin/python $(1)
 ifdef UV
 CREATE_VENV = $(UV) venv --quiet --python "$$(command -v $(PYTHON))" $(VENV)
-INSTALL = $(UV) pip install --quiet --compile-bytecode --python $(VENV)/bin/python
+INSTALL = $(UV) $(WITH_UV)
 else
 CREATE_VENV = $(PYTHON) -m venv $(VENV)
-INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+INSTALL = { ! $(PIP) config list | grep '[.]index-url=' >/dev/null && $(PIP) install --quiet uv && $(VENV)/bin/uv $(WITH_UV); } \
+	|| $(PIP) install --quiet $(1)
 endif
 
 .PHONY: help test test-all demo serve lint chaos crashes sweep ticks protocols soak bench clean
@@ -29,7 +37,7 @@ help: ## Say what can be made
 test: $(VENV)/.installed-test ## Run the quick tests, in a few minutes; ARGS="-k retry -x" go to pytest
 	TEST_QUICK=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
-test-all: $(VENV)/.installed-test ## Run all tests, on every database, with the faults
+test-all: $(VENV)/.installed-test-all ## Run all tests, on every database, with the faults
 	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 demo: $(VENV)/.installed-demo ## See tasks go through a real queue to the real handler and into the database
@@ -81,5 +89,5 @@ $(VENV)/bin/python:
 # One extra of pyproject.toml, in editable mode; again when pyproject.toml has changed.
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing the packages of the extra '$*' into $(VENV): a minute or so, the first time."
-	$(INSTALL) --editable '.[$*]'
+	@$(call INSTALL,--editable '.[$*]')
 	@touch $@

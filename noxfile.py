@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import textwrap
 import zipfile
 from pathlib import Path
@@ -20,6 +21,8 @@ CI = ["ci"]
 #: The interpreter of sessions that are about one Python alone.
 NEWEST = "3.13"
 OLDEST = "3.10"
+#: Each process would compile all modules again in a shell that keeps Python from caching them.
+CACHED = {"PYTHONDONTWRITEBYTECODE": None}
 PARALLEL = ("--numprocesses", "4", "--dist", "worksteal")
 #: Percent of the package's lines and branches that the quick suite covers, without the processes that it starts. It
 #: only rises.
@@ -39,7 +42,7 @@ PAIRS = [
 def run_tests(session: nox.Session, *arguments: str, optimized: bool = False, **environment: str) -> None:
     """Run pytest in as many processes as are worth it, with the variables that are given."""
     python = ("python", "-O") if optimized else ("python",)
-    session.run(*python, "-m", "pytest", *PARALLEL, *arguments, *session.posargs, env=environment)
+    session.run(*python, "-m", "pytest", *PARALLEL, *arguments, *session.posargs, env={**CACHED, **environment})
 
 
 @nox.session
@@ -52,10 +55,13 @@ def tests(session: nox.Session, django: str, database: str) -> None:
 
 @nox.session(python=NEWEST, tags=CI)
 def everything(session: nox.Session) -> None:
-    """Run all tests on every database, but for the small simulations: the session `simulations` runs larger ones."""
-    session.install("--editable", ".[test]")
+    """Run all tests on every database that other parts of CI do not run.
+
+    The session `simulations` runs larger simulations, and `make test` the tests that say nothing about a version.
+    """
+    session.install("--editable", ".[test-all]")
     small = ("simulation", "server_crash")
-    run_tests(session, *(f"--ignore=tests/faults/test_{name}.py" for name in small))
+    run_tests(session, "--after-quick", *(f"--ignore=tests/faults/test_{name}.py" for name in small))
 
 
 @nox.session(python=OLDEST, tags=CI)
@@ -65,7 +71,7 @@ def lowest(session: nox.Session) -> None:
     So no file may need what another leaves behind. It also measures the lines and branches that the tests cover.
     """
     session.install("--resolution", "lowest-direct", "--editable", ".[test]", "coverage>=7.10")
-    environment = {"TEST_DATABASE": "sqlite", "TEST_QUICK": "1"}
+    environment = {"TEST_DATABASE": "sqlite", "TEST_QUICK": "1", **CACHED}
     session.run("python", "-m", "tests.alone", f"--coverage={COVERAGE}", *session.posargs, env=environment)
 
 
@@ -94,6 +100,16 @@ def simulations(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST, tags=CI)
+def browser(session: nox.Session) -> None:
+    """Open the pages of the admin in Chromium: an installed package, or the program that CHROMIUM names."""
+    if not (os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")):
+        session.skip("There is no Chromium. Install the package chromium, or set CHROMIUM to its path.")
+    session.install("--editable", ".[test,browser]")
+    environment = {"TEST_BROWSER": "1", "TEST_DATABASE": "sqlite", "TEST_QUICK": "1", **CACHED}
+    session.run("python", "-m", "pytest", "tests/browser", *session.posargs, env=environment)
+
+
+@nox.session(python=NEWEST, tags=CI)
 def lint(session: nox.Session) -> None:
     """Run what `make lint` runs."""
     session.install("--editable", ".[dev]")
@@ -117,7 +133,8 @@ def wheel(session: nox.Session) -> None:
     (built,) = Path("dist").glob("*.whl")
     contents = set(zipfile.ZipFile(built).namelist())
     templates = "lambda_tasks/templates/admin/lambda_tasks/outboxmessage"
-    for name in ("lambda_tasks/py.typed", "lambda_tasks/migrations/0004_outbox.py", f"{templates}/change_list.html"):
+    files = ("py.typed", "migrations/0004_outbox.py", "static/lambda_tasks/admin.css", "static/lambda_tasks/admin.js")
+    for name in (*(f"lambda_tasks/{file}" for file in files), f"{templates}/change_list.html"):
         if name not in contents:
             session.error(f"{built} lacks {name}.")
     if strangers := sorted(name for name in contents if not name.startswith(("lambda_tasks/", "django_lambda_"))):

@@ -38,6 +38,7 @@ PROGRAMS: Final = {
     "big-table": ["benchmarks.big_table"],
     "old-snapshot": ["benchmarks.old_snapshot"],
     "parallel": ["benchmarks.parallel"],
+    "group": ["benchmarks.group"],
 }
 
 HEAD: Final = """\

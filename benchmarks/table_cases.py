@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from django.contrib.auth.models import User
+from django.core.cache import cache
 from django.db import transaction
 from django.test import Client
 from django.urls import reverse
@@ -169,7 +170,7 @@ def _admin_cases() -> list[Case]:
     address = reverse("admin:lambda_tasks_taskrecord_changelist")
 
     def get(query: str) -> Any:
-        response = client.get(address + query)
+        response = client.get(query if query.startswith("/") else address + query)
         if response.status_code != 200:
             raise AssertionError(f"{address}{query} answers {response.status_code}")
         return response
@@ -178,6 +179,13 @@ def _admin_cases() -> list[Case]:
         def prepare() -> Callable[[], object]:
             url = query()
             return lambda: get(url)
+
+        return prepare
+
+    def fresh(query: str) -> Callable[[], Callable[[], object]]:
+        def prepare() -> Callable[[], object]:
+            cache.clear()
+            return lambda: get(query)
 
         return prepare
 
@@ -202,10 +210,21 @@ def _admin_cases() -> list[Case]:
         "a task without records": lambda: "?task_name=shop.tasks.never_run",
         "FAILED of one task": lambda: "?status__exact=FAILED&task_name=shop.part_1.tasks.step_1",
         "a day": a_day,
+        "the last day": lambda: "?started=day",
+        "one queue": lambda: "?queue=default",
+        "a queue without records": lambda: "?queue=never-used",
+        "running too long": lambda: "?run=overdue",
+        "slow runs": lambda: "?run=1min",
+        "search for arguments": lambda: "?q=order_id%3D42",
         "search for an id": lambda: f"?q={some_id()}",
         "search for a task's name": lambda: "?q=step_7",
         "search in tracebacks": lambda: "?q=PrinterOnFire",
         "search without a match": lambda: "?q=nowhere",
         "a record": lambda: f"{some_id()}/change/",
     }
-    return [Case(f"admin: {name}", page(query), writes=False) for name, query in forms.items()]
+    overview = reverse("admin:lambda_tasks_tasksoverview_changelist")
+    overviews = {span: f"{overview}?span={span}" for span in ("hour", "day", "week")}
+    return [
+        *(Case(f"admin: {name}", page(query), writes=False) for name, query in forms.items()),
+        *(Case(f"admin: overview, {span}", fresh(query), writes=False) for span, query in overviews.items()),
+    ]

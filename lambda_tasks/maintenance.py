@@ -176,7 +176,7 @@ def relay_until_stopped(interval: float, *, report: Callable[[str], object]) -> 
     """
     _check_interval(interval)
     kept = _needed_outbox()
-    with _stopped_by_signals() as stop:
+    with stopped_by_signals() as stop:
         report(f"Relaying the outbox every {interval:g} s. Stop with SIGTERM or Ctrl-C.")
         while not stop.asked:
             relayed = None
@@ -201,7 +201,7 @@ def tick_until_stopped(interval: float, *, report: Callable[[str], object]) -> N
     round tries again. Raise ValueError if `interval` is not positive or over a day.
     """
     _check_interval(interval)
-    with _stopped_by_signals() as stop:
+    with stopped_by_signals() as stop:
         report(f"Starting periodic tasks every {interval:g} s. Stop with SIGTERM or Ctrl-C.")
         while not stop.asked:
             fired = _fire_and_log()
@@ -272,7 +272,7 @@ class _Stop:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[_Stop]:
+def stopped_by_signals() -> Iterator[_Stop]:
     """Yield a `_Stop` that SIGTERM and SIGINT set, if this is the main thread, which alone may handle signals."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():

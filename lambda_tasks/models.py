@@ -28,8 +28,10 @@ __all__ = [
     "TaskProgress",
     "TaskReason",
     "TaskRecord",
+    "TaskRerun",
     "TaskSchedule",
     "TaskStatus",
+    "TasksOverview",
     "UniqueKey",
 ]
 
@@ -161,6 +163,12 @@ class TaskRecord(models.Model):
         get_latest_by = "start_time"
         verbose_name = _("task record")
         verbose_name_plural = _("task records")
+        #: For the actions of the admin. Django's own permissions are for viewing and deleting records.
+        permissions = (
+            ("run_again_taskrecord", "Can run tasks again"),
+            ("cancel_taskrecord", "Can cancel tasks"),
+            ("export_taskrecord", "Can export task records"),
+        )
         indexes = (
             models.Index(fields=["start_time"], name="lambda_tasks_start"),
             models.Index(fields=["status", "start_time"], name="lambda_tasks_status_start"),
@@ -180,6 +188,16 @@ class TaskRecord(models.Model):
         # W037: MariaDB and MySQL do not support conditional indexes. Their index of retries contains all rows, so it
         # is larger but works as well.
         return [message for message in super().check(**kwargs) if message.id != "models.W037"]
+
+
+class TasksOverview(TaskRecord):
+    """The admin's page with an overview of all tasks, which has a permission of its own."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ("view",)
+        verbose_name = _("tasks overview")
+        verbose_name_plural = _("tasks overview")
 
 
 class OutboxMessage(models.Model):
@@ -356,6 +374,29 @@ class TaskSchedule(models.Model):
 
     def __str__(self) -> str:
         return self.key
+
+
+class TaskRerun(models.Model):
+    """A record that an operator has run again, and the invocation that does its work again.
+
+    The transaction that enqueues the invocation inserts the row. `lambda_tasks.operations.rerunning` reads it in both
+    directions.
+    """
+
+    #: The id of the new invocation, which will be the primary key of its record.
+    id = models.UUIDField(_("message id"), primary_key=True, editable=False)
+    #: The primary key of the record that was run again. It may be deleted earlier than this row.
+    original_id = models.UUIDField(_("original"), db_index=True, editable=False)
+    rerun_at = models.DateTimeField(_("run again"))
+    #: Who has asked for it; empty if that is unknown, as for a command.
+    username = models.CharField(_("user"), max_length=255, blank=True, default="")
+
+    class Meta:
+        verbose_name = _("rerun")
+        verbose_name_plural = _("reruns")
+
+    def __str__(self) -> str:
+        return f"{self.original_id} → {self.pk}"
 
 
 if not TYPE_CHECKING:  # otherwise type checkers would accept any name

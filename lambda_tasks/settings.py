@@ -148,6 +148,30 @@ def strategy(value: Any, name: str) -> tuple[str, dict[str, Any]]:
     return path, options
 
 
+#: The placeholders of links in the admin.
+LINK_VALUES: Final = ("message_id", "root_id", "task_name", "queue", "start", "end")
+
+
+def _links(value: Any, name: str) -> dict[str, str]:
+    """Check that a setting maps names of links to templates of their addresses."""
+    if not isinstance(value, Mapping) or not all(
+        isinstance(label, str) and isinstance(template, str) for label, template in value.items()
+    ):
+        raise TypeError(f"{name} must be a dict that maps names of links to addresses, not {described(value)}.")
+    for label, template in value.items():
+        if not template.startswith(("https://", "http://")):
+            told = described(template)
+            raise ValueError(f"{name} must have addresses that begin with https:// or http://, not {told}.")
+        try:
+            template.format_map(dict.fromkeys(LINK_VALUES, ""))
+        except (LookupError, ValueError, AttributeError):
+            fields = ", ".join(f"{{{each}}}" for each in LINK_VALUES)
+            raise ValueError(
+                f"{name} must have no placeholders but {fields} in the address of {label!r}. Write other braces twice."
+            ) from None
+    return dict(value)
+
+
 class Setting(Generic[T]):
     """One setting: an attribute that reads and checks the value at each access, so that `override_settings` works."""
 
@@ -225,6 +249,7 @@ class LambdaTasksSettings:
     modules = Setting(_strings, ())
     imports = Setting(_either("open", "tasks"), "open")
     unknown_arguments = Setting(_either("refuse", "drop"), "refuse")
+    admin_links = Setting(_links, {})
 
     def timeouts(self, soft: int | None, hard: int | None, *, of: str) -> tuple[int, int]:
         """Return the soft and the hard timeout of the task named `of`, in seconds; the defaults replace None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import islice
 from time import monotonic
@@ -23,6 +24,7 @@ from lambda_tasks.models import (
     TaskFlowMember,
     TaskProgress,
     TaskRecord,
+    TaskRerun,
     UniqueKey,
 )
 from lambda_tasks.settings import LOST_AFTER, whole_number
@@ -37,6 +39,8 @@ TIME_SHARE: Final = 0.5
 MAX_FLOWS: Final = 1_000
 #: The maximum number of invocations per run of `reap_lost_tasks`. They are sent after its commit, ten per call to SQS.
 MAX_REAPED: Final = 5_000
+#: The longest time for which SQS keeps a message, in days.
+MAX_RETENTION_DAYS: Final = 14
 #: Checks `retention_days`. The maximum, a century, keeps the limit in the range of dates of every database.
 _retention_days: Final = whole_number(1, 36_500)
 
@@ -50,6 +54,11 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
     deleted, too. In a worker, the task stops after half of its time, and the next run deletes the rest. Raises
     ValueError unless the number of days is from 1 to 36500: with 0, the records of running tasks would be deleted.
     """
+    return delete_old_records(retention_days)
+
+
+def delete_old_records(retention_days: int, *, report: Callable[[int], object] = lambda number: None) -> int:
+    """Do the work of `cleanup_task_records`. `report` is called with the number of records of each batch."""
     deadline = monotonic() + _seconds_to_spend()
     database = get_store().database
     records = TaskRecord.objects.using(database)
@@ -64,11 +73,12 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
         keys = {pk for pk, _ in batch}
         for alias in outboxes_elsewhere:
             spared.update(OutboxMessage.objects.using(alias).filter(pk__in=keys).values_list("pk", flat=True))
-        _delete_progress(database, keys - spared)
+        _delete_details(database, keys - spared)
         _, rows = records.filter(pk__in=keys - spared).delete()
         if not rows.get(TaskRecord._meta.label) and keys.isdisjoint(spared):
             break  # another process has deleted them, but this transaction's snapshot still contains them
         deleted += rows.get(TaskRecord._meta.label, 0)
+        report(rows.get(TaskRecord._meta.label, 0))
         task_logger.debug("%d records deleted so far", deleted)
         if monotonic() >= deadline:
             task_logger.warning("%d records deleted. The time is used up; the next run continues.", deleted)
@@ -131,10 +141,16 @@ def _old_records(database: str, retention_days: int) -> QuerySet[TaskRecord]:
 
 
 def _delete_old_requests(database: str, days: int) -> None:
-    """Delete requests to cancel: a chain of retries that was asked to end so long ago has ended."""
+    """Delete requests to cancel: a chain of retries that was asked to end so long ago has ended.
+
+    Delete also the rows of reruns whose messages are gone, because they have no record with which to delete them.
+    """
     if router.allow_migrate_model(database, CancelRequest):
         old = from_now(-timedelta(days=days).total_seconds())
         CancelRequest.objects.using(database).filter(requested_at__lt=old).delete()
+    if router.allow_migrate_model(database, TaskRerun):
+        gone = from_now(-timedelta(days=days + MAX_RETENTION_DAYS).total_seconds())
+        TaskRerun.objects.using(database).filter(rerun_at__lt=gone).delete()
 
 
 def _delete_old_flows(database: str, days: int) -> None:
@@ -149,10 +165,11 @@ def _delete_old_flows(database: str, days: int) -> None:
     TaskFlow.objects.using(database).filter(pk__in=old).delete()
 
 
-def _delete_progress(database: str, keys: set[UUID]) -> None:
-    """Delete the progress of these invocations."""
-    if router.allow_migrate_model(database, TaskProgress):
-        TaskProgress.objects.using(database).filter(pk__in=keys).delete()
+def _delete_details(database: str, keys: set[UUID]) -> None:
+    """Delete the rows of other tables whose primary key is that of these records."""
+    for model in (TaskProgress, TaskRerun):
+        if router.allow_migrate_model(database, model):
+            model._default_manager.using(database).filter(pk__in=keys).delete()
 
 
 def _databases_of_outboxes() -> set[str]:

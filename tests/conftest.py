@@ -7,6 +7,7 @@ is missing. A test that requests `database` runs once on each database. A marker
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import urllib.request
@@ -25,10 +26,12 @@ from django.test import TransactionTestCase
 from moto.server import ThreadedMotoServer
 
 from lambda_tasks import registry, strategies
-from tests import services
+from tests import rewriting, services
 from tests.services import Missing, Server
 
 USED: Final[set[str]] = set()
+#: The fixtures of pytest-django that give access to a database, as its marker does.
+DATABASE_FIXTURES: Final = {"db", "transactional_db", "django_db_reset_sequences", "django_db_serialized_rollback"}
 NAME_OF_VENDOR: Final = {"postgresql": "PostgreSQL", "mysql": "MariaDB"}
 
 
@@ -62,6 +65,25 @@ def problems(config: pytest.Config) -> list[str]:
         used=USED,
         whole_suite=not part_of_suite,
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the test modules once, before a parallel run of the whole suite starts its workers."""
+    config = session.config
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if whole and not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        rewriting.fill_cache(config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect without the garbage collector, which would visit ten thousand tests again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -110,6 +132,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             "This was the quick run: one database, and no tests that kill processes or take long. "
             "`make test-all` runs everything."
         )
+    if config.getoption("after_quick"):
+        terminalreporter.line("Tests marked `once` were left out where the quick run of `make test` runs them.")
     for problem in problems(config):
         terminalreporter.line(f"FAILED, since CI=true: {problem}", red=True)
 
@@ -158,15 +182,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("sqlite", "postgres", "mariadb"),
         help="run tests that run once on each database only on this one",
     )
+    parser.addoption(
+        "--after-quick",
+        action="store_true",
+        help="leave out tests marked `once` that the quick run has run on the same database",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what the quick run does not run."""
-    if not django_settings.QUICK:
+    """Leave out what the quick run does not run, or what it has run already."""
+    if django_settings.QUICK:
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+    elif config.getoption("after_quick"):
+        left_out = [item for item in items if _quick_run_is_enough(item)]
+    else:
         return
-    thorough = [item for item in items if item.get_closest_marker("thorough")]
-    config.hook.pytest_deselected(items=thorough)
-    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=left_out)
+    kept = set(items).difference(left_out)
+    items[:] = [item for item in items if item in kept]
+
+
+def _quick_run_is_enough(item: pytest.Item) -> bool:
+    """Whether the quick run has run the test on the same database, and the versions do not matter."""
+    assert isinstance(item, pytest.Function)
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return (
+        item.get_closest_marker("once") is not None
+        and item.get_closest_marker("thorough") is None
+        and parameters.get("database", django_settings.DEFAULT_KIND) == django_settings.DEFAULT_KIND
+        and not {"postgres", "mariadb"} & set(item.fixturenames)
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -202,7 +247,10 @@ def database(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _a_test_that_commits_is_cleaned_up_by_deleting_rows() -> Iterator[None]:
-    """Delete rows after each test. Django would truncate every table and set up its own apps again, which is slow."""
+    """Delete rows after each test. Django would truncate every table and set up its own apps again, which is slow.
+
+    Connections stay open for the next test, because opening one costs more than most tests. Django would close them.
+    """
     kept = {"contenttypes.ContentType", "auth.Permission"}
     models = apps.get_models(include_auto_created=True)
     tables = [model._meta.db_table for model in models if model._meta.managed and model._meta.label not in kept]
@@ -221,7 +269,22 @@ def _a_test_that_commits_is_cleaned_up_by_deleting_rows() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransactionTestCase, "_fixture_teardown", delete_rows)
+        patch.setattr(TransactionTestCase, "_should_reload_connections", _has_connection_with_errors)
         yield
+
+
+def _has_connection_with_errors(case: TransactionTestCase) -> bool:
+    """Whether a connection must not be used by the next test."""
+    return any(connection.errors_occurred for connection in connections.all(initialized_only=True))
+
+
+@pytest.fixture(autouse=True)
+def _no_connection_without_database_access(request: pytest.FixtureRequest) -> None:
+    """Close the connections before a test without access to a database. It could not ask whether they are usable."""
+    if not request.node.get_closest_marker("django_db") and not DATABASE_FIXTURES & set(request.fixturenames):
+        for connection in connections.all(initialized_only=True):
+            if not connection.in_atomic_block:  # that of a Django TestCase
+                connection.close()
 
 
 # Periodic tasks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 from django.contrib import admin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
@@ -12,19 +11,15 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.utils import get_fields_from_path
 from django.contrib.admin.views.main import ORDER_VAR, ChangeList
 from django.contrib.admin.widgets import url_params_from_lookup_dict
-from django.core.exceptions import SuspiciousOperation
+from django.core.exceptions import SuspiciousOperation, ValidationError
 from django.core.paginator import Paginator
 from django.db import DataError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.utils import timezone
-from django.utils.formats import date_format
 from django.utils.functional import Promise, cached_property
-from django.utils.html import format_html
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
 
     _Admin = admin.ModelAdmin[Any]
     _Paginator = Paginator[Any]
@@ -81,19 +76,16 @@ class LargeTableList(ChangeList):
             raise IncorrectLookupParameters from error
 
 
-class LargeTableAdmin(_Admin):
-    """List and show rows of a large table, without adding or changing any.
+class DeclaredLookupAdmin(_Admin):
+    """Filter and sort the list by what the admin declares, and by nothing else.
 
-    Only declared filters apply. Django accepts any lookup of any column from the query string, which lets users
-    guess hidden values letter by letter.
+    Django accepts any lookup of any column from the query string, which lets users guess hidden values letter by
+    letter.
     """
 
-    paginator = LimitedPaginator
-    show_full_result_count = False
-    #: The counts next to the filters' choices would read the whole table.
-    show_facets = admin.ShowFacets.NEVER
-    #: Shown if the table has more rows than the list shows.
-    limit_notice: str | Promise = ""
+    class Media:
+        css: Final = {"all": ("lambda_tasks/admin.css",)}
+        js = ("lambda_tasks/admin.js",)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return LargeTableList
@@ -117,9 +109,28 @@ class LargeTableAdmin(_Admin):
                 yield from filter(None, _field_filter(declared, request, self).expected_parameters() or ())
 
     def response_action(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse | None:
-        if not all(map(_is_id, request.POST.getlist(ACTION_CHECKBOX_NAME))):
+        if not all(self._is_key(text) for text in request.POST.getlist(ACTION_CHECKBOX_NAME)):
             raise SuspiciousOperation(f"{ACTION_CHECKBOX_NAME} must contain only ids of rows.")
         return super().response_action(request, *args, **kwargs)
+
+    def _is_key(self, text: str) -> bool:
+        """Return whether the database can compare the primary key with `text`."""
+        try:
+            self.opts.pk.to_python(text)
+        except ValidationError:
+            return False
+        return "\x00" not in text
+
+
+class LargeTableAdmin(DeclaredLookupAdmin):
+    """List and show rows of a large table, without adding or changing any."""
+
+    paginator = LimitedPaginator
+    show_full_result_count = False
+    #: The counts next to the filters' choices would read the whole table.
+    show_facets = admin.ShowFacets.NEVER
+    #: Shown if the table has more rows than the list shows.
+    limit_notice: str | Promise = ""
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         response = super().changelist_view(request, extra_context)
@@ -143,32 +154,11 @@ def _field_filter(declared: Any, request: Any, model_admin: _Admin) -> admin.Fie
     return made
 
 
-def _is_id(text: str) -> bool:
-    try:
-        UUID(text)
-    except ValueError:
-        return False
-    return True
-
-
 def counted(rows: QuerySet[Any]) -> int:
     """Return the number of `rows`, or `MOST_LISTED` if there are more."""
     count: int = rows.order_by().values("pk")[:MOST_LISTED].count()
     return count
 
 
-def to_the_second(moment: datetime | None) -> str | None:
-    if moment is None:
-        return None
-    return date_format(timezone.localtime(moment) if timezone.is_aware(moment) else moment, "Y-m-d H:i:s")
-
-
 def as_json(value: Any, indent: int | None = 2) -> str | None:
     return None if value is None else json.dumps(value, indent=indent, ensure_ascii=False)
-
-
-def preformatted(text: str | None) -> str | None:
-    if text is None:
-        return None
-    style = "margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;"
-    return format_html('<pre style="{}">{}</pre>', style, text)

@@ -23,9 +23,11 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from lambda_tasks.admin import listing
-from lambda_tasks.admin.listing import LargeTableAdmin, LargeTableList, as_json, counted, preformatted, to_the_second
+from lambda_tasks.admin import filters, listing, showing
+from lambda_tasks.admin.confirming import log_changes
+from lambda_tasks.admin.listing import LargeTableAdmin, LargeTableList, as_json, counted
 from lambda_tasks.admin.sending import START, Sending
+from lambda_tasks.admin.showing import preformatted, to_the_second
 from lambda_tasks.backends.batches import LONGEST_PAUSE
 from lambda_tasks.backends.relay import BATCH_SIZE
 from lambda_tasks.database.clock import DatabaseNow, from_now
@@ -33,8 +35,7 @@ from lambda_tasks.exceptions import InvalidMessage
 from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import OutboxMessage, TaskRecord
 from lambda_tasks.recording.masking import MASK, masked
-from lambda_tasks.registry import find_task, registered_tasks
-from lambda_tasks.settings import app_settings
+from lambda_tasks.registry import find_task
 from lambda_tasks.wire.attributes import ROOT_ID_ATTRIBUTE
 from lambda_tasks.wire.invocation import Invocation
 
@@ -67,7 +68,7 @@ class State(Enum):
     DEAD = "dead"
 
 
-_LABELS: Final = {State.WAITING: _("Waiting"), State.DELAYED: _("Delayed"), State.DEAD: _("Dead")}
+_LOOKS: Final = {State.WAITING: showing.WAITING, State.DELAYED: showing.DELAYED, State.DEAD: showing.DEAD}
 
 
 def state_of(message: OutboxMessage) -> State:
@@ -112,7 +113,7 @@ class StateFilter(admin.SimpleListFilter):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(state.value, str(label)) for state, label in _LABELS.items()]
+        return [(state.value, str(look.label)) for state, look in _LOOKS.items()]
 
     def queryset(self, request: HttpRequest, queryset: _Messages) -> _Messages:
         for state in State:
@@ -121,41 +122,12 @@ class StateFilter(admin.SimpleListFilter):
         return queryset
 
 
-class NameFilter(admin.SimpleListFilter):
-    """Offer the names that this process knows, and those of the first messages in the outbox."""
-
-    def known(self) -> Iterable[str]:
-        raise NotImplementedError
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        first = model_admin.get_queryset(request).order_by("due_at", "id")
-        names = {*self.known(), *first.values_list(self.parameter_name, flat=True)[: listing.RECENT]}
-        if chosen := self.value():
-            names.add(chosen)
-        return [(name, name) for name in sorted(names)]
-
-    def queryset(self, request: HttpRequest, queryset: _Messages) -> _Messages:
-        name = self.value()
-        return queryset if name is None else queryset.filter(**{str(self.parameter_name): name})
+class TaskFilter(filters.TaskFilter):
+    order = ("due_at", "id")
 
 
-class TaskFilter(NameFilter):
-    title = _("task")
-    parameter_name = "task_name"
-
-    def known(self) -> Iterable[str]:
-        return (task.name for task in registered_tasks())
-
-
-class QueueFilter(NameFilter):
-    title = _("queue")
-    parameter_name = "queue"
-
-    def known(self) -> Iterable[str]:
-        try:
-            return app_settings.queues
-        except ImproperlyConfigured:
-            return ()
+class QueueFilter(filters.QueueFilter):
+    order = ("due_at", "id")
 
 
 @admin.register(OutboxMessage)
@@ -259,12 +231,8 @@ class OutboxMessageAdmin(LargeTableAdmin):
     # Columns and fields
 
     @admin.display(description=_("state"))
-    def state(self, message: OutboxMessage) -> SafeString | str | Promise:
-        state = state_of(message)
-        label = _LABELS[state]
-        return (
-            format_html('<strong style="color: var(--error-fg)">{}</strong>', label) if state is State.DEAD else label
-        )
+    def state(self, message: OutboxMessage) -> SafeString:
+        return showing.badge(_LOOKS[state_of(message)])
 
     @admin.display(description=_("task and failed attempts"))
     def task(self, message: OutboxMessage) -> SafeString:
@@ -273,10 +241,9 @@ class OutboxMessageAdmin(LargeTableAdmin):
         error = Truncator(message.start_of_error).chars(SHOWN)  # type: ignore[attr-defined] # annotated
         if not error:
             return name
-        colour = "--error-fg" if message.due_at is None else "--body-quiet-color"
-        style = f"color: var({colour}); overflow-wrap: anywhere;"
+        kind = "task-error" if message.due_at is None else "task-reason"
         text = ngettext("%d failed attempt: %s", "%d failed attempts, most recently: %s", message.attempts)
-        return format_html('{}<br><small style="{}">{}</small>', name, style, text % (message.attempts, error))
+        return format_html('{}<br><small class="{}">{}</small>', name, kind, text % (message.attempts, error))
 
     @admin.display(description=_("enqueued"))
     def enqueued(self, message: OutboxMessage) -> str | None:
@@ -323,16 +290,23 @@ class OutboxMessageAdmin(LargeTableAdmin):
         if kept is None:
             self.message_user(request, _("Nothing was sent. %s") % why_not, messages.ERROR)
             return
-        keys = list(queryset.order_by("due_at", "id").values_list("pk", flat=True)[: listing.MOST_LISTED])
+        rows = list(queryset.only("id", "task_name").order_by("due_at", "id")[: listing.MOST_LISTED])
         sending = Sending(kept, self.database)
         deadline = monotonic() + SEND_SECONDS
-        for start in range(0, len(keys), BATCH_SIZE):
+        for start in range(0, len(rows), BATCH_SIZE):
             if start and (sending.queues_are_unavailable or monotonic() >= deadline):
                 break
-            sending.send(keys[start : start + BATCH_SIZE])
+            sending.send([row.pk for row in rows[start : start + BATCH_SIZE]])
         logger.info("%s sent messages from the outbox of database %r: %s", request.user, self.database, sending.done)
-        for level, text in sending.report(chosen=len(keys)):
+        self._log_sent(request, rows[: sending.tried])
+        for level, text in sending.report(chosen=len(rows)):
             self.message_user(request, text, level)
+
+    def _log_sent(self, request: HttpRequest, tried: list[OutboxMessage]) -> None:
+        keys = [message.pk for message in tried]
+        left = set(OutboxMessage.objects.using(self.database).filter(pk__in=keys).values_list("pk", flat=True))
+        log_changes(request, [each for each in tried if each.pk not in left], str(_("Sent now.")))
+        log_changes(request, [each for each in tried if each.pk in left], str(_("Could not be sent now.")))
 
     def has_send_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("lambda_tasks.change_outboxmessage")
@@ -368,7 +342,7 @@ class OutboxMessageAdmin(LargeTableAdmin):
 def _moment(moment: datetime | None) -> SafeString | None:
     """Return the date and the time, with a line break allowed in between."""
     day, _, time = (to_the_second(moment) or "").partition(" ")
-    return format_html('<span style="white-space: nowrap">{}</span> {}', day, time) if day else None
+    return format_html('<span class="task-unbroken">{}</span> {}', day, time) if day else None
 
 
 def _outbox() -> tuple[OutboxBackend | None, str | Promise]:

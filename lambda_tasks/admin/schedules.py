@@ -13,22 +13,19 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from lambda_tasks.admin.listing import to_the_second
+from lambda_tasks.admin.confirming import log_changes
+from lambda_tasks.admin.listing import DeclaredLookupAdmin
+from lambda_tasks.admin.showing import to_the_second
 from lambda_tasks.models import TaskSchedule
 from lambda_tasks.operations import schedules
 from lambda_tasks.strategies import get_store
 
 if TYPE_CHECKING:
-    from django.contrib.admin import ModelAdmin
-
-    _Admin = ModelAdmin[TaskSchedule]
     _Schedules = QuerySet[TaskSchedule]
-else:
-    _Admin = admin.ModelAdmin
 
 
 @admin.register(TaskSchedule)
-class TaskScheduleAdmin(_Admin):
+class TaskScheduleAdmin(DeclaredLookupAdmin):
     """List the schedules, without adding or changing any. Rows of schedules that no longer exist can be deleted."""
 
     list_display = ("key", "last_run", "next_run", "paused")
@@ -80,14 +77,16 @@ class TaskScheduleAdmin(_Admin):
         self, request: HttpRequest, queryset: _Schedules, action: Callable[[str], object], done: str | Promise
     ) -> None:
         """Apply `action` to each schedule, and report how many succeeded and why others did not."""
-        count = 0
-        for key in queryset.values_list("key", flat=True):
+        changed = []
+        for row in queryset:
             try:
-                action(key)
+                action(row.key)
             except Exception as error:  # one that no task has, or an unavailable queue
-                self.message_user(request, f"{key}: {error}", messages.ERROR)
+                self.message_user(request, f"{row.key}: {error}", messages.ERROR)
             else:
-                count += 1
+                changed.append(row)
+        log_changes(request, changed, str(done))
+        count = len(changed)
         if count:
             told = ngettext("%(count)d schedule: %(done)s.", "%(count)d schedules: %(done)s.", count)
             self.message_user(request, told % {"count": count, "done": done}, messages.SUCCESS)

@@ -35,6 +35,8 @@ PATIENCE: Final = 60
 #: The number of flows, and of members, that are recovered at a time.
 _BATCH_SIZE: Final = 1_000
 _ENDED: Final = (rows.SUCCESS, rows.FAILED)
+#: The reason of a call whose place a later call has taken.
+_REPLACED: Final = "replaced"
 
 
 def end_from_record(root_id: str, flow: str, database: str, task: Task | None) -> None:
@@ -45,6 +47,8 @@ def end_from_record(root_id: str, flow: str, database: str, task: Task | None) -
         return
     if latest is None or latest.status not in _ENDED or latest.root_id != root_id:
         return
+    if latest.reason == _REPLACED:
+        return  # it never ran: the call that has replaced it is followed
     with transaction.atomic(using=database):
         ending.end(ending.End.of_record(latest, task or task_named(latest.task_name), flow, database))
 
@@ -86,7 +90,7 @@ def recover(database: str, *, older_than: float = PATIENCE, seconds: float = flo
     for root_id in _unnoticed(database, older_than):
         recovered += _try(partial(_end, root_id, database), root_id, deadline)
     for flow_id in _complete_groups(database, older_than):
-        recovered += _try(partial(ending.end_group, flow_id, database), flow_id, deadline)
+        recovered += _try(partial(_end_group, flow_id, database), flow_id, deadline)
     for row in _debtors(database, older_than):
         recovered += _try(partial(ending.pay, row, database), row.pk, deadline)
     return recovered
@@ -109,6 +113,11 @@ def _end(root_id: str, database: str) -> None:
     flow = mark_of(root_id, database)
     end_from_record(root_id, flow, database, None)
     ending.resume(root_id, flow, database)
+
+
+def _end_group(flow_id: str, database: str) -> None:
+    ending.end_group(flow_id, database)
+    ending.pay_debts([flow_id], database)  # otherwise, the next maintenance would do that
 
 
 def _unnoticed(database: str, older_than: float) -> Iterable[str]:

@@ -117,19 +117,26 @@ def skip_pending(flow_id: str, database: str) -> None:
     members(database).filter(flow_id=flow_id, status=PENDING).update(status=SKIPPED)
 
 
-def owe(flow_id: str, owed: list[dict[str, Any]], database: str, **columns: Any) -> None:
-    """Note what must be sent after COMMIT, if there is anything, and change other columns of the flow."""
+def owe(flow_id: str, owed: list[dict[str, Any]], database: str, *, unended: bool = False, **columns: Any) -> None:
+    """Note what must be sent after COMMIT, if there is anything, and change other columns of the flow.
+
+    With `unended`, only if it has not ended.
+    """
     if owed:
         columns |= {"owed": owed, "owed_since": DatabaseNow(), "debt": ids.new_message_id()}
     if columns:
-        flows(database).filter(pk=flow_id).update(**columns)
+        flow = flows(database).filter(pk=flow_id)
+        (flow.filter(ended_at=None) if unended else flow).update(**columns)
 
 
 def owe_after_call(message_id: str, task_name: str, owed: list[dict[str, Any]], database: str) -> None:
-    """Note what must be sent after the end of a call, whether or not it has a row."""
+    """Note what must be sent after the end of a call, whether or not it has a row.
+
+    Do nothing if that was noted before: only the first note has what the call named.
+    """
     row = _new(database, id=message_id, kind=marks.CALL, task_name=task_name, size=1)
     flows(database).bulk_create([row], ignore_conflicts=True)
-    owe(message_id, owed, database, ended_at=DatabaseNow())
+    owe(message_id, owed, database, ended_at=DatabaseNow(), unended=True)
 
 
 def delete_flow(flow_id: str, database: str) -> None:

@@ -144,6 +144,16 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Reloading:
+    """The file of a module has changed, so the worker starts again after the running batches have finished."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.path} has changed. Starting again after the running batches have finished."
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """The worker received a signal to stop."""
 
@@ -176,7 +186,18 @@ class Summary:
 
 #: Everything that a worker reports.
 Event: TypeAlias = (
-    Started | Warned | RuntimeReady | Received | Finished | Maintained | Ticked | Trouble | Output | Stopping | Summary
+    Started
+    | Warned
+    | RuntimeReady
+    | Received
+    | Finished
+    | Maintained
+    | Ticked
+    | Trouble
+    | Output
+    | Reloading
+    | Stopping
+    | Summary
 )
 
 

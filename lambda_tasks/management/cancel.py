@@ -25,6 +25,10 @@ class Cancel(Subcommand):
         parser.add_argument("ids", nargs="+", metavar="ID", help="the message id of a task, or of any of its retries")
 
     def run(self, *, ids: Sequence[str], **_: Any) -> None:
+        done: list[dict[str, object]] = []
         for message_id in ids:
             cancelled = TaskHandle(message_id).cancel()
-            self.output.line(f"{message_id}: {'cancelled' if cancelled else 'has already ended'}")
+            done.append({"id": message_id, "cancelled": cancelled})
+            if not self.output.as_json:
+                self.output.line(f"{message_id}: {'cancelled' if cancelled else 'has already ended'}")
+        self.output.result(done)

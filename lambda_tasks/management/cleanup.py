@@ -28,8 +28,13 @@ class Cleanup(Subcommand):
         parser.add_argument("--dry-run", action="store_true", help="only count the records that would be deleted")
 
     def run(self, *, days: int, dry_run: bool, **_: Any) -> None:
-        from lambda_tasks.tasks import cleanup_task_records, count_old_records
+        from lambda_tasks.tasks import count_old_records, delete_old_records
 
-        work, did = (count_old_records, "would be deleted") if dry_run else (cleanup_task_records, "deleted")
-        number = work(retention_days=days)
-        self.output.line(f"{plural(number, 'record')} {did}.")
+        number = count_old_records(retention_days=days) if dry_run or self.output.is_terminal else None
+        if dry_run:
+            assert number is not None
+            self.output.result({"records": number, "deleted": False}, f"{plural(number, 'record')} would be deleted.")
+            return
+        with self.output.progress("Deleting records", total=number) as advance:
+            number = delete_old_records(days, report=advance)
+        self.output.result({"records": number, "deleted": True}, f"{plural(number, 'record')} deleted.")

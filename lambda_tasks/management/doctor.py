@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from django.core.management.base import CommandError
@@ -25,7 +26,11 @@ class Doctor(Subcommand):
         "Check the queues and functions on AWS, the databases and the outbox for configurations that would lose or "
         "repeat work."
     )
-    examples = ("doctor", "doctor --function shop-tasks", "doctor --allow-skipped")
+    examples = ("doctor", "doctor --function shop-tasks", "doctor --allow-skipped --format json")
+    statuses = (
+        "exit status:\n  0  no errors, and all checks were done\n  1  errors\n"
+        "  2  no errors, but checks were skipped (0 with --allow-skipped)"
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -43,14 +48,27 @@ class Doctor(Subcommand):
         from lambda_tasks.operations.doctor import diagnose
 
         self.warn_of_eager_mode()
-        findings = diagnose(function=function, note=self.output.line)
-        for finding in findings:
+        notes: list[str] = []
+        findings = diagnose(function=function, note=notes.append)
+        for note in () if self.output.as_json else notes:
+            self.output.line(note)
+        for finding in () if self.output.as_json else findings:
             self.output.line(str(finding), self.output.style_of(_STYLES[finding.level]))
         levels = [finding.level for finding in findings]
         errors, warnings, unasked = (levels.count(level) for level in ("error", "warning", "unasked"))
         summary = (
             f"Checked {', '.join(sorted(app_settings.queues))}: {plural(errors, 'error')}, "
             f"{plural(warnings, 'warning')}, {plural(unasked, 'skipped check')}."
+        )
+        self.output.result(
+            {
+                "queues": sorted(app_settings.queues),
+                "errors": errors,
+                "warnings": warnings,
+                "skipped": unasked,
+                "findings": [{"level": finding.level} | asdict(finding) for finding in findings],
+                "notes": notes,
+            }
         )
         if errors:
             raise CommandError(summary)
@@ -59,4 +77,5 @@ class Doctor(Subcommand):
                 f"{summary} Without them, the result is unknown. To accept this, pass --allow-skipped.",
                 returncode=UNKNOWN_STATUS,
             )
-        self.output.line(summary)
+        if not self.output.as_json:
+            self.output.line(summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import CommandError
@@ -33,7 +34,7 @@ class Reap(Subcommand):
     def run(self, *, older_than: int, **_: Any) -> None:
         self.warn_of_eager_mode()
         reaped = reap(older_than=older_than)
-        self.output.line(f"{reaped.sent_again} sent again, {reaped.failed} failed.")
+        self.output.result(asdict(reaped), f"{reaped.sent_again} sent again, {reaped.failed} failed.")
         if reaped.unsent:
             raise CommandError(
                 f"{reaped.unsent} could not be sent. The records stay RUNNING, and the log contains the errors."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import CommandError
@@ -40,7 +41,7 @@ class Relay(Subcommand):
             relay_until_stopped(interval, report=self.output.line)
             return
         relayed = relay_once()
-        self.output.line(str(relayed))
+        self.output.result(asdict(relayed), str(relayed))
         if relayed.failed:
             raise CommandError(
                 "Some messages could not be sent. The log contains the errors, and the next relay tries again."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core.exceptions import ImproperlyConfigured
 
+from lambda_tasks.management.output import JSON, TEXT
 from lambda_tasks.settings import app_settings
 
 if TYPE_CHECKING:
@@ -32,9 +33,12 @@ class Subcommand(ABC):
     examples: ClassVar[Sequence[str]]
     #: Exceptions whose message is enough for the user. They end the command with status 1 and without a traceback.
     errors: ClassVar[tuple[type[Exception], ...]] = (ImproperlyConfigured, ValueError)
-
-    def __init__(self, output: Output) -> None:
-        self.output = output
+    #: The formats that `--format` accepts; the first is the default.
+    formats: ClassVar[Sequence[str]] = (TEXT, JSON)
+    #: What `--help` says about exit statuses, if there are others than 0 and 1.
+    statuses: ClassVar[str] = ""
+    #: Where to print. The command sets it before it calls `run()`.
+    output: Output
 
     def add_arguments(self, parser: CommandParser) -> None:  # noqa: B027, optional
         """Add the subcommand's own options. Those of every command, such as --settings, are added for it."""
@@ -53,5 +57,5 @@ class Subcommand(ABC):
 
 
 def plural(number: int, noun: str) -> str:
-    """Return the number with its noun, such as `1 record` and `2 records`."""
+    """Return the number with its noun, as in `1 record` and `2 records`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"

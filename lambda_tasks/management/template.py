@@ -41,7 +41,6 @@ class Template(Subcommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--format", choices=self.formats, default=self.formats[0], help="(default: %(default)s)")
         parser.add_argument("--output", metavar="FILE", help="the file to write (default: print the template)")
         _add_numbers(parser)
         _add_functions(parser)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import CommandError
@@ -32,7 +33,7 @@ class Tick(Subcommand):
             tick_until_stopped(interval, report=self.output.line)
             return
         fired = fire_due()
-        self.output.line(str(fired))
+        self.output.result(asdict(fired), str(fired))
         if fired.failed:
             raise CommandError(
                 "Some periodic tasks could not be sent. The log contains the errors, and the next tick tries again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import CommandError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from django.core.management.base import CommandParser
 
     from lambda_tasks.local.progress import Event
+    from lambda_tasks.local.worker import LocalWorker
 
 
 class Worker(Subcommand):
@@ -24,7 +26,7 @@ class Worker(Subcommand):
 
     name = "worker"
     help = "Run tasks from SQS on this machine, in the runtime that Lambda uses."
-    examples = ("worker", "worker --queue mail --concurrency 4", "worker --until-idle")
+    examples = ("worker --reload", "worker --queue mail --concurrency 4", "worker --until-idle")
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -65,6 +67,12 @@ class Worker(Subcommand):
             help="the Lambda function's handler (default: %(default)s)",
         )
 
+        parser.add_argument(
+            "--reload",
+            action="store_true",
+            help="start again when a file of the code changes, after the running batches have finished",
+        )
+
     def run(
         self,
         *,
@@ -75,6 +83,7 @@ class Worker(Subcommand):
         function_timeout: float,
         until_idle: bool,
         handler: str,
+        reload: bool,
         **_: Any,
     ) -> None:
         # Imported here because importing boto3 would slow down the other subcommands by half a second.
@@ -96,22 +105,45 @@ class Worker(Subcommand):
                 tick_every=TICK_SECONDS if any(task.schedule for task in discover_tasks()) else None,
                 report=self._report,
             )
-            worker.run(until_idle=until_idle)
+            if reload:
+                self._run_until_change(worker, until_idle=until_idle)
+            else:
+                worker.run(until_idle=until_idle)
         except (QueueUnavailable, RuntimeStartError) as error:
             raise CommandError(str(error)) from error
+
+    def _run_until_change(self, worker: LocalWorker, *, until_idle: bool) -> None:
+        """Run the worker, and replace this process by a new one if the code changes meanwhile."""
+        from lambda_tasks.local import progress
+        from lambda_tasks.local.reloading import Changes, problem_of_project, start_again
+        from lambda_tasks.local.runtime import RuntimeStartError
+
+        changes = Changes(worker.stop, self._report)
+        with changes.watched(), suppress(KeyboardInterrupt):
+            try:
+                worker.run(until_idle=until_idle)
+            except RuntimeStartError as error:  # often a mistake in the code that is being written
+                self._report(progress.Warned(f"{error} Waiting for a change of the code."))
+                changes.wait()
+            while changes.happened:
+                changes.forget()
+                if (problem := problem_of_project()) is None:
+                    start_again()
+                self._report(progress.Warned(f"The project cannot be loaded. Waiting for a change.\n{problem}"))
+                changes.wait()
 
     def _report(self, event: Event) -> None:
         from lambda_tasks.local import progress
 
         match event:
             case progress.Finished(kept_ids=[_, *_]):
-                self.output.line(str(event), self.output.style_of("ERROR"))
+                self.output.event(event, self.output.style_of("ERROR"))
             case progress.Maintained(reason=str(reason)) if reason:
-                self.output.warn(str(event))
+                self.output.event(event, self.output.style_of("WARNING"))
             case progress.Warned() | progress.Trouble():
-                self.output.warn(str(event))
+                self.output.event(event, self.output.style_of("WARNING"))
             case _:
-                self.output.line(str(event))
+                self.output.event(event)
 
 
 def _chosen_queues(names: Sequence[str] | None) -> dict[str, str]:

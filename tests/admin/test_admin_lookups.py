@@ -21,6 +21,8 @@ pytestmark = pytest.mark.django_db
 
 RECORDS = reverse("admin:lambda_tasks_taskrecord_changelist")
 OUTBOX = reverse("admin:lambda_tasks_outboxmessage_changelist")
+SCHEDULES = reverse("admin:lambda_tasks_taskschedule_changelist")
+ALL = pytest.mark.parametrize("page", [RECORDS, OUTBOX, SCHEDULES], ids=["records", "outbox", "schedules"])
 BOTH = pytest.mark.parametrize("page", [RECORDS, OUTBOX], ids=["records", "outbox"])
 HIDDEN = '{"task_name": "shop.tasks.charge", "kwargs": {"token": "tok_4111"}}'
 
@@ -38,9 +40,9 @@ urlpatterns = [path("admin/", admin.site.urls), path("ours/", ours.urls)]
 
 @pytest.fixture
 def viewer(client: Client) -> Client:
-    """Log in a user who may view both tables."""
+    """Log in a user who may view all tables."""
     user = User.objects.create_user("ada", is_staff=True)
-    names = ["view_outboxmessage", "change_outboxmessage", "view_taskrecord"]
+    names = ["view_outboxmessage", "change_outboxmessage", "view_taskrecord", "change_taskschedule"]
     user.user_permissions.set(Permission.objects.filter(codename__in=names))
     client.force_login(user)
     client.raise_request_exception = False
@@ -70,7 +72,7 @@ def status(client: Client, page: str, query: Any) -> int:
 
 
 class TestFilters:
-    @BOTH
+    @ALL
     @pytest.mark.parametrize("model_field", ["body", "attributes", "error", "kwargs", "result", "claim", "holder"])
     def test_undeclared_lookup_is_a_bad_request(self, viewer: Client, page: str, model_field: str) -> None:
         lookups = ["", "__contains", "__regex", "__startswith", "__gt", "__in", "__isnull", "__x"]
@@ -103,6 +105,13 @@ class TestFilters:
     def test_other_undeclared_lookup_is_a_bad_request(self, viewer: Client, page: str, query: str) -> None:
         assert status(viewer, page, query) == 400
 
+    @pytest.mark.parametrize(
+        "query",
+        ["last_tick__gt=1", "task_name__regex=(", "key__startswith=a", "key__in=a,b", "task_name=x", "last_tick=x"],
+    )
+    def test_undeclared_lookup_of_schedules_is_refused(self, viewer: Client, query: str) -> None:
+        assert status(viewer, SCHEDULES, query) == 400
+
     def test_guess_about_a_masked_argument_gets_one_answer(self, viewer: Client) -> None:
         right, wrong = (status(viewer, OUTBOX, {"body__contains": f'"token": "{guess}'}) for guess in ("tok_4", "x"))
         assert right == wrong == 400
@@ -133,15 +142,19 @@ class TestFilters:
     def test_subclass_declares_its_own_filters(self, viewer: Client, query: str, answer: int) -> None:
         assert status(viewer, reverse("ours:lambda_tasks_taskrecord_changelist"), query) == answer
 
+    def test_subclass_with_other_columns_is_valid(self) -> None:
+        for shown in (QueueRecordAdmin, TaskRecordAdmin):
+            assert shown(TaskRecord, admin.site).check() == []
+
     def test_limit_of_a_foreign_key_is_declared(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(TaskRecord._meta, "related_fkey_lookups", [{"queue": "heavy"}, lambda: {"n_retries": "0"}])
+        monkeypatch.setattr(TaskRecord._meta, "related_fkey_lookups", [{"takeovers": "5"}, lambda: {"n_retries": "0"}])
         shown = TaskRecordAdmin(TaskRecord, admin.site)
-        asked = [("queue", "heavy"), ("n_retries", "0"), ("queue", "light"), ("n_retries__gt", "0")]
+        asked = [("takeovers", "5"), ("n_retries", "0"), ("takeovers", "6"), ("n_retries__gt", "0")]
         assert [shown.lookup_allowed(*each) for each in asked] == [True, True, False, False]
 
 
 class TestHostileValues:
-    @BOTH
+    @ALL
     @pytest.mark.parametrize("name", ["_to_field", "_popup", "_facets", "_source_model", "all", "e", "q", "p", "o"])
     def test_page_parameter_never_raises(self, viewer: Client, page: str, name: str) -> None:
         for value in ["\x00", "body", "-1", "9" * 5000, "1e999", "²", "a" * 60_000, "x " * 900, "\ud800"]:
@@ -151,7 +164,10 @@ class TestHostileValues:
     @BOTH
     @pytest.mark.parametrize(
         "name",
-        ["status__exact", "task_name", "start_time__gte", "start_time__lt", "start_time__isnull", "state", "queue"],
+        [
+            *("status__exact", "task_name", "start_time__gte", "start_time__lt", "start_time__isnull", "state"),
+            *("queue", "started", "run", "reason__exact"),
+        ],
     )
     def test_filter_value_never_raises(self, viewer: Client, page: str, name: str) -> None:
         moments = ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"]
@@ -171,6 +187,9 @@ class TestHostileValues:
             assert shown.status_code == 200
             assert not shown.context["cl"].result_list
             assert "500 characters" in shown.content.decode()
+
+    def test_action_on_malformed_schedules_is_refused(self, viewer: Client) -> None:
+        assert viewer.post(SCHEDULES, {"action": "pause", "_selected_action": "\x00", "index": "0"}).status_code == 400
 
     @BOTH
     def test_action_on_malformed_ids_is_a_bad_request(self, viewer: Client, page: str) -> None:
@@ -192,9 +211,9 @@ class TestOrder:
         assert viewer.get(RECORDS, {"o": order}).context["cl"].queryset.query.order_by[:2] == ("-start_time", "-id")
 
     def test_started_sorts_the_records_either_way(self, viewer: Client) -> None:
-        shown = viewer.get(RECORDS, {"o": ".".join(["5"] * 3000)}).context["cl"]
+        shown = viewer.get(RECORDS, {"o": ".".join(["7"] * 3000)}).context["cl"]
         assert shown.queryset.query.order_by[0] == "start_time"
-        assert shown.get_ordering_field_columns() == {5: "asc"}
+        assert shown.get_ordering_field_columns() == {7: "asc"}
 
     @pytest.mark.urls(__name__)
     def test_subclass_cannot_sort_by_unindexed_columns(self, viewer: Client) -> None:

@@ -249,10 +249,10 @@ class TestList:
         message()
         with CaptureQueriesContext(connection) as queries:
             listed(staff)
-        assert len(queries) == 7  # session, user, tasks, queues, dead messages, count, page
+        assert len(queries) == 6  # session, user, tasks and queues, dead messages, count, page
         for number in range(30):
             (dead if number % 3 else message)()
-        with django_assert_num_queries(7):
+        with django_assert_num_queries(6):
             assert len(listed(staff)) == 31
 
     def test_list_reads_no_bodies_attributes_or_whole_errors(self, staff: Client) -> None:
@@ -367,7 +367,7 @@ class TestDetail:
 
     def test_dead_message_has_a_note_on_top(self, staff: Client) -> None:
         response = staff.get(detail(dead(error="ClientError: too large")))
-        [note] = re.findall(r'<p class="errornote".*?</p>', response.content.decode(), re.DOTALL)
+        [note] = re.findall(r'<p class="errornote[ "].*?</p>', response.content.decode(), re.DOTALL)
         wanted = "This message is dead: it was rejected, and will not be retried. ClientError: too large"
         assert wanted in " ".join(note.split())
         assert "errornote" not in staff.get(detail(message())).content.decode()
@@ -441,6 +441,12 @@ class TestSendNow:
         assert messages_on(response) == [("success", "4 messages were sent.")]
         assert set(Fussy.tried) == {str(each.pk) for each in chosen}
         assert list(OutboxMessage.objects.all()) == [kept]
+
+    def test_each_attempt_has_a_log_entry(self, staff: Client) -> None:
+        sent, failing = message(), message(queue="other")
+        run_action(staff, "send_now", sent, failing)
+        entries = {entry.object_id: entry.get_change_message() for entry in LogEntry.objects.all()}
+        assert entries == {str(sent.pk): "Sent now.", str(failing.pk): "Could not be sent now."}
 
     def test_failed_and_refused_messages_stay_with_reasons(self, staff: Client) -> None:
         failing = [message(queue="other"), message(queue="other")]

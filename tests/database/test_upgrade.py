@@ -34,7 +34,15 @@ ALIAS: Final = "upgraded"
 VERSIONS: Final = ("0.1.6", "0.8.1")
 MAIN: Final = ("0001_initial", "0002_queue_of_record", "0003_index_of_retries", "0004_outbox")
 #: The migrations after those at which an upgrade may begin.
-SINCE: Final = ("0005_default_of_takeovers", "0006_latest_record", "0007_reasons_and_keys", "0008_progress")
+SINCE: Final = (
+    "0005_default_of_takeovers",
+    "0006_latest_record",
+    "0007_reasons_and_keys",
+    "0008_progress",
+    "0009_flows",
+    "0010_rerun",
+    "0011_admin_permissions",
+)
 ORM_STORE: Final = "lambda_tasks.stores.orm.ORMStore"
 
 pytestmark = pytest.mark.databases(transaction=True)

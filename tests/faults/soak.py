@@ -551,7 +551,7 @@ def sqs_server() -> Iterator[str]:
         with process.stdin, process.stdout:
             address = process.stdout.readline().strip()
             if not address:
-                raise SystemExit("The SQS server did not start. Check that moto[server] is installed.")
+                raise SystemExit("The SQS server did not start. Check that moto, flask and flask-cors are installed.")
             yield address
     finally:
         process.kill()

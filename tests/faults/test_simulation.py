@@ -85,3 +85,14 @@ def test_no_tick_is_missed_or_doubled(
     assert report.sentences == []
     assert report.sums["ticks"] > 10
     assert report.sums["faults"] > 5
+
+
+@pytest.mark.parametrize("options", [(), ("--outbox", "yes"), ("--database", "mariadb")], ids=str)
+def test_followers_are_neither_lost_nor_doubled(
+    postgres: object, mariadb: object, redis_server: object, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """CI has more faults at the end of tasks that others follow, and `make sweep` has all of them."""
+    kinds = ("--kinds", "followed", "chain_failing", "grouped", "--points", "flow:")
+    report = simulate(tmp_path / "report.json", "sweep", *kinds, "--part", "7", "--parts", "40", *options)
+    assert report.sentences == []
+    assert report.sums["faults"] > 10

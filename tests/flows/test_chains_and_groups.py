@@ -221,6 +221,19 @@ class TestGroups:
         run_all()
         assert notes() == ["then"]
 
+    def test_counted_group_is_ended_by_the_next_maintenance(self, shop: str) -> None:
+        """The worker of the last member dies after its COMMIT, before it has looked whether it was the last."""
+        handle = three_members()
+        queue().clear()
+        OutboxMessage.objects.all().delete()
+        TaskFlowMember.objects.using(shop).update(status="SUCCESS")
+        reap()
+        assert (handle.status, queue()) == ("RUNNING", [])  # the worker may still be busy
+        TaskFlow.objects.using(shop).update(created_at=F("created_at") - LONG)
+        reap()
+        run_all()
+        assert (handle.status, notes(), flow_rows()[0].owed) == ("SUCCESS", ["then"], None)
+
 
 def _end_without_its_flow(member: TaskFlowMember, database: str) -> None:
     """Record the end of a member as a worker of an earlier version does it, long ago."""

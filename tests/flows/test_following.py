@@ -30,6 +30,7 @@ from tests.flows.shop import (
     decorated,
     fail,
     flow_rows,
+    note,
     notes,
     queue,
     report,
@@ -147,6 +148,15 @@ class TestEnds:
         assert notes() == ["failure: TaskCancelled: cancelled: the task was cancelled before it started."]
         assert flow_rows() == []
 
+    def test_replaced_call_is_not_followed(self, shop: str) -> None:
+        latest.execute_on_commit(name="a")
+        jobs = list(queue())
+        latest.execute_on_commit(name="b")
+        jobs += [job for job in queue() if job not in jobs]
+        queue()[:] = jobs
+        run_all()
+        assert notes() == ["b", "followed: value b"]
+
     def test_cancelled_task_does_not_wait_for_its_delay(self, shop: str) -> None:
         handle = decorated.using(delay=900_000 if longest_delay() > 900 else 900).execute_on_commit(name="a")
         assert handle.cancel()
@@ -164,6 +174,12 @@ class TestEnds:
         committing.using(on_success=report.invocation(text="success")).execute_on_commit()
         run_all()
         assert notes() == ["success"]
+
+
+@lambda_task(unique=True, on_duplicate="replace", on_success=report.invocation(text="followed", value=RESULT))
+def latest(*, name: str) -> str:
+    note(name)
+    return name
 
 
 @lambda_task(expires_in=60)
@@ -246,6 +262,22 @@ class TestDebts:
         deliver(job)
         run_all()
         assert notes() == ["a", "success: value a is done"]
+        assert flow_rows() == []
+
+    def test_redelivery_keeps_the_debts_of_a_call(self, direct: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The decorator has followers too, which the redelivered message finds again without the row of the call."""
+        from lambda_tasks.backends.memory import MemoryBackend, event_record
+        from lambda_tasks.handler import handler
+
+        follow(decorated).execute_on_commit(name="a")
+        [job] = queue()
+        queue().clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryBackend, "send", _unavailable)
+            handler({"Records": [event_record(job)]}, None)
+        deliver(job)
+        run_all()
+        assert sorted(notes()) == ["a", "decorated success: value a", "success: value a"]
         assert flow_rows() == []
 
     def test_maintenance_pays_debts(self, direct: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,4 +58,32 @@ MUTATIONS: Final = (
         "if waiting := 0:",
         DOCTOR,
     ),
+    Mutation(
+        "the doctor overlooks filters that delete messages",
+        "operations/doctor/functions.py",
+        'if (mapping.get("FilterCriteria") or {}).get("Filters") or mapping.get("FilterCriteriaError"):',
+        "if False:",
+        DOCTOR,
+    ),
+    Mutation(
+        "the doctor takes a missing function for a missing permission",
+        "operations/doctor/functions.py",
+        '        if error.response["Error"]["Code"] != "ResourceNotFoundException":\n',
+        "        if True:\n",
+        DOCTOR,
+    ),
+    Mutation(
+        "the doctor overlooks another handler",
+        "operations/doctor/functions.py",
+        "            _check_handler(doctor, function, configuration)\n",
+        "            pass\n",
+        DOCTOR,
+    ),
+    Mutation(
+        "the doctor overlooks provisioned pollers",
+        "operations/doctor/functions.py",
+        "    if pollers * INVOCATIONS_PER_POLLER > reserved:",
+        "    if False:",
+        DOCTOR,
+    ),
 )

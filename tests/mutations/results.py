@@ -359,7 +359,7 @@ MUTATIONS: Final = (
     Mutation(
         "the cleanup keeps the progress",
         "tasks.py",
-        "        _delete_progress(database, keys - spared)\n",
+        "        _delete_details(database, keys - spared)\n",
         "",
         PROGRESS + "::TestReports",
     ),

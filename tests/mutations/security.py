@@ -42,15 +42,15 @@ MUTATIONS: Final = (
     Mutation(
         "the admin acts on malformed ids",
         "admin/listing.py",
-        "        if not all(map(_is_id, request.POST.getlist(ACTION_CHECKBOX_NAME))):\n",
+        "        if not all(self._is_key(text) for text in request.POST.getlist(ACTION_CHECKBOX_NAME)):\n",
         "        if False:\n",
         f"{LOOKUPS}::TestHostileValues",
     ),
     Mutation(
         "the admin searches for any number of words",
-        "admin/records.py",
-        "            if len(search_term) > MOST_CHARACTERS or len(search_term.split()) > MOST_WORDS:\n",
-        "            if False:\n",
+        "admin/search.py",
+        "return TooLong() if len(text.split()) > MOST_WORDS else ByWords(text)",
+        "return ByWords(text)",
         f"{LOOKUPS}::TestHostileValues",
     ),
     Mutation(

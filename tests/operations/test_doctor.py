@@ -204,6 +204,10 @@ def own_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "get_connection_params", get_connection_params)
 
 
+def not_found() -> exceptions.ClientError:
+    return exceptions.ClientError({"Error": {"Code": "ResourceNotFoundException", "Message": "no"}}, "GetFunction")
+
+
 def task_with(**options: Any) -> LambdaTaskWrapper[..., Any]:
     @lambda_task(**options)
     def render() -> None: ...
@@ -250,7 +254,7 @@ def test_waiting_dead_letters_are_found(healthy: Cloud) -> None:
     finding = only_finding(healthy)
     assert (finding.id, finding.level, finding.subject) == ("D113", "warning", "dead letter queue 'dead'")
     assert "3 messages wait in the dead letter queue" in finding.text
-    assert f"start-message-move-task --source-arn {healthy.arn(healthy.dead_url)}" in finding.remedy
+    assert "`dlq redrive` sends them back" in finding.remedy
 
 
 def test_missing_dead_letter_queue_is_an_error(healthy: Cloud) -> None:
@@ -418,6 +422,75 @@ def test_only_the_named_function_is_examined(healthy: Cloud) -> None:
     assert "'shop-mails'" in finding.text
 
 
+def test_missing_function_is_an_error(healthy: Cloud) -> None:
+    healthy.lambdas.delete_function(FunctionName="shop-tasks")
+    finding = only_finding(healthy)
+    assert (finding.id, finding.level) == ("D208", "error")
+    assert finding.subject == "function 'shop-tasks'"
+    healthy.refuse("lambda.ListEventSourceMappings")
+    assert healthy.ids(function="shop-tasks") == ["D001", "D208"]
+
+
+@pytest.mark.parametrize(
+    ("change", "ids"),
+    [
+        ({"Handler": "lambda_function.lambda_handler"}, ["D207"]),
+        ({"Handler": "tests/operations/test_doctor.own_handler"}, []),
+        ({"Handler": "tests.operations.test_doctor.DAY"}, ["D207"]),
+        ({"Handler": None}, []),
+        ({"Handler": None, "ImageConfigResponse": {"ImageConfig": {"Command": ["app.handler"]}}}, ["D207"]),
+    ],
+)
+def test_handler_of_another_program_is_found(healthy: Cloud, change: dict[str, Any], ids: list[str]) -> None:
+    own = healthy.lambdas.get_function_configuration(FunctionName="shop-tasks")
+    answer = {"Handler": own["Handler"], "Timeout": own["Timeout"]} | change
+    kept = {name: value for name, value in answer.items() if value is not None}
+    healthy.answers["lambda.GetFunctionConfiguration"] = (200, kept)
+    assert healthy.ids() == ids
+
+
+def own_handler(event: Any, context: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("change", "ids"),
+    [
+        ({"FilterCriteria": {"Filters": [{"Pattern": '{"body": {"task_name": ["shop"]}}'}]}}, ["D209"]),
+        ({"FilterCriteria": {"Filters": []}}, []),
+        ({"FilterCriteriaError": {"ErrorCode": "AccessDenied", "Message": "no"}}, ["D209"]),
+    ],
+)
+def test_filters_that_delete_messages_are_found(healthy: Cloud, change: dict[str, Any], ids: list[str]) -> None:
+    change_mapping(healthy, change)
+    assert healthy.ids() == ids
+
+
+@pytest.mark.parametrize(
+    ("reserved", "pollers", "remedy"),
+    [
+        (100, {"MaximumPollers": 11}, "MaximumPollers to 10 or less"),
+        (100, {"MaximumPollers": 10}, ""),
+        (100, {"MinimumPollers": 2}, "MaximumPollers to 10 or less"),
+        (19, {"MaximumPollers": 2}, "Remove ProvisionedPollerConfig"),
+    ],
+)
+def test_provisioned_pollers_beyond_reserved_concurrency_are_found(
+    healthy: Cloud, reserved: int, pollers: dict[str, int], remedy: str
+) -> None:
+    change_mapping(healthy, {"ScalingConfig": None, "ProvisionedPollerConfig": pollers})
+    healthy.answers["lambda.GetFunctionConcurrency"] = (200, {"ReservedConcurrentExecutions": reserved})
+    found = healthy.findings()
+    assert [(finding.id, remedy in finding.remedy) for finding in found] == ([("D204", True)] if remedy else [])
+
+
+def change_mapping(cloud: Cloud, change: dict[str, Any]) -> None:
+    """Show the doctor other properties of the mapping: moto does not know all."""
+    mappings = cloud.lambdas.list_event_source_mappings()["EventSourceMappings"]
+    shown = {name: value for name, value in (mappings[0] | change).items() if value is not None}
+    shown.pop("LastModified", None)
+    cloud.answers["lambda.ListEventSourceMappings"] = (200, {"EventSourceMappings": [shown]})
+
+
 # Failed queries
 
 
@@ -466,7 +539,6 @@ def test_unreachable_endpoint_is_reported(healthy: Cloud, monkeypatch: pytest.Mo
         ("ExpiredTokenException", "Correct the AWS credentials"),
         ("UnrecognizedClientException", "Correct the AWS credentials"),
         ("TooManyRequestsException", "Run the doctor again later"),
-        ("ResourceNotFoundException", "Make sure that it exists in this account and region"),
         ("Surprise", "Check manually. The request needs the permission lambda:GetFunctionConfiguration"),
     ],
 )
@@ -486,11 +558,13 @@ def test_remedy_fits_the_error_of_aws(healthy: Cloud, code: str, remedy: str) ->
         (exceptions.NoRegionError(), "Set AWS_DEFAULT_REGION"),
         (exceptions.UnknownClientMethodError(method_name="x"), "Upgrade boto3"),
         (exceptions.BotoCoreError(), "Check manually"),
+        (not_found(), "Make sure that it exists in this account and region"),
     ],
 )
 def test_remedy_fits_the_error_of_botocore(error: Exception, remedy: str) -> None:
     assert remedy in remedy_for(error, "sqs:GetQueueAttributes")
-    assert ("sqs:GetQueueAttributes" in remedy_for(error, "sqs:GetQueueAttributes")) == (remedy == "Check manually")
+    names_permission = remedy.startswith(("Check manually", "Make sure"))
+    assert ("sqs:GetQueueAttributes" in remedy_for(error, "sqs:GetQueueAttributes")) == names_permission
 
 
 def test_function_of_several_queues_is_asked_once(healthy: Cloud, settings: Any) -> None:
@@ -791,6 +865,23 @@ def test_command_fails_if_checks_were_skipped(healthy: Cloud, monkeypatch: pytes
     with only():
         call_command("lambda_tasks", "doctor", "--allow-skipped", stdout=output, skip_checks=True)
     assert "0 errors, 0 warnings, 1 skipped check." in output.getvalue()
+
+
+def test_command_prints_findings_as_json(healthy: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lambda_tasks.operations.doctor.connect_to_aws", healthy.connect)
+    healthy.set_attributes(RedrivePolicy=healthy.redrive(1))
+    output = StringIO()
+    with only():
+        call_command("lambda_tasks", "doctor", "--format", "json", stdout=output, skip_checks=True)
+    found = json.loads(output.getvalue())
+    assert {name: found[name] for name in ("queues", "errors", "warnings", "skipped")} == {
+        "queues": ["default"],
+        "errors": 0,
+        "warnings": 1,
+        "skipped": 0,
+    }
+    assert (found["findings"][0]["id"], found["findings"][0]["level"]) == ("D104", "warning")
+    assert "survive an outage" in found["notes"][0]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from threading import Event as ThreadEvent
 from typing import Any, Final
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.checks import CheckMessage
 from django.core.management import CommandError, call_command
@@ -688,6 +689,12 @@ class TestAdmin:
         assert [job.task_name for job in queue.jobs] == [REPORT]
         queue.closed = True
         assert self.act(staff, "run_now") == [f"{KEY}: the queue is closed"]
+
+    def test_actions_have_log_entries(self, staff: Client, queue: Queue, every_five_minutes: Any) -> None:
+        self.act(staff, "pause")
+        queue.closed = True
+        self.act(staff, "run_now")
+        assert [(entry.object_id, entry.get_change_message()) for entry in LogEntry.objects.all()] == [(KEY, "paused")]
 
     def test_duplicate_of_a_unique_task_is_reported(self, staff: Client, queue: Queue) -> None:
         task = periodic(report, Every(minutes=5, name="five"), unique=True)

@@ -39,7 +39,7 @@ import pytest
 from botocore.validate import ParamValidator
 from django.contrib.auth.models import User
 from django.core.checks import ERROR
-from django.core.management import call_command
+from django.core.management import CommandParser, call_command
 from django.db.utils import ConnectionHandler
 from django.test import override_settings
 
@@ -51,8 +51,9 @@ from lambda_tasks.execution import progress
 from lambda_tasks.handles import TIMEOUT, Polling
 from lambda_tasks.jobs import PENDING, ROLLED_BACK, SENT, UNSENT
 from lambda_tasks.limits import alarms
+from lambda_tasks.management.commands.lambda_tasks import SUBCOMMANDS
 from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage
-from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskStatus
+from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskRerun, TaskStatus
 from lambda_tasks.operations import checks, infrastructure
 from lambda_tasks.settings import MAX_DELAY, MAX_KEPT_DELAY, LambdaTasksSettings, Setting, app_settings
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
@@ -548,6 +549,24 @@ def test_every_field_of_the_outbox_is_documented(field: Any) -> None:
 @pytest.mark.parametrize("field", TaskProgress._meta.fields, ids=lambda field: field.name)
 def test_every_field_of_the_progress_is_documented(field: Any) -> None:
     assert f"\n| `{field.name}` |" in section(DOCS / "reference/record.md", "The progress")
+
+
+@pytest.mark.parametrize("field", TaskRerun._meta.fields, ids=lambda field: field.name)
+def test_every_field_of_a_rerun_is_documented(field: Any) -> None:
+    assert f"\n| `{field.name}` |" in section(DOCS / "reference/record.md", "Reruns")
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS, ids=lambda each: each.name)
+def test_every_subcommand_is_documented_with_its_formats(subcommand: Any) -> None:
+    text = section(DOCS / "reference/command-line.md", f"`{subcommand.name}`")
+    assert {each for each in subcommand.formats if each not in text.lower()} <= {"text"}
+    if subcommand.name in ("worker", "doctor", "schedules", "reap", "relay", "template"):
+        return  # other pages describe their options
+    parser = CommandParser()
+    subcommand().add_arguments(parser)
+    options = {option for action in parser._actions for option in action.option_strings} - {"-h", "--help"}
+    options -= {option for option in options if option.startswith(("--version", "-v"))}
+    assert [option for option in sorted(options) if option not in text] == []
 
 
 @pytest.mark.parametrize("status", [*TaskStatus, relay.WAITING, relay.DEAD, PENDING, ROLLED_BACK, SENT, UNSENT])

@@ -21,7 +21,7 @@ import pytest
 
 #: Modules that cost a process milliseconds or megabytes, including some in the library.
 HEAVY: Final = (
-    *("boto3", "botocore", "redis", "awslambdaric", "pluggy"),
+    *("boto3", "botocore", "redis", "awslambdaric", "pluggy", "rich"),
     *("pydantic", "pydantic_core", "typing_extensions", "annotated_types"),
     *("django.contrib.admin", "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.postgres"),
     *("django.core.cache", "django.core.management", "django.core.serializers", "django.template", "django.test"),

@@ -103,6 +103,11 @@ TABLE: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "LAMBDA_TASKS_PLUGINS": ([], [["shop.plugins"], ("shop.plugins",), [object]], ["shop.plugins", None, {}]),
     "LAMBDA_TASKS_IMPORTS": ("open", ["open", "tasks"], ["closed", "", None, True, ["tasks"]]),
     "LAMBDA_TASKS_UNKNOWN_ARGUMENTS": ("refuse", ["refuse", "drop"], ["ignore", "", None, True, ["drop"]]),
+    "LAMBDA_TASKS_ADMIN_LINKS": (
+        {},
+        [{}, {"Logs": "https://logs.example.com/{message_id}"}],
+        ["https://x", None, ["https://x"], {"x": "ftp://x"}, {"x": "https://{y}"}, {5: "https://x"}],
+    ),
     "LAMBDA_TASKS_MODULES": ([], [["shop"], ("shop", "blog")], ["shop", None, [1], {"shop"}]),
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.thorough, pytest.mark.once]
 
 ROOT = Path(__file__).parents[2]
 ACCEPTED = sorted(Path(__file__).parents[1].glob("typing/accepted/[a-z]*.py"))
@@ -72,7 +72,6 @@ def test_only_wrong_lines_are_refused(complaints: dict[Path, Complaints], progra
     assert dict(complaints[program]) == expected
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("program", FOR_PYRIGHT, ids=lambda program: program.stem)
 def test_pyright_agrees(program: Path, tmp_path: Path) -> None:
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -93,7 +92,6 @@ def test_pyright_agrees(program: Path, tmp_path: Path) -> None:
     assert lines == set(marked(program)), found
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "cache"),
     [

@@ -50,7 +50,9 @@ def main() -> int:
     for sentence in report.sentences[:20]:
         print(f"\n{sentence}")
     meant = {"sweep": options.points, "ticks": options.points or [OF_SCHEDULES]}.get(options.what)
-    if meant is not None and (missed := report.never_killed(meant, outbox=options.outbox == "yes")):
+    if meant is not None and (
+        missed := report.never_killed(meant, outbox=options.outbox == "yes", kinds=options.kinds)
+    ):
         print(f"\nNo process was killed at: {', '.join(missed)}")
         return 1
     return 1 if report.sentences else 0
@@ -109,7 +111,7 @@ def _run_here(options: argparse.Namespace) -> Report:
     try:
         with tempfile.TemporaryDirectory() as folder:
             if options.what == "sweep":
-                chosen = {"kinds": options.kinds, "prefixes": options.points}
+                chosen = {"kinds": options.kinds, "prefixes": options.points, "faults": options.faults}
                 return sweep(Path(folder), **chosen, part=options.part, parts=options.parts)
             seeds = range(options.first_seed, options.first_seed + options.seeds)[options.part :: options.parts]
             choice = Choice(
@@ -158,9 +160,9 @@ def _run_in_parts(options: argparse.Namespace) -> Report:
         command += ["--durable-claims", options.durable_claims, "--outbox", options.outbox]
         command += ["--kinds", *options.kinds] if options.kinds else []
         command += ["--points", *options.points] if options.points else []
+        command += ["--faults", *options.faults] if options.faults else []
         if options.what != "sweep":
             command += ["--seeds", str(options.seeds), "--first-seed", str(options.first_seed)]
-            command += ["--faults", *options.faults] if options.faults else []
             command += ["--often", *options.often] if options.often else []
             command += ["--stop"] if options.stop else []
             command += ["--seconds", str(options.seconds)]

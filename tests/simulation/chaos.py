@@ -17,13 +17,14 @@ from tests.simulation.invariants import EXPECTED, check
 from tests.simulation.invocations import Strike
 from tests.simulation.queue import Message
 from tests.simulation.report import Report
+from tests.simulation.shop.flows import FAMILIES
 from tests.simulation.shop.tasks import UNIQUE
 from tests.simulation.sweep import CANCEL_POINTS, RELAY_POINTS, WAIT_POINTS
 from tests.simulation.world import (
     PAST_ANY_LEASE,
     Placement,
     World,
-    kind_of,
+    family_of,
     order_of,
     points_of,
     points_of_customer,
@@ -121,6 +122,10 @@ class ChaosWorld(World):
         yield from ((self._redrive, 2), (self._forge, 10), (self._cancel, 6))
         if self._outbox:
             yield from ((self._relay, 25), (self._lose_sqs, 6))
+        if not FAMILIES.keys().isdisjoint(self._points_of):
+            yield (self._drop, 6)
+            if not self._outbox:
+                yield (self._relay, 10)
 
     def points_in_worker(self) -> list[str]:
         """Return failpoints that any worker may reach."""
@@ -153,6 +158,11 @@ class ChaosWorld(World):
         if messages:
             self.forge(self._random.choice(messages), self._random.choice(("retry", "derived", "same")))
 
+    def _drop(self) -> None:
+        """Delete a message of an ended task. Its worker may be frozen."""
+        if messages := [*self.queue.messages.values()]:
+            self.drop([self._random.choice(messages)])
+
     def _cancel(self) -> None:
         if orders := self.cancellable():
             self.cancel(self._random.choice(orders), self._strikes([*CANCEL_POINTS], 0.5))
@@ -160,7 +170,7 @@ class ChaosWorld(World):
     def _invoke(self, messages: list[Message]) -> None:
         points = self.points_in_worker()
         for message in messages:
-            points += self._points_of.get(kind_of(message), ())
+            points += self._points_of.get(family_of(message, self), ())
         strikes = self._strikes(points, 0.9)
         self.deliver(messages, strikes, answer_arrives=self._random.random() < 0.9)
 

@@ -17,9 +17,15 @@ _OUTBOX: Final = (
 _KINDS: Final = (
     *("plain", "retried", "spawning", "singleton", "unrepeatable", "committing", "waiting", "unique", "replacing"),
 )
+#: Of tasks that follow each other, only what they add. `make sweep` has all of their cases, in twenty times the time.
+_FLOWS: Final = (
+    *("--kinds", "followed", "chain_failing", "grouped", "--points", "flow:"),
+    *("--faults", "killed", "SQS unavailable", "frozen past the lease"),
+)
 COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("tests.simulation", "sweep", "--kinds", *_KINDS),
     ("tests.simulation.protocols", "--seeds=5", "--first-seed=11"),
+    ("tests.simulation", "sweep", *_FLOWS),
     ("tests.simulation", "sweep", *_OUTBOX),
     ("tests.simulation", "chaos", "--seeds", "6"),
     ("tests.simulation", "chaos", "--seeds", "3", "--outbox=yes"),

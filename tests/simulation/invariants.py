@@ -13,8 +13,10 @@ from django.db import connection
 from lambda_tasks.models import OutboxMessage, TaskReason, TaskRecord, TaskStatus
 from lambda_tasks.settings import app_settings
 from lambda_tasks.stores.orm import _ENDED_BY_RETRY, _FORGOTTEN
+from tests.simulation.families import order_of_member, unsettled, violations_of_family
 from tests.simulation.invocations import Strike
 from tests.simulation.rules import Violation, latest_orders, violations_of_options
+from tests.simulation.shop.flows import FAMILIES, OWN_FAILURE, order_of_task
 from tests.simulation.shop.models import Counter, Effect, Order, Span
 from tests.simulation.shop.tasks import CHILD, LIMIT, NOT_YET, VALUES
 from tests.simulation.world import FORGED, Placement, World
@@ -80,6 +82,22 @@ EXPECTED: Final = {
     "unique": Expected(1, SUCCESS),
     "replacing": Expected(1, SUCCESS),
     "postponed": Expected(1, SUCCESS),
+    # Of tasks that follow each other, the first one.
+    "followed": Expected(1, SUCCESS),
+    "followed_failing": Expected(0, FAILED, "Broken"),
+    "chained": Expected(1, SUCCESS),
+    "chain_failing": Expected(1, SUCCESS),
+    "grouped": Expected(1, SUCCESS),
+    "group_failing": Expected(1, SUCCESS),
+    "group_retrying": Expected(1, SUCCESS),
+}
+#: The ends of the other tasks of orders, by the names of their functions.
+EXPECTED_OF_OTHERS: Final = {
+    "step": Expected(1, SUCCESS),
+    "failing_step": Expected(0, FAILED, "Broken"),
+    "retried_step": Expected(1, SUCCESS, retries=1, retried=(TaskReason.ERROR, "Again")),
+    "follower": Expected(1, SUCCESS),
+    "reported": Expected(1, SUCCESS),
 }
 #: The end of a task that was cancelled.
 CANCELLED: Final = Expected(0, FAILED, "TaskCancelled", retries=None)
@@ -134,12 +152,8 @@ def check(world: World) -> Books:
             Violation(name, f"{order} {sentence}")
             for name, sentence in _verdicts(_ends(world, placement), chains[number], effects[number], strikes)
         )
-        if placement.kind == "spawning":
-            child = number + CHILD
-            succeeded = any(record.status == SUCCESS for record in chains[number])
-            own = world.strikes_of.get(child, [])
-            verdicts = _child_verdicts(succeeded, chains[child], effects[child], strikes, own)
-            violations += (Violation(name, f"the task that {order} enqueued {sentence}") for name, sentence in verdicts)
+        violations += _of_others(world, placement, order, chains, effects)
+    violations += unsettled(world)
     violations += (
         Violation("forged", f"a forged message took effect {times} times as order {number}")
         for number, times in effects.items()
@@ -162,17 +176,47 @@ def check(world: World) -> Books:
     )
 
 
+def _of_others(
+    world: World,
+    placement: Placement,
+    order: str,
+    chains: defaultdict[int, list[TaskRecord]],
+    effects: Tally[int],
+) -> Iterator[Violation]:
+    """Yield the violations of the tasks that the task of an order has enqueued, or that follow it."""
+    number = placement.number
+    if placement.kind == "spawning":
+        child = number + CHILD
+        succeeded = any(record.status == SUCCESS for record in chains[number])
+        strikes, own = world.strikes_of.get(number, []), world.strikes_of.get(child, [])
+        for name, sentence in _child_verdicts(succeeded, chains[child], effects[child], strikes, own):
+            yield Violation(name, f"the task that {order} enqueued {sentence}")
+    if placement.kind in FAMILIES:
+
+        def judge(of_task: int, name: str, cancelled: bool) -> Iterator[tuple[str, str]]:
+            ends = [EXPECTED_OF_OTHERS[name], *([CANCELLED] if cancelled else [])]
+            return _verdicts(ends, chains[of_task], effects[of_task], world.strikes_of.get(of_task, []))
+
+        yield from violations_of_family(world, number, placement.kind, chains, effects, judge)
+
+
 def _chains(world: World, latest: dict[object, int]) -> defaultdict[int, list[TaskRecord]]:
     """Return the records of each order, the first invocation first."""
     chains: defaultdict[int, list[TaskRecord]] = defaultdict(list)
     for record in TaskRecord.objects.order_by("n_retries"):
-        if record.reason == TaskReason.REPLACED:  # the record of a replaced call has no arguments
-            order = latest[record.pk]
-        else:  # a cancelled task may have a record that no message has completed yet
-            known = record.kwargs.get("order")
-            order = world.order_of_root[str(record.root_id)] if known is None else known
-        chains[order].append(record)
+        replaced = record.reason == TaskReason.REPLACED  # its record has no arguments
+        chains[latest[record.pk] if replaced else _order_of_record(world, record)].append(record)
     return chains
+
+
+def _order_of_record(world: World, record: TaskRecord) -> int:
+    """Return the order of a record, which may lack its arguments if it was cancelled before a worker knew them."""
+    if "order" in record.kwargs:
+        return int(record.kwargs["order"])
+    if "task_id" in record.kwargs:
+        return order_of_task(record.kwargs["task_id"]) + OWN_FAILURE
+    member = order_of_member(record)
+    return world.order_of_root[str(record.root_id)] if member is None else member
 
 
 def _ends(world: World, placement: Placement) -> list[Expected]:

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 
 #: Prefixes of failpoints that are reached only with the outbox.
 OF_OUTBOX: Final = ("outbox:", "relay:")
+#: Prefixes of failpoints that are reached only without it.
+OF_DIRECT: Final = ("flow:sent",)
 #: The prefix of failpoints that are reached only in worlds with periodic tasks.
 OF_SCHEDULES: Final = "schedule:"
+#: The prefix of failpoints that are reached only if tasks follow each other.
+OF_FLOWS: Final = "flow:"
+#: The beginnings of the names of such kinds of orders.
+FLOWS: Final = ("followed", "chain", "group")
 #: The names of violations, in the order of the report.
 NAMES: Final = (
     "lost",
@@ -58,6 +64,7 @@ class Report:
                 "deliveries": figures.deliveries,
                 "duplicates": figures.duplicates,
                 "redrives": figures.redrives,
+                "messages dropped": figures.dropped,
                 "forged messages": figures.forged,
                 "attempts to cancel": figures.cancels,
                 "cancelled before a start": figures.prevented,
@@ -95,9 +102,14 @@ class Report:
             sentences=given["sentences"],
         )
 
-    def never_killed(self, prefixes: Sequence[str] = (), *, outbox: bool) -> list[str]:
-        """Return the failpoints, or those with one of `prefixes`, at which no process was killed."""
-        elsewhere = (*(() if outbox else OF_OUTBOX), *(() if prefixes else (OF_SCHEDULES,)))
+    def never_killed(self, prefixes: Sequence[str] = (), *, outbox: bool, kinds: Sequence[str] = ()) -> list[str]:
+        """Return the failpoints, or those with one of `prefixes`, at which no process was killed.
+
+        If only some kinds of tasks were ordered, leave out the points that other kinds reach.
+        """
+        elsewhere = (*(OF_DIRECT if outbox else OF_OUTBOX), *(() if prefixes else (OF_SCHEDULES,)))
+        if kinds and not prefixes and not any(kind.startswith(FLOWS) for kind in kinds):
+            elsewhere += (OF_FLOWS,)
         meant = [point for point in POINTS if point.startswith(tuple(prefixes) or "")]
         return [point for point in meant if not point.startswith(elsewhere) and not self.struck[f"{point}|killed"]]
 

@@ -18,13 +18,23 @@ from tests.simulation.invariants import EXPECTED, check
 from tests.simulation.invocations import Strike
 from tests.simulation.report import Report
 from tests.simulation.shop import tasks
+from tests.simulation.shop.flows import FAMILIES
 from tests.simulation.shop.tasks import UNIQUE, VALUES
 from tests.simulation.transport import locks
-from tests.simulation.world import PAST_ANY_LEASE, Placement, World, points_of, points_of_customer
+from tests.simulation.world import (
+    PAST_ANY_LEASE,
+    Placement,
+    World,
+    points_by_turn,
+    points_of,
+    points_of_customer,
+)
 
 #: The number of orders in one world. Each singleton task runs in a separate world.
 CHUNK: Final = 25
 
+#: The number of messages that one invocation gets if no fault strikes it.
+_BATCH_SIZE: Final = 10
 _ALL_FAULTS: Final = (*FAULTS, FROZEN)
 _NEED_REDIS: Final = frozenset({"locks lost", "Redis unavailable"})
 _WITHOUT_REDIS: Final = tuple(fault for fault in _ALL_FAULTS if fault not in _NEED_REDIS)
@@ -37,6 +47,14 @@ WAIT_POINTS: Final = tuple(point for point in POINTS if point.startswith("wait:"
 RELAY_POINTS: Final = tuple(point for point in POINTS if point.startswith("relay:"))
 #: The failpoints of a process that cancels an order.
 CANCEL_POINTS: Final = tuple(point for point in POINTS if point.startswith("cancel:"))
+#: The failpoints at which the faults of the later tasks of an order strike.
+_OF_LATER_TASKS: Final = ("claim:after", "task:enter", "finish:", "settle:", "flow:", "send:", "relay:", "batch:before")
+#: The failpoints of the end of a task that others follow, after its COMMIT.
+_ENDED: Final = ("flow:after_commit", "flow:last_member", "flow:sent")
+#: The orders of which a customer places one with each fault.
+_PLACED: Final = ("followed", "chained", "grouped")
+#: The failpoints of a process that cancels a chain or a group.
+_CANCEL_FLOW: Final = ("cancel:before_write", "cancel:after_write", "flow:after_end", "flow:last_member", "flow:sent")
 #: Failpoints after the commit of a customer's transaction, where the customer must not get an exception.
 _AFTER_COMMIT: Final = frozenset({"enqueue:after_commit", "send:before", "send:after", *RELAY_POINTS})
 
@@ -55,12 +73,13 @@ class Case:
     held: bool = False
     #: The number of orders, for tasks that are unique.
     orders: int = 1
+    #: Whether the message is deleted after its last delivery, so that only the maintenance can do what is left.
+    dropped: bool = False
 
     @property
-    def point(self) -> str:
-        """The failpoint of the last fault."""
-        last = self.cancel or (self.deliveries[-1] if self.deliveries else ()) or self.relay or self.producer
-        return last[-1].point
+    def last(self) -> Strike:
+        """The last fault."""
+        return (self.cancel or (self.deliveries[-1] if self.deliveries else ()) or self.relay or self.producer)[-1]
 
     @property
     def alone(self) -> bool:
@@ -69,16 +88,23 @@ class Case:
 
 
 def sweep(
-    folder: Path, *, kinds: Sequence[str] = (), prefixes: Sequence[str] = (), part: int = 0, parts: int = 1
+    folder: Path,
+    *,
+    kinds: Sequence[str] = (),
+    prefixes: Sequence[str] = (),
+    faults: Sequence[str] = (),
+    part: int = 0,
+    parts: int = 1,
 ) -> Report:
     """Run every case, or every `parts`-th case from `part`, and return the report.
 
     `kinds` selects kinds of tasks. `prefixes` selects cases whose last fault is at a failpoint with one of these
-    prefixes.
+    prefixes, and `faults` those whose last fault is one of these.
     """
     report = Report()
-    chosen = [case for case in _cases(folder, kinds or list(EXPECTED)) if case.point.startswith(tuple(prefixes) or "")]
-    cases = chosen[part::parts]
+    every = _cases(folder, kinds or list(EXPECTED))
+    chosen = [case for case in every if case.last.point.startswith(tuple(prefixes) or "")]
+    cases = [case for case in chosen if not faults or case.last.fault in faults][part::parts]
     numbers = count(1)
     for chunk in _chunks(cases):
         _run(folder, [(next(numbers), case) for case in chunk], report)
@@ -86,7 +112,12 @@ def sweep(
 
 
 def _cases(folder: Path, kinds: Sequence[str]) -> Iterator[Case]:
-    yield from _first_invocations({kind: points_of(folder, kind) for kind in kinds})
+    yield from _first_invocations({kind: points_of(folder, kind) for kind in kinds if kind not in FAMILIES})
+    for kind in kinds:
+        if kind in FAMILIES:
+            yield from _families(kind, points_by_turn(folder, kind))
+        if kind in _PLACED:
+            yield from _customers(kind, points_of_customer(folder, kind))
     yield from (case for case in _later_invocations() if case.kind in kinds)
     yield from _customers("plain", points_of_customer(folder))
     for kind in UNIQUE:
@@ -106,6 +137,19 @@ def _first_invocations(points_of: dict[str, list[str]]) -> Iterator[Case]:
             if fault in _NEED_SEND and "retry:before_send" not in points:
                 continue
             yield Case(kind, deliveries=((Strike(point, fault),),))
+
+
+def _families(kind: str, turns: list[list[str]]) -> Iterator[Case]:
+    """Yield cases with a fault in each of the tasks of an order."""
+    for turn, points in enumerate(turns):
+        unstruck = ((),) * turn
+        reached = [point for point in points if not turn or point.startswith(_OF_LATER_TASKS)]
+        for point, fault in product(reached, _WITHOUT_REDIS):
+            yield Case(kind, deliveries=(*unstruck, (Strike(point, fault),)))
+        for point, fault in product(
+            [point for point in points if point in _ENDED], ("killed", "SQS unavailable", FROZEN)
+        ):
+            yield Case(kind, deliveries=(*unstruck, (Strike(point, fault),)), dropped=True)
 
 
 def _later_invocations() -> Iterator[Case]:
@@ -139,6 +183,9 @@ def _cancellations() -> Iterator[Case]:
             yield Case("retried", deliveries=(again,), cancel=(Strike(point, fault),))
         for kind in ("plain", "committing", "committing_once"):
             yield Case(kind, deliveries=(died,), cancel=(Strike("cancel:after_request", fault),))
+        for kind, turns, point in product(_PLACED, range(3), _CANCEL_FLOW):
+            if turns < 2 or kind != "followed":
+                yield Case(kind, producer=unsent, deliveries=((),) * turns, cancel=(Strike(point, fault),))
 
 
 def _relays() -> Iterator[Case]:
@@ -162,10 +209,7 @@ def _run(folder: Path, cases: list[tuple[int, Case]], report: Report) -> None:
         for turn in range(max(len(case.deliveries) for _, case in cases)):
             if turn:
                 world.pass_time(PAST_ANY_LEASE)
-            for number, case in cases:
-                if turn < len(case.deliveries):
-                    with _lock_held(case.kind) if case.held and not turn else nullcontext():
-                        world.deliver(world.messages_of(number), case.deliveries[turn])
+            _deliver(world, cases, turn)
         for number, case in cases:
             if case.cancel:
                 world.cancel(number, case.cancel)
@@ -180,6 +224,26 @@ def _run(folder: Path, cases: list[tuple[int, Case]], report: Report) -> None:
         report.add(check(world), world.figures)
     finally:
         world.close()
+
+
+def _deliver(world: World, cases: list[tuple[int, Case]], turn: int) -> None:
+    due = [(number, case) for number, case in cases if turn < len(case.deliveries)]
+    _deliver_together(world, [number for number, case in due if not case.deliveries[turn]])
+    for number, case in due:
+        if not case.deliveries[turn]:
+            continue
+        messages = world.messages_of(number)
+        with _lock_held(case.kind) if case.held and not turn else nullcontext():
+            world.deliver(messages, case.deliveries[turn])
+        if case.dropped and turn == len(case.deliveries) - 1:
+            world.drop(messages)
+
+
+def _deliver_together(world: World, orders: Sequence[int]) -> None:
+    """Deliver the messages of orders that no fault strikes in this turn."""
+    messages = [message for order in orders for message in world.messages_of(order)]
+    for start in range(0, len(messages), _BATCH_SIZE):
+        world.deliver(messages[start : start + _BATCH_SIZE])
 
 
 @contextmanager

@@ -9,18 +9,29 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from django.db import connections, transaction
-from django.db.models import F
+from django.db.models import F, Q
 
 from lambda_tasks import maintenance, registry
 from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.definition.keys import LOCK_KEY
+from lambda_tasks.flows.handles import FlowHandle
 from lambda_tasks.handler import boot, handler
 from lambda_tasks.handles import TaskHandle
-from lambda_tasks.models import CancelRequest, OutboxMessage, TaskReason, TaskRecord, TaskStatus, UniqueKey
+from lambda_tasks.models import (
+    CancelRequest,
+    OutboxMessage,
+    TaskFlow,
+    TaskFlowMember,
+    TaskReason,
+    TaskRecord,
+    TaskStatus,
+    UniqueKey,
+)
 from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE, ROOT_ID_ATTRIBUTE
@@ -29,6 +40,7 @@ from tests.simulation.faults import FROZEN
 from tests.simulation.invocations import Process, Strike
 from tests.simulation.queue import Message, Queue
 from tests.simulation.shop import tasks
+from tests.simulation.shop.flows import FAMILIES, OWN_FAILURE, TASKS, order_of_task
 from tests.simulation.shop.models import Counter, Effect, Order, Span
 from tests.simulation.transport import FileBackend, SendFailed, locks
 
@@ -44,11 +56,17 @@ MAX_SENDS: Final = 30
 #: Seconds for which the lock of impatient tasks is held: longer than any world lasts.
 HELD_FOR: Final = 10_000_000
 #: The lowest order number of forged messages, which must never take effect.
-FORGED: Final = 50_000
+FORGED: Final = 90_000
 #: Parts of the errors with which PostgreSQL and MariaDB end a statement that has waited too long for a lock.
 _LOCK_TIMEOUTS: Final = ("due to lock timeout", "(1205,")
 #: The remaining time of an invocation, in milliseconds.
 _TIME_LEFT: Final = 900_000
+
+
+_MODELS: Final = (
+    *(Order, Effect, Counter, Span, TaskRecord, OutboxMessage, CancelRequest, UniqueKey, TaskFlow, TaskFlowMember),
+)
+_ENDED: Final = (TaskStatus.SUCCESS, TaskStatus.FAILED)
 
 
 class Abandoned(Exception):
@@ -96,6 +114,8 @@ class Figures:
     sent_again: int = 0
     duplicates: int = 0
     redrives: int = 0
+    #: Messages of ended tasks that were deleted before their worker acknowledged them.
+    dropped: int = 0
     forged: int = 0
     #: Crashes of the database server, and the claims that it lost in them.
     crashes: int = 0
@@ -122,7 +142,12 @@ class World:
         #: The orders that a customer has cancelled, perhaps without success, and those whose task must not take effect.
         self.cancelled: set[int] = set()
         self.prevented: set[int] = set()
+        #: Those that were cancelled by a process without a fault, and those of which a message was dropped.
+        self.cancelled_calmly: set[int] = set()
+        self.dropped: set[int] = set()
         self.order_of_root: dict[str, int] = {}
+        #: The faults of the customers, by their orders.
+        self.customer_strikes_of: dict[int, list[Strike]] = {}
         self.sent: set[int] = set()
         self._sent_ids: Tally[str] = Tally()
         #: Whether a message was sent so often that it would be sent without end.
@@ -138,7 +163,7 @@ class World:
         FileBackend.file = self._file
         FileBackend.unavailable = False
         locks().lose_all()
-        for model in (Order, Effect, Counter, Span, TaskRecord, OutboxMessage, CancelRequest, UniqueKey):
+        for model in _MODELS:
             model._base_manager.all()._raw_delete(model._base_manager.db)
         Counter._default_manager.create(name="singleton")
 
@@ -161,8 +186,11 @@ class World:
             return None
         self.order_of_root[roots[0]] = order
         self.cancelled.add(order)
+        if not strikes:
+            self.cancelled_calmly.add(order)
         self.figures.cancels += 1
-        process = Process(lambda: cancel_task(roots[0]), strikes)
+        kind = self.placements[order].kind
+        process = Process(lambda: cancel_flow(order) if kind in FAMILIES else cancel_task(roots[0]), strikes)
         self.go_on(Invocation(process, orders=(order,), cancels=True))
         return process
 
@@ -177,7 +205,7 @@ class World:
             if not message.forged:
                 yield message.attributes[ROOT_ID_ATTRIBUTE], order_of(message)
         for row in OutboxMessage.objects.order_by("id"):
-            yield row.attributes[ROOT_ID_ATTRIBUTE], json.loads(row.body)["kwargs"]["order"]
+            yield row.attributes[ROOT_ID_ATTRIBUTE], order_in(row.body)
 
     # Forged messages
 
@@ -242,8 +270,7 @@ class World:
             invocation.process.run()
         if invocation.process.state == "frozen":
             self.frozen.append(invocation)
-            for order in invocation.about:
-                self._note(invocation.process, order)
+            self._note(invocation)
         else:
             self._ended(invocation, answer_arrives=answer_arrives)
 
@@ -258,9 +285,8 @@ class World:
 
     def _ended(self, invocation: Invocation, *, answer_arrives: bool) -> None:
         process = invocation.process
-        for order in invocation.about:
-            self._note(process, order)
-        expected = _may_raise(invocation) or self._waited_for_key(invocation)
+        self._note(invocation)
+        expected = _may_raise(invocation) or self._waited_for_another(invocation)
         if process.state == "hung" or (process.state == "raised" and not expected):
             self.figures.accidents.append(
                 f"{_who(invocation)} {process.state} after {process.reached[-1:]} ({_strikes(process)}): "
@@ -279,27 +305,54 @@ class World:
             self.repeated.update(map(order_of, invocation.batch))
         self.queue.settle(invocation.batch, process.answer if answer_arrives else None)
 
-    def _waited_for_key(self, invocation: Invocation) -> bool:
-        """Return whether a customer has waited too long for a unique key that a frozen customer has locked."""
-        frozen = any(other.orders and not other.cancels for other in self.frozen)
+    def _waited_for_another(self, invocation: Invocation) -> bool:
+        """Return whether a customer has waited too long for a row that a frozen process has locked.
+
+        That is a unique key of another customer, or the flow that a customer cancels while a worker ends its task.
+        """
+        frozen = any(invocation.cancels or (other.orders and not other.cancels) for other in self.frozen)
         timed_out = any(text in str(invocation.process.error) for text in _LOCK_TIMEOUTS)
-        return frozen and timed_out and bool(invocation.orders) and not invocation.cancels
+        return frozen and timed_out and bool(invocation.orders)
 
     def _look_for_needless_returns(self, invocation: Invocation) -> None:
         """Report messages that were handed back although their orders had no fault and no copy."""
         returned = {failure["itemIdentifier"] for failure in invocation.process.answer["batchItemFailures"]}
         for message in invocation.batch:
             order = order_of(message)
-            known = order in self.repeated or self.strikes_of.get(order) or message.forged
+            # A process that cancels the order may be frozen, with its flow locked.
+            known = order in self.repeated or message.forged or self._strikes_around(order)
             if message.raw_id in returned and not known:
                 self.figures.needless.append(f"order {order} was handed back without a fault")
 
-    def _note(self, process: Process, order: int) -> None:
-        self.strikes_of.setdefault(order, []).extend(process.struck)
+    def _strikes_around(self, order: int) -> list[Strike]:
+        """Return the faults that affected an order, or the order to whose tasks it belongs."""
+        return [*self.strikes_of.get(order, []), *self.strikes_of.get(order % tasks.CHILD, [])]
+
+    def _note(self, invocation: Invocation) -> None:
+        for order in invocation.about:
+            self.strikes_of.setdefault(order, []).extend(invocation.process.struck)
+            if invocation.orders and not invocation.cancels:
+                self.customer_strikes_of.setdefault(order, []).extend(invocation.process.struck)
 
     def messages_of(self, order: int) -> list[Message]:
-        """Return the visible messages of an order."""
-        return [message for message in self.queue.visible() if order_of(message) == order]
+        """Return the visible messages of an order; of an order with several tasks, the first one that is visible."""
+        messages = [message for message in self.queue.visible() if order_of(message) % tasks.CHILD == order]
+        if self.placements[order].kind in FAMILIES:
+            return messages[:1]
+        return [message for message in messages if order_of(message) == order]
+
+    def drop(self, messages: Iterable[Message]) -> None:
+        """Delete messages whose tasks have ended, as an operator who purges the queue does.
+
+        What follows these tasks is left to the maintenance. It cannot know the decorator of a task that was cancelled
+        before anything but its id was known.
+        """
+        for message in list(messages):
+            ended = TaskRecord.objects.filter(pk=message.attributes[MESSAGE_ID_ATTRIBUTE])
+            if ended.filter(status__in=_ENDED, task_name__gt="").exists():
+                self.queue.messages.pop(message.raw_id, None)
+                self.dropped.add(order_of(message) % tasks.CHILD)
+                self.figures.dropped += 1
 
     # Time
 
@@ -342,13 +395,16 @@ class World:
             OutboxMessage.objects.filter(pk__in=list(waiting)).update(
                 due_at=F("due_at") - timedelta(seconds=seconds), run_at=F("run_at") - timedelta(seconds=seconds)
             )
+            _age_flows(timedelta(seconds=seconds))
 
     def come_to_rest(self) -> None:
         """Deliver without further faults until all activity has ended."""
         self.lose_sqs(unavailable=False)
+        maintained = False
         for round_ in range(MAX_ROUNDS):
             if visible := self.queue.visible():
                 self.deliver(visible[:10])
+                maintained = False
             elif self.frozen:
                 self.thaw(self.frozen[0])
             elif (next_relay := self.seconds_to_relay()) == 0:
@@ -360,11 +416,24 @@ class World:
                 self.figures.redrives += len(self.queue.dead)
                 self.queue.redrive()
                 self.pass_time(PAST_ANY_LEASE)
+            elif not maintained and _open_flows().exists():
+                self.figures.needless += self._left_without_fault()
+                self.pass_time(PAST_ANY_LEASE)
+                self.relay()
+                maintained = True
             else:
                 return
             if self._endless:
                 break
         self.figures.accidents.append(f"{len(self.queue.messages)} messages are delivered without end")
+
+    def _left_without_fault(self) -> Iterator[str]:
+        """Describe the flows that are left to the maintenance although no fault affected them."""
+        for flow in _open_flows().order_by("pk"):
+            order = Order._default_manager.filter(message_id=flow.pk).values_list("number", flat=True).first()
+            struck = any(self.strikes_of[number] for number in self.strikes_of if number % tasks.CHILD == order)
+            if order in self.sent and not struck and order not in self.cancelled | self.dropped:
+                yield f"the {flow.kind} of order {order} was left to the maintenance without a fault"
 
     def _next_change(self, next_relay: float | None) -> float | None:
         """Return the seconds until a message becomes visible or is due in the outbox, or None."""
@@ -380,12 +449,34 @@ class World:
 
 
 def points_of(folder: Path, kind: str) -> list[str]:
-    """Return the failpoints that the first invocation of a task of this kind reaches, each once, in order."""
+    """Return the failpoints that the first invocation of a task of this kind reaches, each once, in order.
+
+    If tasks follow each other, these are the failpoints of all of them.
+    """
+    if kind in FAMILIES:
+        return list(dict.fromkeys(point for points in points_by_turn(folder, kind) for point in points))
     world = World(folder)
     world.place([Placement(1, kind)])
     process = world.deliver(world.queue.visible())
     world.come_to_rest()
     return list(dict.fromkeys(process.reached))
+
+
+def points_by_turn(folder: Path, kind: str) -> list[list[str]]:
+    """Return the failpoints that each message of an order with several tasks reaches, in the order of delivery."""
+    world = World(folder)
+    world.place([Placement(1, kind)])
+    turns = []
+    while messages := world.messages_of(1):
+        turns.append(list(dict.fromkeys(world.deliver(messages).reached)))
+        world.pass_time(PAST_ANY_LEASE)
+    return turns
+
+
+def family_of(message: Message, world: World) -> str:
+    """Return the kind of the order to which a message belongs: for a follower, that of the order that it follows."""
+    kind = kind_of(message)
+    return world.placements[order_of(message) % tasks.CHILD].kind if kind in TASKS else kind
 
 
 def kind_of(message: Message) -> str:
@@ -398,7 +489,7 @@ def warm_up() -> None:
     """Import modules, load plugins and build the models of arguments once, before processes are forked."""
     boot()
     for task in registry.registered_tasks():
-        if task.name.startswith(tasks.__name__):
+        if task.name.startswith("tests.simulation.shop.") and "order" in task.signature.parameters:
             task.signature.decode(task.signature.encode({"order": 1}))
     get_backend()
     gc.collect()
@@ -407,8 +498,14 @@ def warm_up() -> None:
 
 def order_of(message: Message) -> int:
     """Return the number of a message's order."""
-    order: Any = json.loads(message.body)["kwargs"]["order"]
-    return int(order)
+    return order_in(message.body)
+
+
+@lru_cache(maxsize=4_096)
+def order_in(body: str) -> int:
+    """Return the number of the order in the body of a message."""
+    kwargs: dict[str, Any] = json.loads(body)["kwargs"]
+    return int(kwargs["order"]) if "order" in kwargs else order_of_task(kwargs["task_id"]) + OWN_FAILURE
 
 
 def place_orders(placements: Iterable[Placement]) -> None:
@@ -418,7 +515,7 @@ def place_orders(placements: Iterable[Placement]) -> None:
 
 def place_order(placement: Placement) -> None:
     """Write the order and send its task in one transaction, like a view."""
-    send: Callable[..., TaskHandle] = getattr(tasks, placement.kind).execute_on_commit
+    send = sending(placement.kind)
     try:
         with transaction.atomic():
             if placement.how == "savepoint":
@@ -426,7 +523,11 @@ def place_order(placement: Placement) -> None:
                 return
             Order._default_manager.create(number=placement.number, kind=placement.kind)
             handle = send(order=placement.number)
-            created = {"message_id": handle.message_id, "created": handle.created}
+            is_flow = isinstance(handle, FlowHandle)
+            created = {
+                "message_id": handle.flow_id if is_flow else handle.message_id,
+                "created": is_flow or handle.created,
+            }
             Order._default_manager.filter(number=placement.number).update(**created)
             if placement.how == "roll back":
                 raise Abandoned
@@ -438,7 +539,15 @@ def place_order(placement: Placement) -> None:
         # As documented, the caller gets the error after the commit.
 
 
-def _place_in_savepoint(placement: Placement, send: Callable[..., TaskHandle]) -> None:
+def sending(kind: str) -> Callable[..., Any]:
+    """Return the function that sends the tasks of an order and returns their handle."""
+    if kind in FAMILIES:
+        return FAMILIES[kind].place
+    send: Callable[..., TaskHandle] = getattr(tasks, kind).execute_on_commit
+    return send
+
+
+def _place_in_savepoint(placement: Placement, send: Callable[..., Any]) -> None:
     """Roll back a savepoint with the order and its message, and commit the transaction."""
     try:
         with transaction.atomic():
@@ -458,6 +567,34 @@ def cancel_task(root_id: str) -> bool:
     return bool(TaskRecord.objects.chain(root_id).filter(reason=TaskReason.CANCELLED, claim=None).exists())
 
 
+def cancel_flow(order: int) -> bool:
+    """Cancel the tasks of an order, and return whether its only task never starts."""
+    placed = Order._default_manager.get(number=order)
+    if FAMILIES[placed.kind].shape == "call":
+        return cancel_task(str(placed.message_id))
+    FlowHandle(str(placed.message_id)).cancel()
+    return False
+
+
+def _open_flows() -> Any:
+    """Return the flows that have not ended, or that owe something."""
+    return TaskFlow.objects.filter(Q(ended_at=None) | Q(owed_since__isnull=False))
+
+
+def _age_flows(passed: timedelta) -> None:
+    """Let time pass for flows and for the records of their tasks, except those that an open transaction is writing."""
+    if not TaskFlow.objects.exists():
+        return
+    flows = list(TaskFlow.objects.select_for_update(skip_locked=True).values_list("pk", flat=True))
+    TaskFlow.objects.filter(pk__in=flows).update(
+        created_at=F("created_at") - passed, owed_since=F("owed_since") - passed
+    )
+    roots = [*TaskFlow.objects.values_list("pk", flat=True), *TaskFlowMember.objects.values_list("pk", flat=True)]
+    ended = TaskRecord.objects.filter(Q(pk__in=roots) | Q(root_id__in=roots), status__in=_ENDED)
+    records = list(ended.select_for_update(skip_locked=True).values_list("pk", flat=True))
+    TaskRecord.objects.filter(pk__in=records).update(end_time=F("end_time") - passed)
+
+
 def points_of_customer(folder: Path, kind: str = "plain") -> list[str]:
     """Return the failpoints that a customer reaches who orders twice, in order."""
     process = World(folder).place([Placement(1, kind), Placement(1 + tasks.VALUES, kind)])
@@ -467,7 +604,8 @@ def points_of_customer(folder: Path, kind: str = "plain") -> list[str]:
 def _may_raise(invocation: Invocation) -> bool:
     """Return whether an exception of a process is expected: customers and relays get database errors."""
     struck = bool(invocation.process.struck)
-    return not invocation.batch and struck and SendFailed.__name__ not in str(invocation.process.error)
+    unsent = SendFailed.__name__ in str(invocation.process.error) and not invocation.cancels
+    return not invocation.batch and struck and not unsent
 
 
 def _who(invocation: Invocation) -> str:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
 
+import lambda_tasks
 from lambda_tasks.management.cancel import Cancel
 from lambda_tasks.management.cleanup import Cleanup
+from lambda_tasks.management.dlq import DeadLetters
 from lambda_tasks.management.doctor import Doctor
+from lambda_tasks.management.invoke import Invoke
+from lambda_tasks.management.listing import List
 from lambda_tasks.management.output import Output
 from lambda_tasks.management.reap import Reap
 from lambda_tasks.management.relay import Relay
+from lambda_tasks.management.retry import Retry
+from lambda_tasks.management.run import Run
 from lambda_tasks.management.schedules import Schedules
+from lambda_tasks.management.stats import Stats
+from lambda_tasks.management.status import Inspect, Status
 from lambda_tasks.management.template import Template
 from lambda_tasks.management.tick import Tick
 from lambda_tasks.management.worker import Worker
@@ -23,16 +34,39 @@ if TYPE_CHECKING:
 
 #: All subcommands, in the order of the list that `--help` prints.
 SUBCOMMANDS: Final[tuple[type[Subcommand], ...]] = (
-    Worker,
-    Relay,
-    Reap,
+    List,
+    Run,
+    Status,
+    Inspect,
+    Retry,
     Cancel,
-    Cleanup,
-    Doctor,
+    Stats,
+    DeadLetters,
+    Worker,
+    Invoke,
+    Relay,
     Tick,
     Schedules,
+    Reap,
+    Cleanup,
+    Doctor,
     Template,
 )
+_STATUSES: Final = (
+    "exit status:\n"
+    "  0  it is done\n"
+    "  1  it failed, and standard error says why\n"
+    "  2  the options are invalid; or the doctor could not do all checks\n"
+    "  130  it was interrupted by Ctrl-C"
+)
+#: The exit statuses of programs that were ended by SIGINT and by SIGPIPE.
+_INTERRUPTED: Final = 130
+_UNREAD: Final = 141
+_WIDTH: Final = 78
+
+
+class _Formatter(DjangoHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Lists Django's own options last, and keeps the line breaks of examples."""
 
 
 class _OptionsOfEveryCommand(BaseCommand):
@@ -41,9 +75,20 @@ class _OptionsOfEveryCommand(BaseCommand):
     def add_base_argument(self, parser: CommandParser, *args: Any, **options: Any) -> None:
         super().add_base_argument(parser, *args, **{**options, "default": argparse.SUPPRESS})
 
+    def get_version(self) -> str:
+        return lambda_tasks.__version__
+
 
 class Command(BaseCommand):
     help = "Run the local worker, look at tasks, run or cancel them, maintain the database, and check AWS."
+
+    def get_version(self) -> str:
+        """Return the version of the library, for `--version`."""
+        return lambda_tasks.__version__
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        kwargs.setdefault("formatter_class", _Formatter)
+        return super().create_parser(prog_name, subcommand, epilog=_STATUSES, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         # Options such as --settings are accepted before and after the subcommand.
@@ -51,14 +96,36 @@ class Command(BaseCommand):
         # Without a metavar, the usage names all subcommands.
         subcommands = parser.add_subparsers(dest="subcommand", required=True)
         for each in SUBCOMMANDS:
-            own = subcommands.add_parser(each.name, parents=[base], help=each.help)
-            subcommand = each(Output(self))
+            own = subcommands.add_parser(
+                each.name,
+                parents=[base],
+                help=each.help,
+                description=textwrap.fill(each.help, _WIDTH),
+                epilog=_epilog(each),
+                formatter_class=_Formatter,
+            )
+            own.add_argument(
+                "--format", choices=each.formats, default=each.formats[0], help="what to print (default: %(default)s)"
+            )
+            subcommand = each()
             subcommand.add_arguments(own)
             own.set_defaults(run=subcommand)
 
     def handle(self, *args: Any, **options: Any) -> None:
         subcommand: Subcommand = options["run"]
+        subcommand.output = Output(self, format=options["format"], colours=not options["no_color"])
         try:
             subcommand.run(**options)
         except subcommand.errors as error:
             raise CommandError(str(error)) from error
+        except KeyboardInterrupt:
+            raise CommandError("Interrupted.", returncode=_INTERRUPTED) from None
+        except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, sys.stdout.fileno())  # so that flushing it at the end of the process does not fail
+            sys.exit(_UNREAD)
+
+
+def _epilog(subcommand: type[Subcommand]) -> str:
+    examples = "\n".join(f"  python manage.py lambda_tasks {example}" for example in subcommand.examples)
+    return f"examples:\n{examples}\n\n{subcommand.statuses}".rstrip()

@@ -7,10 +7,9 @@ not receive or send messages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Final
 
 from lambda_tasks.maintenance import outbox
+from lambda_tasks.operations.aws import connect_to_aws
 from lambda_tasks.operations.doctor.databases import look_at_database, look_at_outbox
 from lambda_tasks.operations.doctor.findings import LEVELS, Connect, Doctor, Finding, Queue
 from lambda_tasks.operations.doctor.queues import look_at_queue
@@ -18,12 +17,8 @@ from lambda_tasks.operations.doctor.schedules import look_at_schedules
 from lambda_tasks.operations.doctor.tasks import look_at_tasks
 from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_store
-from lambda_tasks.wire.queue_urls import Server, client_options
 
 __all__ = ["LEVELS", "Connect", "Finding", "connect_to_aws", "diagnose"]
-
-#: Seconds that the doctor waits for a response from AWS.
-_AWS_TIMEOUT: Final = 10
 
 
 def diagnose(
@@ -50,19 +45,3 @@ def diagnose(
             look_at_outbox(doctor, database)
     look_at_schedules(doctor)
     return doctor.findings
-
-
-def connect_to_aws(service: str, region: str | None, server: Server) -> Any:
-    """Return a boto3 client for a service on the `server` of a queue. The environment determines the account.
-
-    A queue that is not on AWS has its Lambda API at the same address, as emulators of AWS do.
-    """
-    import boto3  # takes half a second, which only this command needs
-    from botocore.config import Config
-
-    session = boto3.session.Session()
-    config = Config(connect_timeout=_AWS_TIMEOUT, read_timeout=_AWS_TIMEOUT, retries={"mode": "standard"})
-    region = region or session.region_name or "us-east-1"
-    return session.client(
-        service, **client_options(session.client, service, replace(server, region=region), config=config)
-    )

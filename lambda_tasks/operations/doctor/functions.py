@@ -6,8 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from django.utils.module_loading import import_string
+
 from lambda_tasks.operations.doctor.findings import RESERVE, VISIBILITY_FACTOR, Doctor, Queue, lease_sentence
 
+#: The handler of the library.
+DEFAULT_HANDLER: Final = "lambda_tasks.handler.handler"
+#: How many invocations a provisioned poller makes at once, and the limits of ProvisionedPollerConfig.MaximumPollers;
+#: the upper one is its default.
+INVOCATIONS_PER_POLLER: Final = 10
+LEAST_POLLERS: Final = 2
+MAX_POLLERS: Final = 200
 _REGION_IN_ARN: Final = re.compile(r"arn:[\w-]+:\w+:([\w-]+):")
 
 
@@ -53,6 +62,15 @@ def _check_mapping(doctor: Doctor, queue: Queue, mapping: Mapping[str, Any]) -> 
             "to run it, if it runs in another worker that then dies, or if its database was unavailable.",
             "Set FunctionResponseTypes to ReportBatchItemFailures.",
         )
+    # Lambda does not show a filter that is encrypted with a key of the account, but says that it cannot read it.
+    if (mapping.get("FilterCriteria") or {}).get("Filters") or mapping.get("FilterCriteriaError"):
+        doctor.find(
+            "D209",
+            _mapping_of(queue, mapping),
+            "it has FilterCriteria. Lambda deletes each message that does not match them, without a trace: its task "
+            "does not run.",
+            "Remove FilterCriteria. To have another function run some of the tasks, give them a queue of their own.",
+        )
 
 
 def _look_at_function(
@@ -60,10 +78,20 @@ def _look_at_function(
 ) -> None:
     """Check the function for this queue. Facts that do not depend on the queue are requested and reported once."""
     function = f"function {_short(name)!r}"
-    configuration, _ = doctor.ask_once(
-        function, "lambda:GetFunctionConfiguration", lambda: client.get_function_configuration(FunctionName=name)
+    configuration, is_first = doctor.ask_once(
+        function, "lambda:GetFunctionConfiguration", lambda: _configuration(client, name)
     )
+    if configuration == {}:
+        doctor.find(
+            "D208",
+            function,
+            f"it does not exist, so no worker reads the messages of {queue}.",
+            "Create the function, or correct --function or the event source mapping.",
+        )
+        return
     if configuration is not None:
+        if is_first:
+            _check_handler(doctor, function, configuration)
         _check_timeouts(doctor, queue, f"{function} for {queue}", int(configuration["Timeout"]), visibility, mapping)
     concurrency, _ = doctor.ask_once(
         function,
@@ -83,6 +111,43 @@ def _look_at_function(
             "stops them after about 16 rounds. Their messages end in the dead letter queue.",
             f"Run: aws lambda put-function-recursion-config --function-name {_short(name)} --recursive-loop Allow",
         )
+
+
+def _configuration(client: Any, name: str) -> Any:
+    """Return the configuration of a function; empty if the function does not exist."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return client.get_function_configuration(FunctionName=name)
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ResourceNotFoundException":
+            raise
+        return {}
+
+
+def _check_handler(doctor: Doctor, function: str, configuration: Mapping[str, Any]) -> None:
+    """Check that the function calls the library's handler, or a function of the project, which may call it."""
+    image = (configuration.get("ImageConfigResponse") or {}).get("ImageConfig") or {}
+    handler = configuration.get("Handler") or next(iter(image.get("Command") or ()), None)
+    if handler is None or handler == DEFAULT_HANDLER:
+        return  # the image may name it in its own CMD
+    if problem := _problem_of_handler(handler):
+        doctor.find(
+            "D207",
+            function,
+            f"its handler is {handler!r}, which {problem}. If it is not a function that calls {DEFAULT_HANDLER}, no "
+            "task runs.",
+            f"Set the function's handler to {DEFAULT_HANDLER}. If the handler exists only in the function's package, "
+            "ignore this warning.",
+        )
+
+
+def _problem_of_handler(handler: str) -> str | None:
+    try:
+        function = import_string(handler.replace("/", "."))
+    except Exception as error:  # importing a module may raise anything
+        return f"cannot be imported here ({type(error).__name__})"
+    return None if callable(function) else f"is not a function, but of type {type(function).__name__}"
 
 
 def _check_timeouts(
@@ -119,6 +184,7 @@ def _check_concurrency(doctor: Doctor, queue: Queue, reserved: int | None, mappi
     if reserved is None:
         return
     maximum = (mapping.get("ScalingConfig") or {}).get("MaximumConcurrency")
+    pollers = mapping.get("ProvisionedPollerConfig")
     if reserved == 0:
         doctor.find(
             "D205",
@@ -126,6 +192,8 @@ def _check_concurrency(doctor: Doctor, queue: Queue, reserved: int | None, mappi
             "the function's reserved concurrency is 0. It never runs, and each attempt uses up a receive.",
             "Remove the reserved concurrency. To stop the tasks for a while, disable the event source mapping instead.",
         )
+    elif pollers:  # which exclude MaximumConcurrency
+        _check_pollers(doctor, queue, reserved, int(pollers.get("MaximumPollers") or MAX_POLLERS), mapping)
     elif maximum is None or maximum > reserved:
         doctor.find(
             "D204",
@@ -134,6 +202,22 @@ def _check_concurrency(doctor: Doctor, queue: Queue, reserved: int | None, mappi
             f"{'not set' if maximum is None else maximum}. Lambda fetches more messages than it may run, and each "
             "throttled message uses up a receive.",
             f"Set ScalingConfig.MaximumConcurrency to {max(reserved, 2)} or less. AWS accepts 2 or more.",
+        )
+
+
+def _check_pollers(doctor: Doctor, queue: Queue, reserved: int, pollers: int, mapping: Mapping[str, Any]) -> None:
+    if pollers * INVOCATIONS_PER_POLLER > reserved:
+        advised = reserved // INVOCATIONS_PER_POLLER
+        doctor.find(
+            "D204",
+            _mapping_of(queue, mapping),
+            f"the function's reserved concurrency is {reserved}, but the mapping's {pollers} provisioned pollers "
+            f"invoke it up to {pollers * INVOCATIONS_PER_POLLER} times at once. Each throttled message uses up a "
+            "receive.",
+            f"Set ProvisionedPollerConfig.MaximumPollers to {advised} or less, or raise the reserved concurrency."
+            if advised >= LEAST_POLLERS
+            else "Remove ProvisionedPollerConfig and set ScalingConfig.MaximumConcurrency to "
+            f"{max(reserved, 2)} or less, or raise the reserved concurrency.",
         )
 
 

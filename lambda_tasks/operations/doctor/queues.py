@@ -136,8 +136,8 @@ def _check_dead_letters(doctor: Doctor, client: Any, queue: Queue, attributes: M
             f"dead letter queue {name!r}",
             f"{messages} in the dead letter queue. No worker could process them, so their tasks did not run, or did "
             "not end.",
-            "Find the cause in the log of the function, and repair it. Then send the messages back: "
-            f"aws sqs start-message-move-task --source-arn {arn}",
+            "Find the cause in the log of the function, and repair it. `manage.py lambda_tasks dlq peek` lists the "
+            "messages, and `dlq redrive` sends them back.",
         )
     kept, kept_dead = int(attributes["MessageRetentionPeriod"]), int(dead["MessageRetentionPeriod"])
     if kept_dead <= kept:
