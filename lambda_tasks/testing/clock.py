@@ -75,5 +75,5 @@ def _older(job: Job, seconds: float) -> Job:
 def _move_stored_times(alias: str, by: timedelta) -> None:
     for model in apps.get_app_config("lambda_tasks").get_models():
         names = [field.name for field in model._meta.concrete_fields if isinstance(field, DateTimeField)]
-        if names:
+        if names and not model._meta.proxy:  # the table of a proxy is that of its model
             model._base_manager.using(alias).update(**{name: F(name) - by for name in names})

@@ -160,6 +160,13 @@ MUTATIONS: Final = (
         QUEUE + "::TestTime",
     ),
     Mutation(
+        "times in tables with proxy models move twice",
+        "testing/clock.py",
+        " and not model._meta.proxy:",
+        ":",
+        QUEUE + "::TestTime",
+    ),
+    Mutation(
         "messages do not age when time passes",
         "testing/clock.py",
         "[_older(job, passing) for job in self._backend.jobs]",

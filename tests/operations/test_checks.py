@@ -427,8 +427,8 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
     ],
     "W005": [
         (
-            lambda: messages(LAMBDA_TASKS_WEATHER=True),
-            "LAMBDA_TASKS_WEATHER is not a setting of django-lambda-tasks",
+            lambda: messages(LAMBDA_TASKS_ZYX=True),
+            "LAMBDA_TASKS_ZYX is not a setting of django-lambda-tasks",
         ),
         (lambda: messages(LAMBDA_TASKS_QUEUE={}), "LAMBDA_TASKS_QUEUE is not a setting"),
         (lambda: messages(LAMBDA_TASK_EAGER=True), "LAMBDA_TASK_EAGER is not a setting"),
@@ -692,7 +692,7 @@ def test_hint_guesses_the_misspelt_setting(name: str, guess: str) -> None:
 
 
 def test_hint_lists_the_settings_without_a_guess() -> None:
-    [message] = messages(LAMBDA_TASKS_WEATHER=True)
+    [message] = messages(LAMBDA_TASKS_ZYX=True)
     assert re.fullmatch("Remove it. The settings are .*LAMBDA_TASKS_EAGER, .*LAMBDA_TASKS_STORE, .*", str(message.hint))
 
 
