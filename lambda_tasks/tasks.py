@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import Final
 from uuid import UUID
 
 from django.db import router
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from lambda_tasks.database.clock import DatabaseNow, from_now
 from lambda_tasks.decorators import lambda_task
@@ -35,6 +36,8 @@ BATCH_SIZE = 1_000
 #: The share of the time until the soft timeout after which a task in this module starts no new batch. The rest of the
 #: time is for the last batch, the commit and the callbacks after it.
 TIME_SHARE: Final = 0.5
+#: The number of days for which SQS can keep a message.
+MESSAGE_DAYS: Final = 14
 #: The maximum number of chains and groups per run of `cleanup_task_records`.
 MAX_FLOWS: Final = 1_000
 #: The maximum number of invocations per run of `reap_lost_tasks`. They are sent after its commit, ten per call to SQS.
@@ -153,12 +156,24 @@ def _delete_old_requests(database: str, days: int) -> None:
         TaskRerun.objects.using(database).filter(rerun_at__lt=gone).delete()
 
 
+def _never_sent(database: str, days: int) -> Q:
+    """Return the condition that nothing is known of any task of a flow that was created so long ago."""
+    members = TaskFlowMember.objects.filter(flow_id=OuterRef("pk"))
+    known = Q()
+    for model in filter(partial(router.allow_migrate_model, database), (TaskRecord, OutboxMessage)):
+        row = Exists(model._default_manager.filter(pk=OuterRef("pk")))
+        known |= Q(row) | Q(Exists(members.filter(row)))
+    return Q(created_at__lt=from_now(-timedelta(days=days).total_seconds())) & ~known
+
+
 def _delete_old_flows(database: str, days: int) -> None:
     """Delete chains and groups that ended so long ago, with their members."""
     if not router.allow_migrate_model(database, TaskFlow):
         return
-    ended = TaskFlow.objects.using(database).filter(ended_at__lt=from_now(-timedelta(days=days).total_seconds()))
-    old = list(ended.filter(owed_since=None).order_by("ended_at").values_list("pk", flat=True)[:MAX_FLOWS])
+    flows = TaskFlow.objects.using(database).filter(owed_since=None)
+    ended = flows.filter(ended_at__lt=from_now(-timedelta(days=days).total_seconds())).order_by("ended_at")
+    unsent = flows.filter(_never_sent(database, max(days, MESSAGE_DAYS)), ended_at=None).order_by("created_at")
+    old = [*ended.values_list("pk", flat=True)[:MAX_FLOWS], *unsent.values_list("pk", flat=True)[:MAX_FLOWS]]
     members = TaskFlowMember.objects.using(database).filter(flow_id__in=old)
     while keys := list(members.values_list("pk", flat=True)[:BATCH_SIZE]):
         members.filter(pk__in=keys).delete()

@@ -139,14 +139,6 @@ def owe_after_call(message_id: str, task_name: str, owed: list[dict[str, Any]], 
     owe(message_id, owed, database, ended_at=DatabaseNow(), unended=True)
 
 
-def delete_flow(flow_id: str, database: str) -> None:
-    """Delete a chain or a group that was never sent, with its members and what follows them."""
-    own = members(database).filter(flow_id=flow_id)
-    flows(database).filter(pk__in=own.values("pk"), kind=marks.CALL).delete()
-    own.delete()
-    flows(database).filter(pk=flow_id).delete()
-
-
 def delete_call(message_id: str, database: str) -> None:
     flows(database).filter(pk=message_id, kind=marks.CALL).delete()
 

@@ -36,7 +36,7 @@ def send_followed(job: Job, step: Step) -> TaskHandle[Any]:
         )
     rows.refuse_other_database(job.database, f"{job.task_name} with on_success or on_failure")
     _refuse_unstorable(step.task_name, [*step.on_success, *step.on_failure])
-    job = replace(job, flow=marks.mark(call=True), unsent=_undo(lambda: rows.delete_call(job.message_id, job.database)))
+    job = replace(job, flow=marks.mark(call=True))
     outgoing.prepare(job)
     with transaction.atomic(using=job.database, savepoint=False):
         rows.create_call(job.message_id, job.task_name, step, job.database)
@@ -55,7 +55,6 @@ def send_chain(steps: Sequence[Step], on_failure: Sequence[Step], database: str)
         for message_id, step in zip(message_ids[1:], steps[1:], strict=True)
     ]
     first = _job(steps[0], message_ids[0], marks.CHAIN, flow_id, database)
-    first = replace(first, unsent=_undo(lambda: rows.delete_flow(flow_id, database)))
     outgoing.prepare(first)
     with transaction.atomic(using=database, savepoint=False):
         rows.create_flow(

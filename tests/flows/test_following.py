@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from lambda_tasks.exceptions import InvalidArguments, UnknownDatabase
 from lambda_tasks.models import OutboxMessage, TaskFlow, TaskRecord
 from lambda_tasks.operations.reaping import reap
 from lambda_tasks.strategies import get_backend, get_store, longest_delay
+from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.wire import ids
 from tests.courier import outbox
 from tests.faults.workers import LONG, deliver, expire_lease
@@ -298,13 +300,19 @@ class TestDebts:
         assert notes() == ["a", "success: value a is done"]
         assert flow_rows() == []
 
-    def test_call_that_is_not_sent_leaves_no_row(self, direct: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_call_that_may_be_sent_keeps_its_row(self, direct: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The queue may have accepted the message although its answer was lost."""
         from lambda_tasks.backends.memory import MemoryBackend
 
         with monkeypatch.context() as patch:
             patch.setattr(MemoryBackend, "send", _unavailable)
             with pytest.raises(ConnectionError):
                 follow(work).execute_on_commit(name="a")
+        [row] = flow_rows()
+        cleanup_task_records(retention_days=7)
+        assert flow_rows() == [row]
+        TaskFlow.objects.using(direct).update(created_at=F("created_at") - timedelta(days=15))
+        cleanup_task_records(retention_days=7)
         assert flow_rows() == []
 
 

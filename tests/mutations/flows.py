@@ -222,11 +222,11 @@ MUTATIONS: Final = (
         REPETITIONS + "::TestMarks",
     ),
     Mutation(
-        "the rows of a call that was not sent stay",
-        "flows/sending.py",
-        "    return None if get_backend().keeps else partial(_try, action)\n",
-        "    return None\n",
-        FOLLOWING + "::TestDebts::test_call_that_is_not_sent_leaves_no_row",
+        "the cleanup deletes what follows a message that may be on its queue",
+        "tasks.py",
+        "_never_sent(database, max(days, MESSAGE_DAYS))",
+        "_never_sent(database, 0)",
+        FOLLOWING + "::TestDebts::test_call_that_may_be_sent_keeps_its_row",
     ),
     Mutation(
         "the call of a task with a unique key can be followed",
@@ -364,8 +364,8 @@ MUTATIONS: Final = (
     Mutation(
         "the cleanup deletes flows that owe something",
         "tasks.py",
-        "ended.filter(owed_since=None)",
-        "ended",
+        "TaskFlow.objects.using(database).filter(owed_since=None)",
+        "TaskFlow.objects.using(database)",
         REPETITIONS + "::TestDebts",
     ),
 )
