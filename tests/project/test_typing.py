@@ -45,6 +45,7 @@ def said_by_mypy(*arguments: str | Path, cache: str) -> dict[Path, Complaints]:
         timeout=300,
     )
     assert run.returncode in (0, 1), run.stdout + run.stderr
+    assert "No module named" not in run.stderr  # with the same exit code as an error in a program
     found: dict[Path, Complaints] = defaultdict(lambda: defaultdict(set))
     for line in filter(None, run.stdout.splitlines()):
         complaint: dict[str, Any] = json.loads(line)
