@@ -28,7 +28,7 @@ from lambda_tasks.backends.outbox import OutboxBackend
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import TaskLostError
 from lambda_tasks.jobs import Job, Run
-from lambda_tasks.models import OutboxMessage, TaskRecord, TaskStatus
+from lambda_tasks.models import OutboxMessage, TaskFlow, TaskRecord, TaskStatus
 from lambda_tasks.operations import statistics
 from lambda_tasks.outcomes import Claimed, Failed, Finished, Lost, Prevented, Retry, Succeeded
 from lambda_tasks.stores.orm import _FORGOTTEN, ORMStore
@@ -50,6 +50,7 @@ STATUS: Final = {
 }
 TABLE: Final = TaskRecord._meta.db_table
 OUTBOX: Final = OutboxMessage._meta.db_table
+FLOWS: Final = TaskFlow._meta.db_table
 PRIMARY_KEY: Final = "primary key"
 OUTBOX_KEY: Final = "primary key of the outbox"
 #: The names of primary keys in PostgreSQL.
@@ -576,7 +577,8 @@ def test_cleanup_takes_two_queries_per_batch() -> None:
     with CaptureQueriesContext(connection) as queries:
         clean_up()  # 101 records, ten at a time
     wanted = ["SELECT", "DELETE"] * 11 + ["SELECT"]
-    assert [query["sql"].split()[0] for query in queries if TABLE in query["sql"]] == wanted
+    statements = [query["sql"] for query in queries if TABLE in query["sql"] and FLOWS not in query["sql"]]
+    assert [sql.split()[0] for sql in statements] == wanted
 
 
 def test_queries_are_sorted_only_on_request() -> None:
