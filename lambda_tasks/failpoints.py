@@ -59,5 +59,9 @@ POINTS: Final = {
 }
 
 
+class WorkerKilled(BaseException):
+    """Ends a worker at a failpoint as SIGKILL would, in tests that must not lose their process. Nothing handles it."""
+
+
 def reached(point: str) -> None:
-    """Do nothing. The fault suite replaces this function."""
+    """Do nothing. The fault suite, and `TaskQueue.crash_at()`, replace this function."""

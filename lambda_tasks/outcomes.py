@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from lambda_tasks.exceptions import TaskCancelled
+
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
@@ -44,6 +46,13 @@ class Failed:
 
 
 Outcome: TypeAlias = Succeeded | Ignored | Retry | Failed
+
+
+def error_of(outcome: object) -> BaseException | None:
+    """Return the error of a task that failed. None for other outcomes, and for a task that was cancelled."""
+    if isinstance(outcome, Failed) and not isinstance(outcome.error, TaskCancelled):
+        return outcome.error
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,6 +238,8 @@ class LambdaTasksSettings:
     max_retries = Setting(whole_number(0), 2880)
     max_takeovers = Setting(whole_number(0), 3)
     eager = Setting(_flag, False)
+    eager_propagates = Setting(_flag, False)
+    noop_execution = Setting(_flag, False)
     singleton_cache = Setting(_string, "default")
     outbox = Setting(_flag, False)
     backend = Setting(strategy, "lambda_tasks.backends.sqs.SQSBackend")

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from lambda_tasks.stores.base import BaseStore
 
 EAGER_BACKEND: Final = "lambda_tasks.backends.eager.EagerBackend"
+NOOP_BACKEND: Final = "lambda_tasks.backends.noop.NoopBackend"
 SQS_BACKEND: Final = "lambda_tasks.backends.sqs.SQSBackend"
 OUTBOX_BACKEND: Final = "lambda_tasks.backends.outbox.OutboxBackend"
 
 #: The settings on which each strategy depends. After a change, a new instance is created.
 _DEPENDS_ON: Final = {
-    "backend": {f"{PREFIX}BACKEND", f"{PREFIX}EAGER", f"{PREFIX}OUTBOX"},
+    "backend": {f"{PREFIX}BACKEND", f"{PREFIX}EAGER", f"{PREFIX}NOOP_EXECUTION", f"{PREFIX}OUTBOX"},
     "lock": {f"{PREFIX}LOCK", f"{PREFIX}SINGLETON_CACHE", "CACHES"},
     "store": {f"{PREFIX}STORE", "DATABASES"},
 }
@@ -43,7 +44,8 @@ _building = ForkSafeLock()
 def get_backend() -> BaseBackend:
     """Return the transport in LAMBDA_TASKS_BACKEND, behind the outbox if LAMBDA_TASKS_OUTBOX is set.
 
-    If LAMBDA_TASKS_EAGER is set, return the eager transport without an outbox.
+    If LAMBDA_TASKS_EAGER is set, return the eager transport without an outbox. If LAMBDA_TASKS_NOOP_EXECUTION is set,
+    return the transport that discards jobs.
     """
     backend: BaseBackend = _instances.get("backend") or _build("backend")
     return backend
@@ -67,11 +69,11 @@ def get_store() -> BaseStore:
 
 
 def longest_delay() -> int:
-    """Return the maximum delay of a job in seconds. Eager mode, which does not wait, has the limit of production."""
+    """Return the maximum delay of a job in seconds. Modes that do not wait have the limit of production."""
     # Compare the path, since tasks may be decorated before models can be imported.
     if app_settings.outbox or app_settings.backend[0] == OUTBOX_BACKEND:
         return MAX_KEPT_DELAY
-    if not app_settings.eager:
+    if not (app_settings.eager or app_settings.noop_execution):
         return get_backend().max_delay
     path, _ = app_settings.backend
     return int(getattr(strategy_class(f"{PREFIX}BACKEND", path), "max_delay", MAX_DELAY))  # it may be a function
@@ -81,6 +83,8 @@ def _chosen(kind: str) -> tuple[str, dict[str, Any]]:
     chosen: tuple[str, dict[str, Any]] = getattr(app_settings, kind)
     if kind != "backend":
         return chosen
+    if app_settings.noop_execution:
+        return NOOP_BACKEND, {}
     if app_settings.eager:
         return EAGER_BACKEND, {}
     path, options = chosen

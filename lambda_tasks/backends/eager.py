@@ -11,6 +11,9 @@ from contextvars import copy_context
 from lambda_tasks.backends.base import BaseBackend, Taken
 from lambda_tasks.execution import pipeline
 from lambda_tasks.jobs import Job
+from lambda_tasks.outcomes import Outcome, Skipped, error_of
+from lambda_tasks.recording.notes import name_task
+from lambda_tasks.settings import app_settings
 
 _line = threading.local()
 
@@ -28,6 +31,9 @@ class EagerBackend(BaseBackend):
 
     A task that sends another task, or a retry, appends it to the waiting jobs instead of running it inside
     itself. Arguments are JSON at that point, and are read back as a worker reads them.
+
+    Errors of tasks are in their records. With LAMBDA_TASKS_EAGER_PROPAGATES, the first one of a task that failed is
+    also raised to the caller, after all waiting jobs have run.
     """
 
     leaves_process = False
@@ -46,22 +52,26 @@ class EagerBackend(BaseBackend):
             self._drain(waiting)
 
     def _drain(self, waiting: deque[Job]) -> None:
-        errors: list[Exception] = []
+        errors: list[BaseException] = []
         try:
             while waiting:
                 job = waiting.popleft()
                 try:
                     # In its own context, so that the language or time zone that a task sets ends with it.
-                    copy_context().run(self._run, job)
+                    outcome = copy_context().run(self._run, job)
                 except Exception as error:
                     errors.append(error)
+                else:
+                    if (failure := error_of(outcome)) is not None and app_settings.eager_propagates:
+                        name_task(failure, task_name=job.task_name, message_id=job.message_id)
+                        errors.append(failure)
         finally:
             del _line.jobs
         if errors:
             raise errors[0]
 
-    def _run(self, job: Job) -> None:
-        pipeline.execute(
+    def _run(self, job: Job) -> Outcome | Skipped:
+        return pipeline.execute(
             job.message,
             message_id=job.message_id,
             root_id=job.root_id,

@@ -33,6 +33,7 @@ from lambda_tasks.wire.queue_urls import (
     server_of,
     url_of,
 )
+from lambda_tasks.wire.real_queues import guarded
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -342,7 +343,7 @@ class SQSBackend(BaseBackend):
         model = boto3.client("sqs", **options)
         # botocore builds its User-Agent for each request, a tenth of its time, unless it is configured.
         given = Config(user_agent=model.meta.config.user_agent)
-        return boto3.client("sqs", **{**options, "config": options["config"].merge(given)})
+        return guarded(boto3.client("sqs", **{**options, "config": options["config"].merge(given)}))
 
 
 def _by_queue(jobs: Sequence[Job]) -> dict[str, list[_Entry]]:

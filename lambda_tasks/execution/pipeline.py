@@ -199,6 +199,8 @@ def perform(attempt: Attempt) -> Outcome | Wait:
         # the transaction, so that BEGIN counts, and an alarm never interrupts COMMIT.
         with held_lock(attempt), limits, NotedNames(attempt.enqueued):
             work(attempt, limits)
+    except failpoints.WorkerKilled:
+        raise  # a process that was killed records nothing
     except BaseException as error:
         if not attempt.committed:
             begin_at_task(error)

@@ -23,6 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from lambda_tasks.local.runtime_api import Answered, Crashed, Errored, InvocationResult, TimedOut
 from lambda_tasks.wire.queue_urls import client_options, problem_of, server_of
+from lambda_tasks.wire.real_queues import guarded
 
 #: The exceptions that a boto3 client raises.
 SQS_ERRORS: Final = (BotoCoreError, ClientError)
@@ -350,7 +351,7 @@ def _connect(session: Any, queue_url: str, endpoint_url: str | None) -> Any:
     options = client_options(
         session.client, "sqs", replace(server, region=region), config=config, endpoint_url=endpoint_url
     )
-    return session.client("sqs", **options)
+    return guarded(session.client("sqs", **options))
 
 
 def _cannot_read(name: str, url: str, client: Any, error: Exception) -> str:

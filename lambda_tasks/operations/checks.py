@@ -7,6 +7,7 @@ needs.
 from __future__ import annotations
 
 import math
+import sys
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ LONG_CHAIN: Final = 86_400
 
 @register(Tags.compatibility)
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """Report invalid (E001), missing (E002), contradictory (E003) and unknown (W005) settings."""
-    return [*_invalid_settings(), *_missing_queues(), *_unknown_settings()]
+    """Report invalid (E001), missing (E002), contradictory (E003) and unknown (W005) settings, and NOOP mode (W006)."""
+    return [*_invalid_settings(), *_missing_queues(), *_unknown_settings(), *_discarded_tasks()]
 
 
 def _settings() -> dict[str, Setting[Any]]:
@@ -72,6 +73,21 @@ def _unknown_settings() -> Iterator[CheckMessage]:
                     else f"Remove it. The settings are {', '.join(sorted(known))}.",
                     id="lambda_tasks.W005",
                 )
+
+
+def _discarded_tasks() -> Iterator[CheckMessage]:
+    try:
+        discards = app_settings.noop_execution
+    except ImproperlyConfigured:
+        return  # reported as E001
+    # Django's test runners, and pytest-django, add `outbox` to this module, and set DEBUG = False.
+    tested = hasattr(sys.modules.get("django.core.mail"), "outbox")
+    if discards and not django_settings.DEBUG and not tested:
+        yield Warning(
+            "LAMBDA_TASKS_NOOP_EXECUTION is True: tasks and retries are discarded, and never run.",
+            hint="Remove LAMBDA_TASKS_NOOP_EXECUTION from the settings, unless this process runs tests.",
+            id="lambda_tasks.W006",
+        )
 
 
 def _closest_setting(name: str) -> str | None:

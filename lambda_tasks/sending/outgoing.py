@@ -82,6 +82,13 @@ def leave_on_commit(job: Job) -> None:
             names[job.message_id] = job.task_name
 
 
+def waiting_jobs() -> list[Job]:
+    """Return the jobs of this thread that wait for the commit of their transaction."""
+    rooms: list[deque[weakref.ref[_Departure]]] = list(_rooms.__dict__.values())
+    departures = [waiting() for room in rooms for waiting in room]
+    return [each._job for each in departures if each is not None and each._job is not None]
+
+
 def depart(following: Sequence[Any]) -> int:
     """Send the jobs among Django's `on_commit` callbacks of a transaction that is known to be committed.
 

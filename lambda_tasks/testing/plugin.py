@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from lambda_tasks.wire.real_queues import allow_real_queues, refuse_real_queues
+
 if TYPE_CHECKING:
     from lambda_tasks.testing import TaskQueue
+
+#: The marker of a test, and the option of pytest's configuration, that allow requests to SQS on AWS.
+REAL_SQS: Final = "lambda_tasks_real_sqs"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini(REAL_SQS, "allow tests to send requests to SQS on AWS", type="bool", default=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{REAL_SQS}: allow the test to send requests to SQS on AWS")
+    if not config.getini(REAL_SQS):
+        refusal = ExitStack()
+        refusal.enter_context(refuse_real_queues())
+        config.add_cleanup(refusal.close)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Allow the requests of a test with the marker, including those of its fixtures."""
+    if item.get_closest_marker(REAL_SQS) is None:
+        return (yield)
+    with allow_real_queues():
+        return (yield)
 
 
 @pytest.fixture

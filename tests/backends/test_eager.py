@@ -10,7 +10,9 @@ from django.db import transaction
 from django.test import override_settings
 from django.utils import translation
 
+from lambda_tasks.backends.eager import EagerBackend
 from lambda_tasks.decorators import lambda_task
+from lambda_tasks.exceptions import MaxRetriesExceededError
 from lambda_tasks.limits.alarms import TimeLimits
 from lambda_tasks.models import TaskRecord
 
@@ -146,6 +148,9 @@ class TestExecution:
         fail.execute_on_commit()
         assert TaskRecord.objects.get().status == "FAILED"
 
+    def test_default_retries_are_three(self) -> None:
+        assert EagerBackend.default_max_retries == 3
+
     def test_arguments_pass_through_json(self) -> None:
         received = []
 
@@ -204,3 +209,64 @@ class TestExecution:
         finally:
             go_on.set()
             thread.join(30)
+
+
+class OutOfPaper(Exception):
+    pass
+
+
+@lambda_task
+def print_label(*, number: int) -> None:
+    events.append(f"label {number}")
+    raise OutOfPaper(number)
+
+
+@lambda_task(retry_on=[OutOfPaper])
+def print_again() -> None:
+    events.append("try")
+    raise OutOfPaper(len(events))
+
+
+@lambda_task(retry_on=[OutOfPaper])
+def print_second_time() -> None:
+    events.append("try")
+    if len(events) == 1:
+        raise OutOfPaper
+
+
+class TestPropagatedErrors:
+    @pytest.fixture(autouse=True)
+    def _propagates(self, settings: Any) -> None:
+        settings.LAMBDA_TASKS_EAGER_PROPAGATES = True
+
+    def test_caller_gets_the_error_itself(self) -> None:
+        with pytest.raises(OutOfPaper) as caught:
+            print_label.execute_on_commit(number=1)
+        record = TaskRecord.objects.get()
+        assert record.status == "FAILED"
+        assert caught.value.__notes__ == [  # type: ignore[attr-defined]  # not known to Python 3.10
+            f"Raised by the task {print_label.name} [{record.pk}]."
+        ]
+        assert caught.traceback[-1].name == "print_label"
+
+    def test_first_error_is_raised_after_all_tasks(self) -> None:
+        with pytest.raises(OutOfPaper, match="1"), transaction.atomic():
+            print_label.execute_on_commit(number=1)
+            print_label.execute_on_commit(number=2)
+            note.execute_on_commit(name="last")
+        assert events == ["label 1", "label 2", "last"]
+        assert TaskRecord.objects.filter(status="FAILED").count() == 2
+
+    def test_error_is_raised_after_the_last_retry(self) -> None:
+        with pytest.raises(MaxRetriesExceededError):
+            print_again.execute_on_commit()
+        assert events == ["try"] * 4
+
+    def test_retry_that_succeeds_raises_nothing(self) -> None:
+        print_second_time.execute_on_commit()
+        assert events == ["try", "try"]
+
+    def test_setting_is_off_by_default(self, settings: Any) -> None:
+        del settings.LAMBDA_TASKS_EAGER_PROPAGATES
+        print_label.execute_on_commit(number=1)
+        assert TaskRecord.objects.get().status == "FAILED"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
+from django.core import mail
 from django.core.checks import CheckMessage, Error, Info, Warning
 from django.core.checks.registry import registry as registered
 from django.db import connections
@@ -256,6 +257,12 @@ def with_queue(url: str) -> list[CheckMessage]:
     )
 
 
+def discarding() -> list[CheckMessage]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(mail, "outbox")  # which Django's test runners add
+        return messages(LAMBDA_TASKS_NOOP_EXECUTION=True)
+
+
 def without_region() -> list[CheckMessage]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("AWS_DEFAULT_REGION")
@@ -427,8 +434,8 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
     ],
     "W005": [
         (
-            lambda: messages(LAMBDA_TASKS_NOOP_EXECUTION=True),
-            "LAMBDA_TASKS_NOOP_EXECUTION is not a setting of django-lambda-tasks",
+            lambda: messages(LAMBDA_TASKS_ZYX=True),
+            "LAMBDA_TASKS_ZYX is not a setting of django-lambda-tasks",
         ),
         (lambda: messages(LAMBDA_TASKS_QUEUE={}), "LAMBDA_TASKS_QUEUE is not a setting"),
         (lambda: messages(LAMBDA_TASK_EAGER=True), "LAMBDA_TASK_EAGER is not a setting"),
@@ -511,6 +518,7 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
             "durable_claims=False, which database 'sqlite' does not support",
         )
     ],
+    "W006": [(discarding, "LAMBDA_TASKS_NOOP_EXECUTION is True: tasks and retries are discarded")],
     "W002": [(lambda: messages(LAMBDA_TASKS_EAGER=True, deploy=True), "LAMBDA_TASKS_EAGER is True: tasks run inside")],
     "W027": [
         (
@@ -703,7 +711,7 @@ def test_hint_guesses_the_misspelt_setting(name: str, guess: str) -> None:
 
 
 def test_hint_lists_the_settings_without_a_guess() -> None:
-    [message] = messages(LAMBDA_TASKS_NOOP_EXECUTION=True)
+    [message] = messages(LAMBDA_TASKS_ZYX=True)
     assert re.fullmatch("Remove it. The settings are .*LAMBDA_TASKS_EAGER, .*LAMBDA_TASKS_STORE, .*", str(message.hint))
 
 

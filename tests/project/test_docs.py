@@ -398,7 +398,7 @@ def _runners_of_examples() -> Iterator[None]:
 
 def test_examples_of_the_testing_page_are_collected() -> None:
     names = [name for name in globals() if name.endswith("__testing")]
-    assert len(names) == 6, names
+    assert len(names) == 11, names
 
 
 # Links, and required content

@@ -73,6 +73,8 @@ TABLE: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "LAMBDA_TASKS_MAX_RETRIES": (2880, [0, 1, 10**6], [-1, 1.5, "5", None, True]),
     "LAMBDA_TASKS_MAX_TAKEOVERS": (3, [0, 1, 100], [-1, 1.5, "5", None, False]),
     "LAMBDA_TASKS_EAGER": (False, [True, False], [0, 1, "true", "", None]),
+    "LAMBDA_TASKS_EAGER_PROPAGATES": (False, [True, False], [0, 1, "true", "", None]),
+    "LAMBDA_TASKS_NOOP_EXECUTION": (False, [True, False], [0, 1, "true", "", None]),
     "LAMBDA_TASKS_OUTBOX": (False, [True, False], [0, 1, "true", "", None]),
     "LAMBDA_TASKS_SINGLETON_CACHE": ("default", ["locks"], ["", None, 1]),
     "LAMBDA_TASKS_BACKEND": (

@@ -25,7 +25,10 @@ from lambda_tasks.operations.doctor import connect_to_aws
 from lambda_tasks.wire import queue_urls
 from lambda_tasks.wire.queue_urls import Server, client_options, looks_like_aws, problem_of, server_of, url_of
 
-pytestmark = pytest.mark.once
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.lambda_tasks_real_sqs,  # requests to AWS are collected instead of sent
+]
 
 LOCAL = "http://localhost:4566"
 OUTPOST = "https://vpce-0a1b-2c3d.sqs.eu-central-1.vpce.amazonaws.com"
