@@ -27,6 +27,11 @@ def add(first: int, second: int = 1) -> int:
 
 
 @task
+def first_delayed() -> None:
+    """Do nothing. In tests, its first call has a time."""
+
+
+@task
 def collect(first: Any, /, *rest: Any, last: Any = None, **others: Any) -> list[Any]:
     return [first, list(rest), last, others]
 

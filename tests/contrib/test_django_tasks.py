@@ -250,6 +250,12 @@ class TestDelays:
 
 
 class TestRunning:
+    def test_result_has_the_time_of_its_own_call(self, queue: TaskQueue) -> None:
+        delayed = examples.first_delayed.using(run_after=timezone.now() + timedelta(minutes=10)).enqueue()
+        result = examples.first_delayed.enqueue()
+        assert again(result) == result
+        assert again(delayed).task.run_after == delayed.task.run_after
+
     def test_return_value_is_read_by_another_process(self, queue: TaskQueue) -> None:
         result = examples.add.enqueue(2, second=3)
         queue.run_until_idle()
@@ -293,7 +299,7 @@ class TestRunning:
 
     def test_error_has_its_class_and_traceback(self, queue: TaskQueue) -> None:
         result = examples.fail.enqueue("none left")
-        queue.run_until_idle()
+        queue.run_until_idle(raise_errors=False)
         result.refresh()
         assert (result.status, result.attempts, Effect.objects.count()) == (FAILED, 1, 0)
         [error] = result.errors
@@ -305,7 +311,7 @@ class TestRunning:
         result = examples.fail_and_retry.enqueue("none left")
         queue.run(1)
         assert (again(result).status, again(result).attempts) == (READY, 1)
-        queue.run_until_idle()
+        queue.run_until_idle(raise_errors=False)
         result.refresh()
         assert (result.status, result.attempts, len(result.errors)) == (FAILED, 3, 3)
         assert len(set(result.worker_ids)) == 3
@@ -341,7 +347,7 @@ class TestRunning:
     def test_sensitive_arguments_are_masked(self, queue: TaskQueue, caplog: pytest.LogCaptureFixture) -> None:
         result = examples.secret.enqueue("hunter2-long-token")
         assert "hunter2" not in json.dumps(EnqueuedTask.objects.get().kwargs)
-        queue.run_until_idle()
+        queue.run_until_idle(raise_errors=False)
         assert "hunter2" not in f"{again(result)}{caplog.text}"
 
     def test_cancelled_call_has_failed(self, queue: TaskQueue) -> None:
@@ -657,7 +663,7 @@ class TestSignals:
 
     def test_task_is_finished_after_its_last_attempt(self, queue: TaskQueue, seen: list[Any]) -> None:
         examples.fail_and_retry.enqueue("x")
-        queue.run_until_idle()
+        queue.run_until_idle(raise_errors=False)
         started = [("started", LambdaTasksBackend, RUNNING, attempt, None) for attempt in (1, 2, 3)]
         assert seen[1:-1] == started
         assert seen[-1][:4] == ("finished", LambdaTasksBackend, FAILED, 3)
@@ -665,7 +671,7 @@ class TestSignals:
 
     def test_failure_is_one_error_in_djangos_log(self, queue: TaskQueue, caplog: pytest.LogCaptureFixture) -> None:
         examples.fail.enqueue("none left")
-        queue.run_until_idle()
+        queue.run_until_idle(raise_errors=False)
         names = ("django.tasks", "django_tasks")
         [line] = [each for each in caplog.records if each.name in names and each.levelname == "ERROR"]
         assert line.exc_info is not None

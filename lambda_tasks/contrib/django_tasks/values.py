@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,7 +44,7 @@ def task_for(task: AnyTask, *, backend: str, queue_name: str = "", run_after: da
     if all(getattr(task, name) == value for name, value in changes.items()):
         return task
     try:
-        return task.using(**changes)
+        return replace(task, **changes)  # `using()` would keep a time, if `task` is a copy with one
     except InvalidTask:
         return task  # the settings have changed since, which must not hide the result
 
