@@ -75,6 +75,15 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         super().set_options(options)
         self.delay = _Delay(options.delay)
 
+    if not TYPE_CHECKING:  # otherwise type checkers would accept any name
+
+        def __getattr__(self, name):
+            from lambda_tasks.definition.hints import for_attribute
+
+            hint = for_attribute(name)
+            text = f"The task {self.__dict__.get('name')} has no attribute {name!r}.{f' {hint}' if hint else ''}"
+            raise AttributeError(text, name=name, obj=self)
+
     # Tasks are pickled by their name and copied as themselves, like functions.
 
     def __reduce__(self) -> str | tuple[object, ...]:
@@ -272,7 +281,9 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         )
 
     def _only_keywords(self, args: tuple[object, ...]) -> str:
-        return f"{self.name} takes only keyword arguments, but {len(args)} positional were given."
+        names = ", ".join(f"{name}=…" for name in list(self.signature.parameters)[: len(args)])
+        remedy = f" Pass them by name: {self._short_name}.execute_on_commit({names})." if names else ""
+        return f"{self.name} takes only keyword arguments, but {len(args)} positional were given.{remedy}"
 
     def _invocation(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> SQSLambdaTask:
         from lambda_tasks.messages import SQSLambdaTask, SQSLambdaTaskMessage

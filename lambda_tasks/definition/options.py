@@ -110,9 +110,11 @@ class Options:
         """Return the options, with iterables converted to tuples."""
         unknown = given.keys() - {field.name for field in fields(cls)}
         if unknown:
+            from lambda_tasks.definition.hints import for_options  # for those who come from another library
+
             raise TypeError(
                 f"Unknown options for @lambda_task: {', '.join(sorted(unknown))}. "
-                f"The options are {', '.join(field.name for field in fields(cls))}."
+                f"The options are {', '.join(field.name for field in fields(cls))}.{for_options(unknown)}"
             )
         for name in ("ignore_errors", "retry_on"):
             if name in given:
@@ -167,7 +169,9 @@ class Options:
 
     def _check_retries(self) -> None:
         if not isinstance(self.retry_backoff, bool):
-            raise TypeError(f"retry_backoff must be True or False, not {self.retry_backoff!r}.")
+            raise TypeError(
+                f"retry_backoff must be True or False, not {self.retry_backoff!r}. Give the seconds in retry_delay."
+            )
         if self.retry_backoff and not self.retry_delay:
             raise ValueError(
                 "retry_backoff must be False if retry_delay is 0, because it doubles retry_delay with each retry. "

@@ -37,7 +37,8 @@ _KINDS: Final[dict[Any, str]] = {
 
 _KEYWORD_ONLY: Final = {
     "positional": "Put a * before the first parameter, as in def task(*, user_id: int).",
-    "variadic": "Replace it with named parameters, as in def task(*, user_ids: list[int], options: dict[str, str]).",
+    "variadic": "Replace it with named parameters, as in def task(*, user_ids: list[int], options: dict[str, str]). "
+    "If a decorator has hidden the parameters of the function, use functools.wraps() in that decorator.",
 }
 
 #: The comparison for arguments without unions whose members could be confused.
@@ -123,7 +124,7 @@ class TaskSignature:
         except pydantic_core.ValidationError as error:
             problems = self._problems(error, quoting=True)
         if accepted is None:
-            raise InvalidArguments(f"Invalid arguments for {self.name}: {problems}")
+            raise InvalidArguments(f"Invalid arguments for {self.name}: {problems}{self._hint(arguments)}")
         text = self._to_json(accepted)
         try:
             read = self._read_back(text)
@@ -181,6 +182,13 @@ class TaskSignature:
         if default is None or type(default) in (bool, int, float, str):
             return default
         return self._read(self._to_json({name: default}))[name]
+
+    def _hint(self, arguments: Mapping[str, Any]) -> str:
+        """Return what to write in place of keywords that are options of a call in another library."""
+        from lambda_tasks.definition.hints import for_keywords
+
+        hint = for_keywords(name for name in arguments.keys() - self.parameters.keys() if isinstance(name, str))
+        return f".{hint}" if hint else ""
 
     def _to_json(self, accepted: dict[str, Any]) -> bytes:
         import pydantic_core

@@ -29,14 +29,19 @@ _OUR_NAMES: Final = "LAMBDA_TASK"
 #: The directories in which installers put packages.
 _PACKAGE_DIRECTORIES: Final = {"site-packages", "dist-packages"}
 
+#: The usual prefix of Celery's settings in those of Django.
+_CELERY: Final = "CELERY_"
 #: The seconds for which a task may be retried, on average, before the checks mention it.
 LONG_CHAIN: Final = 86_400
 
 
 @register(Tags.compatibility)
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """Report invalid (E001), missing (E002), contradictory (E003) and unknown (W005) settings, and NOOP mode (W006)."""
-    return [*_invalid_settings(), *_missing_queues(), *_unknown_settings(), *_discarded_tasks()]
+    """Report invalid (E001), missing (E002), contradictory (E003) and unknown (W005) settings, and NOOP mode (W006).
+
+    Also name the counterparts of Celery's settings (I002).
+    """
+    return [*_invalid_settings(), *_missing_queues(), *_unknown_settings(), *_discarded_tasks(), *_celery_settings()]
 
 
 def _settings() -> dict[str, Setting[Any]]:
@@ -73,6 +78,22 @@ def _unknown_settings() -> Iterator[CheckMessage]:
                     else f"Remove it. The settings are {', '.join(sorted(known))}.",
                     id="lambda_tasks.W005",
                 )
+
+
+def _celery_settings() -> Iterator[CheckMessage]:
+    """Name the counterparts of Celery's settings, in one message."""
+    names = {name: name.removeprefix(_CELERY) for name in dir(django_settings) if name.startswith(_CELERY)}
+    if not names:
+        return
+    from lambda_tasks.definition.hints import SETTINGS
+
+    if found := {name: SETTINGS[short] for name, short in sorted(names.items()) if short in SETTINGS}:
+        yield Info(
+            f"{', '.join(found)} are read by Celery only.",
+            hint=f"The counterparts are {'; '.join(f'{theirs}: {ours}' for theirs, ours in found.items())}. "
+            "Silence this message while both libraries are in use.",
+            id="lambda_tasks.I002",
+        )
 
 
 def _discarded_tasks() -> Iterator[CheckMessage]:

@@ -527,6 +527,7 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
         )
     ],
     "W026": [(in_management_command, "a worker refuses to import tests.app.management.commands.wipe")],
+    "I002": [(lambda: messages(CELERY_BROKER_URL="sqs://"), "CELERY_BROKER_URL are read by Celery only")],
     "I001": [
         (lambda: messages(task_on(retry_on=[OSError], retry_delay=30)), "send is retried for 1.1 days if it always"),
         (lambda: messages(task_on(retry=RetryPolicy(on=(OSError,), delay=900))), "send is retried for 30.1 days"),

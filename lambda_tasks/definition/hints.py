@@ -1,0 +1,124 @@
+"""What to write here for names of Celery's API: one table for attributes, options and keywords of calls.
+
+It is read only for names that do not exist, in the error that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+#: The page that compares both libraries, in the documentation.
+PAGE: Final = "docs/howto/from-celery.md"
+
+_DELAY: Final = "task.using(delay=60).execute_on_commit(…)"
+
+#: Attributes of a task.
+ATTRIBUTES: Final = {
+    "apply_async": "call execute_on_commit(…), or with options using(delay=…, queue=…).execute_on_commit(…)",
+    "delay_on_commit": "call execute_on_commit(…), which always waits for the commit",
+    "apply_async_on_commit": "call execute_on_commit(…), which always waits for the commit",
+    "apply": "call the task itself, task(…), or message.execute_immediately() for a run with a record",
+    "s": "call invocation(…), which can be sent, stored, and follow other tasks",
+    "si": "call invocation(…), which takes a result only where an argument is RESULT",
+    "subtask": "call invocation(…), which can be sent, stored, and follow other tasks",
+    "map": "send group([task.invocation(…) for …])",
+    "starmap": "send group([task.invocation(…) for …])",
+    "chunks": "send group([task.invocation(…) for …])",
+    "request": "call current_task() inside the task, for its id, its attempt and the time that is left",
+    "update_state": "call current_task().progress(done, total, note) inside the task",
+    "AsyncResult": "call TaskHandle.from_id(message_id, task)",
+    "app": "there is no app: the settings are Django's",
+    "backend": "results are in TaskRecord; handle.result() reads them",
+    "run": "call the task itself, task(…), or its attribute function",
+}
+
+#: Options of the decorator.
+OPTIONS: Final = {
+    "bind": "call current_task() inside the task; its first parameter is not self",
+    "base": "write a plugin with the hooks lambda_task_started and lambda_task_finished",
+    "name": "a task is named by the dotted path of its function, and aliases contains former paths",
+    "autoretry_for": "use retry_on=(…)",
+    "retry_kwargs": "use max_retries and retry_delay, or retry=RetryPolicy(…)",
+    "retry_backoff_max": "use retry=RetryPolicy(backoff=True, max_delay=…)",
+    "retry_jitter": "use retry=RetryPolicy(jitter=…)",
+    "default_retry_delay": "use retry_delay",
+    "dont_autoretry_for": "use retry={Exception: RetryPolicy(…), KeyError: RetryPolicy(max_retries=0)}",
+    "throws": "use ignore_errors, for errors that are not failures",
+    "time_limit": "use hard_timeout",
+    "soft_time_limit": "use soft_timeout",
+    "rate_limit": "use max_concurrency, or the maximum concurrency of the event source mapping",
+    "acks_late": "remove it: a message is acknowledged after the end of its task is recorded",
+    "reject_on_worker_lost": "remove it, or use on_crash='fail' for tasks that must not run again",
+    "acks_on_failure_or_timeout": "remove it: failures are recorded and acknowledged",
+    "ignore_result": "remove it: a result costs no more than a record without one",
+    "store_errors_even_if_ignored": "remove it: errors are always recorded",
+    "track_started": "remove it: a running task has the status RUNNING",
+    "send_events": "remove it, and write a plugin for metrics",
+    "serializer": "remove it: arguments are JSON",
+    "compression": "remove it: messages are not compressed",
+    "expires": "use expires_in, in seconds",
+    "countdown": f"use delay, or {_DELAY}",
+    "eta": f"use a delay in seconds, as in {_DELAY}",
+    "priority": "use a queue of its own: SQS has no priorities",
+    "routing_key": "use queue",
+    "exchange": "use queue",
+    "link": "use on_success",
+    "link_error": "use on_failure",
+    "shared": "remove it: a task belongs to no app",
+    "typing": "remove it: arguments are always checked",
+    "pydantic": "remove it: arguments may be pydantic models",
+}
+
+#: Keywords of a call that are options there.
+CALL_KEYWORDS: Final = {
+    "countdown": f"use {_DELAY}",
+    "eta": f"use a delay in seconds, as in {_DELAY}",
+    "_delay": f"use {_DELAY}",
+    "delay": f"use {_DELAY}",
+    "queue": 'use task.using(queue="…").execute_on_commit(…)',
+    "_queue": 'use task.using(queue="…").execute_on_commit(…)',
+    "expires": "use the option expires_in of the decorator",
+    "priority": "use a queue of its own: SQS has no priorities",
+    "link": "use task.using(on_success=…).execute_on_commit(…)",
+    "link_error": "use task.using(on_failure=…).execute_on_commit(…)",
+    "task_id": "the call returns its id: handle.message_id",
+    "args": "pass the arguments themselves, by their names",
+    "kwargs": "pass the arguments themselves, by their names",
+}
+
+#: Settings of Celery with a counterpart, by their names without the prefix.
+SETTINGS: Final = {
+    "TASK_ALWAYS_EAGER": "LAMBDA_TASKS_EAGER",
+    "TASK_EAGER_PROPAGATES": "LAMBDA_TASKS_EAGER_PROPAGATES",
+    "TASK_TIME_LIMIT": "LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT",
+    "TASK_SOFT_TIME_LIMIT": "LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT",
+    "TASK_QUEUES": "LAMBDA_TASKS_QUEUES",
+    "BROKER_URL": "LAMBDA_TASKS_QUEUES",
+    "BEAT_SCHEDULE": "the option schedule of @lambda_task",
+    "RESULT_EXPIRES": "the task cleanup_task_records",
+}
+
+
+def for_attribute(name: str) -> str | None:
+    """Return a sentence for an attribute that a task lacks; None for a name that is not Celery's."""
+    return _sentence(name, ATTRIBUTES.get(name))
+
+
+def for_options(names: Iterable[str]) -> str:
+    """Return sentences for unknown options of the decorator, or an empty string."""
+    return _sentences(names, OPTIONS)
+
+
+def for_keywords(names: Iterable[str]) -> str:
+    """Return sentences for arguments of a call that are not parameters of the task, or an empty string."""
+    return _sentences(names, CALL_KEYWORDS)
+
+
+def _sentences(names: Iterable[str], table: dict[str, str]) -> str:
+    found = (_sentence(name, table.get(name)) for name in sorted(names))
+    return "".join(f" {sentence}" for sentence in found if sentence)
+
+
+def _sentence(name: str, instead: str | None) -> str | None:
+    return f"In place of Celery's {name}, {instead} ({PAGE})." if instead else None

@@ -1,0 +1,40 @@
+"""Answers to names of Celery's API."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutations import Mutation
+
+HINTS: Final = "tests/definition/test_hints.py"
+
+MUTATIONS: Final = (
+    Mutation(
+        "attributes of Celery are not answered",
+        "decorators.py",
+        "            hint = for_attribute(name)\n",
+        "            hint = None\n",
+        HINTS + "::TestAttributes",
+    ),
+    Mutation(
+        "options of Celery are not answered",
+        "definition/options.py",
+        "{for_options(unknown)}",
+        "",
+        HINTS + "::TestOptions",
+    ),
+    Mutation(
+        "parameters are taken for keywords of Celery",
+        "definition/signatures.py",
+        "for name in arguments.keys() - self.parameters.keys() if isinstance(name, str)",
+        "for name in arguments if isinstance(name, str)",
+        HINTS + "::TestCalls",
+    ),
+    Mutation(
+        "Celery's settings are not named",
+        "operations/checks.py",
+        " if short in SETTINGS}",
+        " if False}",
+        HINTS + "::TestSettings",
+    ),
+)
