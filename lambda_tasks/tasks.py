@@ -158,14 +158,18 @@ def _delete_old_requests(database: str, days: int) -> None:
         TaskRerun.objects.using(database).filter(rerun_at__lt=gone).delete()
 
 
-def _never_sent(database: str, days: int) -> Q:
-    """Return the condition that nothing is known of any task of a flow that was created so long ago."""
-    members = TaskFlowMember.objects.filter(flow_id=OuterRef("pk"))
-    known = Q()
-    for model in filter(partial(router.allow_migrate_model, database), (TaskRecord, OutboxMessage)):
-        row = Exists(model._default_manager.filter(pk=OuterRef("pk")))
-        known |= Q(row) | Q(Exists(members.filter(row)))
-    return Q(created_at__lt=from_now(-timedelta(days=days).total_seconds())) & ~known
+def _never_sent(flows: QuerySet[TaskFlow], days: int) -> list[UUID]:
+    """Return the flows, created so long ago, of whose tasks nothing is known: none has a record or is in the outbox."""
+    created_before = from_now(-timedelta(days=days).total_seconds())
+    old = flows.filter(created_at__lt=created_before, ended_at=None).order_by("created_at")
+    return [flow_id for flow_id in old.values_list("pk", flat=True)[:MAX_FLOWS] if not _is_known(flow_id, flows.db)]
+
+
+def _is_known(flow_id: UUID, database: str) -> bool:
+    members = TaskFlowMember.objects.using(database).filter(flow_id=flow_id).values("pk")
+    models = filter(partial(router.allow_migrate_model, database), (TaskRecord, OutboxMessage))
+    rows = [model._default_manager.using(database) for model in models]
+    return any(each.filter(pk=flow_id).exists() or each.filter(pk__in=members).exists() for each in rows)
 
 
 def _delete_old_flows(database: str, days: int) -> None:
@@ -174,8 +178,7 @@ def _delete_old_flows(database: str, days: int) -> None:
         return
     flows = TaskFlow.objects.using(database).filter(owed_since=None)
     ended = flows.filter(ended_at__lt=from_now(-timedelta(days=days).total_seconds())).order_by("ended_at")
-    unsent = flows.filter(_never_sent(database, max(days, MESSAGE_DAYS)), ended_at=None).order_by("created_at")
-    old = [*ended.values_list("pk", flat=True)[:MAX_FLOWS], *unsent.values_list("pk", flat=True)[:MAX_FLOWS]]
+    old = [*ended.values_list("pk", flat=True)[:MAX_FLOWS], *_never_sent(flows, max(days, MESSAGE_DAYS))]
     members = TaskFlowMember.objects.using(database).filter(flow_id__in=old)
     left = members.order_by("pk")
     while keys := list(left.values_list("pk", flat=True)[:BATCH_SIZE]):

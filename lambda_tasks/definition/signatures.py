@@ -187,7 +187,7 @@ class TaskSignature:
         """Return what to write in place of keywords that are options of a call in another library."""
         from lambda_tasks.definition.hints import for_keywords
 
-        hint = for_keywords(name for name in arguments.keys() - self.parameters.keys() if isinstance(name, str))
+        hint = for_keywords(arguments.keys() - self.parameters.keys())
         return f".{hint}" if hint else ""
 
     def _to_json(self, accepted: dict[str, Any]) -> bytes:

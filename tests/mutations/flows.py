@@ -224,8 +224,8 @@ MUTATIONS: Final = (
     Mutation(
         "the cleanup deletes what follows a message that may be on its queue",
         "tasks.py",
-        "_never_sent(database, max(days, MESSAGE_DAYS))",
-        "_never_sent(database, 0)",
+        "_never_sent(flows, max(days, MESSAGE_DAYS))",
+        "_never_sent(flows, 0)",
         FOLLOWING + "::TestDebts::test_call_that_may_be_sent_keeps_its_row",
     ),
     Mutation(

@@ -26,8 +26,8 @@ MUTATIONS: Final = (
     Mutation(
         "parameters are taken for keywords of Celery",
         "definition/signatures.py",
-        "for name in arguments.keys() - self.parameters.keys() if isinstance(name, str)",
-        "for name in arguments if isinstance(name, str)",
+        "for_keywords(arguments.keys() - self.parameters.keys())",
+        "for_keywords(arguments)",
         HINTS + "::TestCalls",
     ),
     Mutation(

@@ -16,7 +16,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 
-from lambda_tasks import handler, maintenance
+from lambda_tasks import handler, maintenance, registry
 from lambda_tasks.definition.schedules import Every
 from lambda_tasks.handler import time_needed
 from lambda_tasks.messages import SQSLambdaTaskMessage
@@ -542,8 +542,11 @@ class TestTerraform:
 
 class TestCommand:
     @pytest.fixture(autouse=True)
-    def _queues(self, settings: Any) -> None:
+    def _queues(self, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         settings.LAMBDA_TASKS_QUEUES = QUEUES
+        # Without the tasks of other test modules that this process may have imported, with any limits.
+        modest = {name: task for name, task in registry._tasks.items() if task.hard_timeout is None}
+        monkeypatch.setattr(registry, "_tasks", modest)
 
     def test_template_is_printed(self) -> None:
         out = StringIO()
