@@ -222,6 +222,8 @@ def directory_of_this_process() -> Path:
             start_new_session=True,
         )
     )
+    # After the servers, whose handlers are registered later. Python would warn of a process that still runs.
+    atexit.register(_end, _guards[-1], owner=os.getpid())
     return directory
 
 
