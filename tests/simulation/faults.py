@@ -39,7 +39,8 @@ def session_ended() -> None:
     if connection.vendor == "postgresql":
         _ask_server("SELECT pg_terminate_backend(%s)", session)
         return
-    _ask_server("KILL CONNECTION %s", session)
+    with suppress(pymysql.OperationalError):  # an earlier fault has ended it
+        _ask_server("KILL CONNECTION %s", session)
 
 
 #: The address of the database, once the worker's settings name another one.

@@ -371,7 +371,9 @@ class World:
                     self.figures.sent_again += 1
                     self.repeated.add(order_of(message))
                 self._sent_ids[message_id] += 1
-                if kind_of(message) == "impatient" and self._sent_ids[message_id] > MAX_SENDS:
+                # A crash of the database may lose how long a task has waited.
+                most = MAX_SENDS * (1 + self.figures.crashes)
+                if kind_of(message) == "impatient" and self._sent_ids[message_id] > most:
                     self._endless = True
             self._read = lines.tell()
 
