@@ -36,7 +36,7 @@ def begin_at_task(error: BaseException) -> None:
     tb = error.__traceback__
     while tb is not None:
         if tb.tb_frame.f_code.co_name == "lambda_task_call" and tb.tb_next is not None:
-            error.__traceback__ = tb.tb_next
+            error.with_traceback(tb.tb_next)  # unlike an assignment, it works for frozen dataclasses
         tb = tb.tb_next
 
 

@@ -80,6 +80,13 @@ class HidesItsCause(Exception):
         raise RuntimeError("none of your business")
 
 
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """No attribute of it can be set, not even by Python's own context managers."""
+
+    number: int = 7
+
+
 def chain_of(length: int) -> BaseException:
     error = ValueError("the first")
     for number in range(length):
@@ -115,6 +122,7 @@ ERRORS: Final[Mapping[str, Callable[[], BaseException]]] = {
     "raises when it is shown": RaisesInRepr,
     "returns no text": ReturnsNoString,
     "hides its cause": HidesItsCause,
+    "is frozen": Frozen,
     "a chain of causes": lambda: chain_of(2000),
     "a circle of causes": circle,
     "notes that are none": lambda: with_notes(5),

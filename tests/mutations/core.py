@@ -57,6 +57,13 @@ MUTATIONS: Final = (
         "            attempt.success = Succeeded(result)\n            get_store().record(run, attempt.success)",
     ),
     Mutation(
+        "an error whose attributes cannot be set leaves its task without an end",
+        "recording/tracebacks.py",
+        "            error.with_traceback(tb.tb_next)",
+        "            error.__traceback__ = tb.tb_next",
+        "tests/faults/test_odd_results_and_errors.py",
+    ),
+    Mutation(
         "an error after COMMIT counts as the task's failure",
         "execution/pipeline.py",
         "        if not attempt.committed:\n",

@@ -40,7 +40,7 @@ def lambda_task_finished(run: Run, outcome: Outcome) -> None:
     try:
         raise outcome.error
     except BaseException as error:
-        error.__traceback__ = traceback  # without the frame of this function
+        error.with_traceback(traceback)  # without the frame of this function
         task_finished.send(sender, task_result=result)
 
 
