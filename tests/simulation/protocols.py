@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
@@ -418,14 +420,16 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="only protocols whose name contains one of these")
     parser.add_argument("--seeds", type=int, default=6, help="the number of random worlds of the protocol (6)")
     parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2, help="the number of protocols at the same time (2)")
     parser.add_argument("--all", action="store_true", help="run all worlds of each protocol")
     options = parser.parse_args()
     chosen = [
         protocol for protocol in PROTOCOLS if not options.words or any(word in protocol.name for word in options.words)
     ]
     print(f"{'':54}{'orders':>8}{'faults':>8}{'lost':>6}{'doubled':>9}{'stuck':>7}{'other':>7}")
-    broken = _simulate(REAL, options).sentences
-    unnoticed = [protocol.name for protocol in chosen if not _simulate(protocol, options).sentences]
+    with ThreadPoolExecutor(max_workers=options.jobs) as pool:
+        broken, *found = [report.sentences for report in pool.map(partial(_simulate, options=options), [REAL, *chosen])]
+    unnoticed = [protocol.name for protocol, sentences in zip(chosen, found, strict=True) if not sentences]
     for sentence in broken[:20]:
         print(f"\nIn the unmodified protocol: {sentence}")
     for name in unnoticed:
