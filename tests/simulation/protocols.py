@@ -420,12 +420,14 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="only protocols whose name contains one of these")
     parser.add_argument("--seeds", type=int, default=6, help="the number of random worlds of the protocol (6)")
     parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th protocol (1)")
     parser.add_argument("--jobs", type=int, default=2, help="the number of protocols at the same time (2)")
     parser.add_argument("--all", action="store_true", help="run all worlds of each protocol")
     options = parser.parse_args()
     chosen = [
         protocol for protocol in PROTOCOLS if not options.words or any(word in protocol.name for word in options.words)
     ]
+    chosen = chosen[:: options.every]
     print(f"{'':54}{'orders':>8}{'faults':>8}{'lost':>6}{'doubled':>9}{'stuck':>7}{'other':>7}")
     with ThreadPoolExecutor(max_workers=options.jobs) as pool:
         broken, *found = [report.sentences for report in pool.map(partial(_simulate, options=options), [REAL, *chosen])]
