@@ -159,8 +159,8 @@ def chain(
     """
     if not invocations:
         raise InvalidArguments("A chain must have at least one task, as in chain(first.invocation(order_id=1), …).")
-    first = steps_of(invocations[0], "The first task of chain()", IN_FLOW)
-    later = steps_of(invocations[1:], "The later tasks of chain()", AFTER_SUCCESS | IN_FLOW)
+    first = steps_of(invocations[0], "the first task of chain()", IN_FLOW)
+    later = steps_of(invocations[1:], "the later tasks of chain()", AFTER_SUCCESS | IN_FLOW)
     members = _members((*first, *later), "a chain")
     return Chain(members, steps_of(on_failure, "on_failure", AFTER_FAILURE | IN_FLOW), database)
 
@@ -181,7 +181,7 @@ def group(
     Raises TypeError for anything but invocations and for a task with `unique`, and `InvalidArguments` for a placeholder
     without a value.
     """
-    members = _members(steps_of(invocations, "The tasks of group()", IN_FLOW), "a group")
+    members = _members(steps_of(invocations, "the tasks of group()", IN_FLOW), "a group")
     return Group(
         members,
         steps_of(on_failure, "on_failure", IN_FLOW),

@@ -349,7 +349,7 @@ class TestRefusals:
             chain()
 
     def test_placeholders_need_a_place(self) -> None:
-        with pytest.raises(InvalidArguments, match=r"has no value in The first task of chain\(\)"):
+        with pytest.raises(InvalidArguments, match=r"has no value in the first task of chain\(\)"):
             chain(add.invocation(number=RESULT))
         with pytest.raises(InvalidArguments, match="has no value in then"):
             group([work.invocation(name="a")], then=report.invocation(value=RESULT))
