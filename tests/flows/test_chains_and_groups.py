@@ -26,7 +26,6 @@ from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.testing.contracts import together
 from tests.faults.workers import LONG, deliver
 from tests.flows.shop import (
-    TRANSPORTS,
     actions,
     add,
     fail,
@@ -44,12 +43,6 @@ from tests.flows.shop import (
 )
 
 EVERYWHERE = pytest.mark.databases(transaction=True)
-
-
-@pytest.fixture(params=TRANSPORTS)
-def shop(database: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    with shop_on(database, request.param):
-        yield database
 
 
 def three_steps(**options: Any) -> FlowHandle:

@@ -25,7 +25,6 @@ from lambda_tasks.wire import ids
 from tests.courier import outbox
 from tests.faults.workers import LONG, deliver, expire_lease
 from tests.flows.shop import (
-    TRANSPORTS,
     Again,
     actions,
     add,
@@ -44,12 +43,6 @@ from tests.flows.shop import (
 )
 
 EVERYWHERE = pytest.mark.databases(transaction=True)
-
-
-@pytest.fixture(params=TRANSPORTS)
-def shop(database: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    with shop_on(database, request.param):
-        yield database
 
 
 def follow(task: Any, **options: Any) -> Any:
