@@ -29,10 +29,10 @@ INSTALL = { ! $(PIP) config list | grep '[.]index-url=' >/dev/null && $(PIP) ins
 	|| $(PIP) install --quiet $(1)
 endif
 
-.PHONY: help test test-all demo serve lint chaos crashes sweep ticks protocols soak bench clean
+.PHONY: help test test-all demo serve lint docs docs-serve chaos crashes sweep ticks protocols soak bench clean
 
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 test: $(VENV)/.installed-test ## Run the quick tests, in a few minutes; ARGS="-k retry -x" go to pytest
 	TEST_QUICK=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
@@ -53,6 +53,12 @@ lint: $(VENV)/.installed-dev ## Check style, types, the direction of imports, pr
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	env -u DATABASE_URL -u MARIADB_URL $(VENV)/bin/python -m django makemigrations --check --dry-run --settings tests.settings
+
+docs: $(VENV)/.installed-docs ## Build the documentation's site into build/site; any broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build $(ARGS)
+
+docs-serve: $(VENV)/.installed-docs ## Show that site at http://127.0.0.1:8000/, and build it again when a page changes
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs serve $(ARGS)
 
 chaos: $(VENV)/.installed-test ## Random worlds in which workers die; SEEDS=1000 for a long run; ARGS=--outbox=yes
 	$(VENV)/bin/python -m tests.simulation chaos --seeds $(SEEDS) $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import textwrap
 import zipfile
@@ -131,6 +132,13 @@ def lint(session: nox.Session) -> None:
     session.run("make", "lint", f"VENV={environment}", external=True)
 
 
+@nox.session(python=NEWEST, tags=CI)
+def docs(session: nox.Session) -> None:
+    """Build the documentation's site. A broken link, or a page that the navigation lacks, is an error."""
+    session.install(*nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["docs"])
+    session.run("python", "-m", "mkdocs", "build", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the source distribution and the wheel into dist/."""
@@ -138,6 +146,17 @@ def build(session: nox.Session) -> None:
         old.unlink()
     session.install("hatchling")
     session.run("hatchling", "build", "--target", "sdist", "--target", "wheel")
+
+
+def check_long_description(session: nox.Session, built: Path) -> None:
+    """Fail if a link on PyPI would lead nowhere, since PyPI has the long description without the repository."""
+    [metadata] = [name for name in zipfile.ZipFile(built).namelist() if name.endswith(".dist-info/METADATA")]
+    _, _, text = zipfile.ZipFile(built).read(metadata).decode().partition("\n\n")
+    if not text.startswith("# django-lambda-tasks"):
+        session.error(f"{built} lacks the long description.")
+    targets = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"", text)
+    if relative := sorted({"".join(each) for each in targets if not "".join(each).startswith(("https://", "#"))}):
+        session.error(f"{built} has relative links in its long description: {', '.join(relative)}.")
 
 
 @nox.session(requires=["build"], tags=CI)
@@ -152,6 +171,8 @@ def wheel(session: nox.Session) -> None:
             session.error(f"{built} lacks {name}.")
     if strangers := sorted(name for name in contents if not name.startswith(("lambda_tasks/", "django_lambda_"))):
         session.error(f"{built} carries what is not the library: {', '.join(strangers)}.")
+
+    check_long_description(session, built)
 
     session.install(str(built.resolve()))
     project = Path(session.create_tmp()).resolve()
