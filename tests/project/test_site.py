@@ -11,7 +11,8 @@ import pytest
 
 import hatch_build
 from hatch_build import ROOT, is_relative, long_description, rewritten
-from tests.site import hook, navigation
+from tests.site import figures, hook, navigation
+from tests.site.drawing import Drawing
 
 pytestmark = pytest.mark.once
 
@@ -112,3 +113,22 @@ class TestOtherHosts:
             '<link rel="canonical" href="https://x.example/"><a href="https://aws.example">'
         )
         assert hook.loaded_from_others(tmp_path) == set()
+
+
+class TestFigures:
+    @pytest.mark.parametrize("name", figures.FIGURES)
+    def test_file_is_up_to_date(self, name: str) -> None:
+        written = (figures.FOLDER / f"{name}.svg").read_text()
+        assert written == str(figures.FIGURES[name]()), "Run `python -m tests.site.figures`."
+
+    def test_text_outside_of_its_box_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="must be at least"):
+            Drawing(200, 100, "", "").box(0, 0, 60, 40, ["much too long for it"])
+
+    def test_chart_has_the_states_of_the_table(self) -> None:
+        table = (DOCS / "architecture.md").read_text().partition("### Table of states")[2]
+        states = re.findall(r"^\| \*\*([\w ]+)\*\*", table, re.MULTILINE)
+        drawn = str(figures.states())
+        missing = [state for state in states if f">{state}<" not in drawn]
+        # These are told apart by their contents, not by what happens to them.
+        assert missing == ["Without a lease", "Replaced", "Remembered", "Cancelled", "Deleted"]
