@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ class Site:
     address: str
     #: The ids of records, by name.
     keys: dict[str, str]
+    #: The environment for another program, so that it uses the same database.
+    environment: Mapping[str, str]
 
     def admin(self, path: str = "") -> str:
         return f"{self.address}/admin/{path}"
@@ -52,7 +54,7 @@ def running_site(*, markup: bool = True) -> Iterator[Site]:
                 told = json.loads(process.stdout.readline() or "null")
                 if told is None:
                     raise RuntimeError("The site could not be started. Its output above has the reason.")
-                yield Site(told["address"], told["keys"])
+                yield Site(told["address"], told["keys"], environment)
             finally:
                 process.stdin.close()
 

@@ -95,7 +95,7 @@ class Drawing:
         self._add(f'<path class="{style}" d="{path}"{ends}/>')
 
     def mark(self, x: float, y: float, number: int) -> None:
-        """Draw a number in a circle, which a text explains."""
+        """Draw a number in a circle; the page explains it."""
         self._add(f'<circle class="mark" cx="{x:g}" cy="{y:g}" r="10"/>')
         self.text(x, y + 4, str(number), anchor="middle", style="number")
 
@@ -108,10 +108,13 @@ class Drawing:
             '<marker id="head" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" '
             'orient="auto-start-reverse"><path class="head" d="M0 1 L10 5 L0 9 z"/></marker>'
         )
+        svg = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+            f'height="{height}" role="img" aria-labelledby="title description">'
+        )
         return "\n".join(
             [
-                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-                f'height="{height}" role="img" aria-labelledby="title description">',
+                svg,
                 f'<title id="title">{escape(self._title)}</title>',
                 f'<desc id="description">{escape(self._description)}</desc>',
                 f"<style>\n{_STYLE}</style>",

@@ -48,8 +48,8 @@ def sequence() -> Drawing:
         760,
         700,
         "A task from the call to the acknowledgement",
-        "Your code writes and enqueues in a transaction. After the COMMIT it sends the message to SQS, which delivers it "
-        "to a Lambda worker. The worker inserts the record as RUNNING, runs the function and writes SUCCESS in one "
+        "Your code writes and enqueues in a transaction. After the COMMIT it sends the message to SQS, which delivers "
+        "it to a Lambda worker. The worker inserts the record as RUNNING, runs the function and writes SUCCESS in one "
         "transaction, and acknowledges the message. Numbers mark the moments at which a process may die.",
     )
     code, database, queue, worker = 95, 300, 490, 665
