@@ -732,6 +732,28 @@ def test_options_of_templates_on_pages_exist(settings: Any) -> None:
         assert "shop" in out.getvalue()
 
 
+def commands_on(page: Path) -> list[str]:
+    """Return the calls of `manage.py lambda_tasks` on a page, without what a shell does with their output."""
+    shell = [_joined(block) for block in blocks(page) if block.language in ("bash", "text")]
+    found = re.findall(r"manage\.py lambda_tasks [^|>&#\n]+", "\n".join(shell))
+    return [*found, *re.findall(r"`(?:python )?(manage\.py lambda_tasks \w[^`]*)`", prose(page))]
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=ids)
+def test_commands_on_pages_have_these_options(page: Path) -> None:
+    for shown in commands_on(page):
+        if "SUBCOMMAND" in shown or "without a subcommand" in shown:
+            continue
+        [_, _, name, *options] = shlex.split(shown)
+        [subcommand] = [each for each in SUBCOMMANDS if each.name == name.rstrip(".:")]
+        parser = CommandParser(called_from_command_line=False)
+        parser.add_argument("--format", choices=subcommand.formats)
+        subcommand().add_arguments(parser)
+        known = {option for action in parser._actions for option in action.option_strings}
+        given = {option.partition("=")[0] for option in options if re.match(r"--\w", option)}
+        assert given <= known | {"--settings"}, shown
+
+
 def test_commands_encrypt_queues_and_refuse_plain_http() -> None:
     made = [each.parameters for each in aws_commands(DOCS / "howto/deploying.md") if each.operation == "create-queue"]
     assert [parameters["QueueName"] for parameters in made] == ["shop-dead", "shop"]
