@@ -11,6 +11,7 @@ import pytest
 
 import hatch_build
 from hatch_build import ROOT, is_relative, long_description, rewritten
+from lambda_tasks import __version__
 from tests.site import figures, hook, navigation
 from tests.site.drawing import Drawing
 
@@ -132,3 +133,78 @@ class TestFigures:
         missing = [state for state in states if f">{state}<" not in drawn]
         # These are told apart by their contents, not by what happens to them.
         assert missing == ["Without a lease", "Replaced", "Remembered", "Cancelled", "Deleted"]
+
+
+CHANGELOG: Final = (ROOT / "CHANGELOG.md").read_text()
+UNRELEASED: Final = "Unreleased"
+
+
+def versions() -> dict[str, str]:
+    """Return the sections of the changelog by version, such as 1.1; an unreleased one has the number of the next."""
+    [_, *parts] = re.split(r"^## (.+)$", CHANGELOG, flags=re.MULTILINE)
+    found = {}
+    for heading, text in zip(parts[::2], parts[1::2], strict=True):
+        upcoming = re.search(r"The next version is (\d+\.\d+)\.", text)
+        found[upcoming[1] if heading == UNRELEASED and upcoming else ".".join(heading.split(".")[:2])] = text
+    return found
+
+
+def names_added(text: str) -> set[str]:
+    """Return the names with which the entries under Added begin."""
+    [_, added] = re.split(r"^### Added$", text, maxsplit=1, flags=re.MULTILINE)
+    entries = re.findall(r"^- ((?:`[^`]+`(?:, and |, | and )?)+)", added.partition("\n### ")[0], re.MULTILINE)
+    names = (
+        re.match(r"(?:manage\.py )?(?:lambda_tasks[ .])?(\w+)", name) for each in entries for name in each.split("`")
+    )
+    return {name[1] for name in names if name}
+
+
+def marked_headings() -> list[tuple[str, str, str]]:
+    """Return the page, the heading and the version of each mark that follows a heading."""
+    pattern = re.compile(rf"^#+ (.+)\n\n{hook.NEW_IN.pattern}$", re.MULTILINE)
+    return [
+        (str(page.relative_to(DOCS)), heading, version)
+        for page in DOCS.rglob("*.md")
+        for heading, version in pattern.findall(page.read_text())
+    ]
+
+
+class TestMarksOfNewFeatures:
+    def test_version_is_in_the_changelog(self) -> None:
+        marks = [(page, found) for page in DOCS.rglob("*.md") for found in hook.NEW_IN.findall(page.read_text())]
+        assert len(marks) > 100
+        assert [mark for mark in marks if mark[1] not in versions()] == []
+
+    def test_other_spellings_are_not_used(self) -> None:
+        text = "\n".join(page.read_text() for page in DOCS.rglob("*.md"))
+        assert re.findall(r"new in (?:version )?\d", hook.NEW_IN.sub("", text), re.IGNORECASE) == []
+
+    def test_next_version_follows_the_current_one(self) -> None:
+        if UNRELEASED in CHANGELOG:
+            assert tuple(map(int, next(iter(versions())).split("."))) > tuple(map(int, __version__.split(".")[:2]))
+
+    def test_marked_name_is_in_its_changelog(self) -> None:
+        named = [(heading, version) for _, heading, version in marked_headings() if heading.startswith("`")]
+        absent = [
+            heading
+            for heading, version in named
+            if not re.search(rf"\b{re.findall(r'[A-Za-z_0-9]+', heading.partition('(')[0])[-1]}\b", versions()[version])
+        ]
+        assert absent == []
+
+    @pytest.mark.parametrize("page", ["settings", "decorator"])
+    def test_added_name_is_marked_in_the_reference(self, page: str) -> None:
+        """Write `*New in 1.1.*` below the heading of what the changelog lists under Added."""
+        newest, *earlier = versions().values()
+        new = names_added(newest) - {name for text in earlier for name in re.findall(r"\w+", text)}
+        headings = re.findall(
+            r"^#+ `(?:lambda_tasks\.)?(\w+)", (DOCS / f"reference/{page}.md").read_text(), re.MULTILINE
+        )
+        marked = {heading for file, heading, _ in marked_headings() if file == f"reference/{page}.md"}
+        assert [name for name in headings if name in new and not any(name in heading for heading in marked)] == []
+
+    def test_mark_has_a_style_on_the_site(self) -> None:
+        assert (
+            hook.NEW_IN.sub(hook.STYLED, "*New in 1.1.* An option.")
+            == '<span class="new-in">New in 1.1</span> An option.'
+        )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: A mark in Markdown, such as *New in 1.1.*, and the emphasis that it has on the site.
 NEW_IN: Final = re.compile(r"\*New in (\d+\.\d+)\.\*")
+STYLED: Final = r'<span class="new-in">New in \1</span>'
 #: What a browser loads by itself: the addresses of links that readers follow are not among them.
 _LOADED: Final = re.compile(
     r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\ssrc=["']?((?:https?:)?//[^"'\s>]+)"""
@@ -54,7 +55,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Adapt links, and marks of new features."""
     source = Path(str(page.file.abs_src_path))
     markdown = rewritten(markdown, lambda target, image: link_on_site(source, target, image=image))
-    return NEW_IN.sub(r'<span class="new-in">New in \1</span>', markdown)
+    return NEW_IN.sub(STYLED, markdown)
 
 
 def link_on_site(source: Path, target: str, *, image: bool = False) -> str | None:
