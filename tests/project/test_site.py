@@ -65,6 +65,10 @@ class TestLinks:
         link = hook.link_on_site(DOCS / "decisions/ids.md", "../../lambda_tasks/fitting.py")
         assert link == f"{ADDRESS}/blob/main/lambda_tasks/fitting.py"
 
+    def test_missing_file_is_a_warning(self, caplog: pytest.LogCaptureFixture) -> None:
+        hook.link_on_site(DOCS / "why.md", "../lambda_tasks/nowhere.py")
+        assert caplog.messages == ["docs/why.md links to '../lambda_tasks/nowhere.py', which does not exist."]
+
     @pytest.mark.parametrize("text", ["`[a](b.md)`", "```text\n[a](b.md)\n```", "[a](#b)", "[a](https://b.example)"])
     def test_code_and_addresses_stay(self, text: str) -> None:
         assert rewritten(text, lambda target, image: "changed") == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import re
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
+#: MkDocs counts its warnings: with `strict`, one of them ends the build.
+_LOG: Final = logging.getLogger("mkdocs.hooks.site")
 #: A mark in Markdown, such as *New in 1.1.*, and the emphasis that it has on the site.
 NEW_IN: Final = re.compile(r"\*New in (\d+\.\d+)\.\*")
 STYLED: Final = r'<span class="new-in">New in \1</span>'
@@ -65,6 +68,8 @@ def link_on_site(source: Path, target: str, *, image: bool = False) -> str | Non
     if path.is_relative_to(DOCS) or path in outside():
         start = posixpath.dirname(page_of(source))
         return posixpath.relpath(page_of(path), start or ".") + separator + fragment
+    if not path.exists():
+        _LOG.warning("%s links to '%s', which does not exist.", source.relative_to(ROOT), target)
     return address_of(path.relative_to(ROOT).as_posix() + separator + fragment, image=image)
 
 
