@@ -207,6 +207,9 @@ class TestMarksOfNewFeatures:
         marked = {heading for file, heading, _ in marked_headings() if file == f"reference/{page}.md"}
         assert [name for name in headings if name in new and not any(name in heading for heading in marked)] == []
 
+    def test_mark_in_code_stays(self) -> None:
+        assert hook.NEW_IN.sub(hook.STYLED, "Write `*New in 1.1.*`.") == "Write `*New in 1.1.*`."
+
     def test_mark_has_a_style_on_the_site(self) -> None:
         assert (
             hook.NEW_IN.sub(hook.STYLED, "*New in 1.1.* An option.")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: MkDocs counts its warnings: with `strict`, one of them ends the build.
 _LOG: Final = logging.getLogger("mkdocs.hooks.site")
 #: A mark in Markdown, such as *New in 1.1.*, and the emphasis that it has on the site.
-NEW_IN: Final = re.compile(r"\*New in (\d+\.\d+)\.\*")
+NEW_IN: Final = re.compile(r"(?<!`)\*New in (\d+\.\d+)\.\*(?!`)")
 STYLED: Final = r'<span class="new-in">New in \1</span>'
 #: What a browser loads by itself: the addresses of links that readers follow are not among them.
 _LOADED: Final = re.compile(
@@ -38,10 +38,10 @@ def anchor(heading: str, separator: str) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Set the navigation and, if the repository has an address, links to it."""
+    """Set the navigation and, if the repository has an address, the link to it."""
     config.nav = navigation()
     if address := repository():
-        config.repo_url, config.repo_name, config.edit_uri = address, "Repository", "edit/main/docs/"
+        config.repo_url, config.repo_name = address, "Repository"
     return config
 
 
