@@ -90,7 +90,9 @@ def delete_old_records(retention_days: int, *, report: Callable[[int], object] =
             break
         # Deleted rows remain in the index until the commit, so start each batch after them. Go back one second, since
         # SQLite compares times as strings, some of which have fewer digits.
-        left = old.filter(start_time__gte=batch[-1][1] - timedelta(seconds=1))
+        last = batch[-1][1]
+        assert last is not None  # a record without a time is not old
+        left = old.filter(start_time__gte=last - timedelta(seconds=1))
     _delete_old_keys(retention_days)
     return deleted
 

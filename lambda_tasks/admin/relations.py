@@ -63,8 +63,10 @@ def _flow(record: TaskRecord, site: str) -> Relation:
     """Return the other members of the chain or the group of the record. This is up to three queries."""
     database = str(record._state.db)
     mine = TaskFlowMember.objects.using(database).filter(pk=record.root_id or record.pk).first()
-    flow = mine and TaskFlow.objects.using(database).filter(pk=mine.flow_id).only("kind", "size").first()
-    if mine is None or flow is None:
+    if mine is None:
+        return Relation("")
+    flow = TaskFlow.objects.using(database).filter(pk=mine.flow_id).only("kind", "size").first()
+    if flow is None:
         return Relation("")
     label = _("Chain of %d tasks") if flow.kind == FlowKind.CHAIN else _("Group of %d tasks")
     members = TaskFlowMember.objects.using(database).filter(flow_id=flow.pk).exclude(pk=mine.pk)

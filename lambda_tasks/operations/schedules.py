@@ -231,7 +231,7 @@ def _read(known: dict[str, Entry], now: Moment) -> tuple[int, dict[str, TaskSche
 
     Reading them is one query.
     """
-    rows = {row.key: row for row in _rows().filter(pk__in=known).annotate(now=EpochNow())}
+    rows: dict[str, Any] = {row.key: row for row in _rows().filter(pk__in=known).annotate(now=EpochNow())}
     states = {key: rows[key] for key in known if key in rows}  # the database returns rows in any order
     if missing := {key: entry for key, entry in known.items() if key not in states}:
         _create(missing, now)

@@ -214,9 +214,8 @@ def counts(of: Window) -> list[StatusCount]:
     """Return the number of records for each status. This is one query, which reads only an index."""
     hour = Q(start_time__gte=of.now - timedelta(seconds=HOUR))
     grouped = of.statuses.values("status").annotate(in_window=Count("*"), last_hour=Count("status", filter=hour))
-    found = {row["status"]: row for row in grouped.order_by()}
-    empty = {"last_hour": 0, "in_window": 0}
-    return [StatusCount(**(empty | found.get(status, {}) | {"status": status})) for status in TaskStatus.values]
+    found = {row["status"]: StatusCount(**row) for row in grouped.order_by()}
+    return [found.get(status, StatusCount(status)) for status in TaskStatus.values]
 
 
 def throughput(of: Window, *, seconds: int = HOUR) -> list[Bucket]:
@@ -233,7 +232,8 @@ def throughput(of: Window, *, seconds: int = HOUR) -> list[Bucket]:
         failed=Count("status", filter=Q(status=TaskStatus.FAILED)),
         retried=Count("status", filter=Q(status=TaskStatus.RETRYING)),
     )
-    found = {max(int(row.pop("bucket")), 0): row for row in rows.order_by()}
+    columns: list[Any] = list(rows.order_by())
+    found = {max(int(row.pop("bucket")), 0): row for row in columns}
     number = int((until - of.since).total_seconds() // seconds) + 1
     starts = {age: until - timedelta(seconds=seconds * (age + 1)) for age in reversed(range(number))}
     return [

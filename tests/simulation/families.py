@@ -103,8 +103,8 @@ def _disagreements(world: World, number: int, family: Family, chains: Chains) ->
     """Yield the differences between the rows of a chain or a group and the records of its tasks."""
     kind = world.placements[number].kind
     flow_id = Order._default_manager.get(number=number).message_id
-    flow = TaskFlow.objects.filter(pk=flow_id).first()
-    if flow is None:
+    flow = flow_id and TaskFlow.objects.filter(pk=flow_id).first()
+    if not flow_id or not flow:
         yield Violation("lost", f"order {number} ({kind}) has no row")
         return
     members = list(TaskFlowMember.objects.filter(flow_id=flow_id).order_by("position"))

@@ -63,7 +63,7 @@ def _cancelled_runs(chains: Chains) -> Iterator[Violation]:
     requests = {request.root_id: request.requested_at for request in CancelRequest.objects.all()}
     for number, chain in chains.items():
         for record in chain:
-            requested_at = requests.get(record.root_id)
+            requested_at = requests.get(record.root_id) if record.root_id else None
             late = requested_at is not None and record.start_time is not None and record.start_time > requested_at
             if late and record.claim is not None and record.status in _STARTED:
                 yield Violation("ghost", f"order {number} started again after it was cancelled: {record.status}")

@@ -241,9 +241,8 @@ class World:
     def seconds_to_relay(self) -> float | None:
         """Return the seconds until the next message of the outbox is due, or None if the outbox is empty."""
         waiting = OutboxMessage.objects.filter(due_at__isnull=False).annotate(now=DatabaseNow())
-        for due_at, now in waiting.order_by("due_at").values_list("due_at", "now")[:1]:
-            return max(float((due_at - now).total_seconds()), 0.0)
-        return None
+        rows: list[tuple[Any, Any]] = list(waiting.order_by("due_at").values_list("due_at", "now")[:1])
+        return max(float((rows[0][0] - rows[0][1]).total_seconds()), 0.0) if rows else None
 
     def lose_sqs(self, *, unavailable: bool) -> None:
         """Make SQS unavailable for every process that starts later, or available again."""

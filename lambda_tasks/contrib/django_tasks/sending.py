@@ -114,6 +114,7 @@ def _leave(job: Job, *, result: AnyTaskResult, sender: type) -> None:
 
 
 def _write_row(job: Job, result: AnyTaskResult) -> None:
+    assert result.enqueued_at is not None  # the id of a call contains its time
     EnqueuedTask.objects.using(get_store().database).create(
         id=job.message_id,
         task_name=job.task_name,

@@ -65,8 +65,9 @@ def take_effect(order: int) -> None:
 
 
 def retry_number() -> int:
-    number: int = TaskRecord.objects.get(pk=current_message_id()).n_retries
-    return number
+    message_id = current_message_id()
+    assert message_id is not None
+    return TaskRecord.objects.get(pk=message_id).n_retries
 
 
 @lambda_task
