@@ -179,7 +179,8 @@ class RecordActions(LargeTableAdmin):
         chains = Q(pk__in=roots) | Q(root_id__in=roots, n_retries__gt=0)  # matches the condition of the index
         with transaction.atomic(using=database):
             doomed = list(TaskRecord.objects.using(database).filter(chains).only(*_NEEDED))
-            LogEntry.objects.log_actions(request.user.pk, doomed, DELETION)
+            if request.user.pk is not None:
+                LogEntry.objects.log_actions(request.user.pk, doomed, DELETION)
             keys = [row.pk for row in doomed]
             for model in (TaskProgress, TaskRerun, TaskRecord):
                 if router.allow_migrate_model(database, model):
@@ -207,7 +208,8 @@ class RecordActions(LargeTableAdmin):
     def has_export_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("lambda_tasks.export_taskrecord")
 
-    def has_view_arguments_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    # `request` is Any: to the stubs of Django, the user of an HttpRequest has no `has_perm()`.
+    def has_view_arguments_permission(self, request: Any, obj: Any = None) -> bool:
         """Return whether the user may see arguments, and therefore search and export them."""
         return self.has_view_permission(request, obj)
 

@@ -33,11 +33,13 @@ class StoreKit:
         """Override: return the store under test."""
         raise NotImplementedError
 
-    def stored(self, store: BaseStore, run: Run) -> Stored | None:
+    # Subclasses narrow `store` to their own class, which type checkers allow for Any.
+
+    def stored(self, store: Any, run: Run) -> Stored | None:
         """Override: return the record of the invocation of `run`, or None if there is none."""
         raise NotImplementedError
 
-    def delete(self, store: BaseStore, run: Run) -> None:
+    def delete(self, store: Any, run: Run) -> None:
         """Override: delete the record of `run`, as an operator might do."""
         raise NotImplementedError
 
