@@ -93,7 +93,7 @@ def lowest(session: nox.Session) -> None:
 def optimized(session: nox.Session) -> None:
     """Run the tests of the way of a task without the package's own assertions, as `python -O` does.
 
-    CI runs them for the pair of Python 3.12 and Django 6.0, on MariaDB.
+    CI runs them for the pair of Python 3.12 and Django 6.0, on MariaDB, and follows the quickstart with this Django.
     """
     session.install("--editable", ".[test]", "django~=6.0.0")
     ignored = "ignore:assertions not in test modules or plugins will be ignored:pytest.PytestConfigWarning"
@@ -101,6 +101,7 @@ def optimized(session: nox.Session) -> None:
         *("definition/test_arguments", "definition/test_retry_options", "sending/test_outgoing"),
         *("backends/test_outbox", "backends/test_sqs"),
         *("execution/test_handler", "execution/test_executor", "execution/test_hooks"),
+        "project/test_quickstart",
     )
     files = ("tests/contracts", *(f"tests/{name}.py" for name in way))
     run_tests(session, *files, "-W", ignored, optimized=True, TEST_DATABASE="mariadb", TEST_QUICK="1")

@@ -1,135 +1,129 @@
-"""The quickstart, to the letter, in a new project of the installed version of Django.
+"""The quickstart and the page on the local worker, to the letter, in a new project of the installed version of Django.
 
-Each file and each line for the shell comes from the blocks of the page. The commands of the page run in their order,
-except that the library is installed already.
+A newcomer follows the page from its first line to its last: types its commands in a shell, writes its files, opens its
+addresses, and compares what the page shows. The library and moto are installed already, and ports are free ones.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+from urllib.request import urlopen
 
 import pytest
 
-from tests.project.test_docs import DOCS, Block, blocks
+from tests.newcomer import Newcomer, comparable, free_port
+from tests.project.test_docs import DOCS, FENCE, Block, blocks
 
-ROOT: Final = Path(__file__).parents[2]
-PAGE: Final = DOCS / "quickstart.md"
+QUICKSTART: Final = DOCS / "quickstart.md"
+LOCAL_WORKER: Final = DOCS / "howto/local-worker.md"
 
-#: Visit the documented address with CSRF checks, as a browser does, and the admin's list of records.
-VISIT: Final = """
+#: What the page leaves to its readers: the checks, the account, and a look at the admin.
+ALSO: Final = """
 from django.contrib.auth.models import User
+from django.core.management import call_command
 from django.test import Client
-browser = Client(SERVER_NAME="127.0.0.1", enforce_csrf_checks=True, raise_request_exception=True)
-print("answered", browser.get("{address}").content.decode())
+call_command("check", databases=["default"], fail_level="WARNING")
+call_command("makemigrations", check=True, dry_run=True, verbosity=0)
+browser = Client(SERVER_NAME="127.0.0.1")
 browser.force_login(User.objects.create_superuser("admin"))
 print("listed", "shop.tasks.greet_customer" in browser.get("/admin/lambda_tasks/taskrecord/").content.decode())
 """
 
 
-class NewProject:
-    """An empty directory, in which the commands of the page run."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        names = [name for name in os.environ if name.startswith(("AWS_", "DJANGO_", "DATABASE_"))]
-        self._environment = {name: value for name, value in os.environ.items() if name not in names}
-        self._environment["PYTHONPATH"] = os.pathsep.join([str(directory), str(ROOT)])
-
-    def run(self, command: str, *, stdin: str = "") -> str:
-        """Run a command of the page, or one like it, and return its output."""
-        program, *arguments = shlex.split(command)
-        modules = {"django-admin": ["-m", "django"], "python": []}
-        ran = subprocess.run(
-            [sys.executable, *modules[program], *arguments],
-            cwd=self.directory,
-            env=self._environment,
-            input=stdin,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        return ran.stdout
-
-    def write(self, block: Block) -> None:
-        """Write a block to its file: settings are appended, as later values replace earlier ones."""
-        label, _, code = block.code.partition("\n")
-        file = self.directory / label.removeprefix("# ")
-        with file.open("a" if block.has_settings else "w") as stream:
-            stream.write(f"\n{code}")
-
-    def enter(self, code: str) -> str:
-        """Enter lines into the shell, and print the values that the page shows for them."""
-        lines = [
-            f"print(({match[1]}) == ({match[2]}), {match[1]!r})"
-            if (match := re.match(r"(\S.*?)  # → (.+)", line))
-            else line
-            for line in code.splitlines()
-        ]
-        return self.run("python manage.py shell", stdin="\n".join(lines))
+def steps(page: Path) -> Iterator[Block | str]:
+    """Yield the blocks of a page and the paths of the addresses of the development server, in their order."""
+    code = iter(blocks(page))
+    for found in re.finditer(
+        rf"{FENCE.pattern}|and open <http://127\.0\.0\.1:8000(/\S+)>", page.read_text(), FENCE.flags
+    ):
+        yield found[4] or next(code)
 
 
-def commands() -> list[str]:
-    lines = [line for block in blocks(PAGE, "bash") for line in block.code.splitlines()]
-    assert lines.pop(0) == "pip install django-lambda-tasks"
-    return lines
+def opened(reader: Newcomer, path: str) -> str:
+    """Open an address of the development server, which the page has told to start."""
+    port = free_port()
+    with reader.leaves_running(f"python manage.py runserver --noreload {port}") as server:
+        server.until("server at http")
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+            content: str = answer.read().decode()
+            return content
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> NewProject:
-    """Follow the page up to its third step."""
-    new = NewProject(tmp_path_factory.mktemp("quickstart"))
-    files = [block for block in blocks(PAGE, "python") if block.module]
-    start, migrate = commands()[:-1], commands()[-1]
-    for command in start:
-        new.run(command)
-    for block in files[: [block.module for block in files].index("mysite.urls") + 1]:
-        new.write(block)
-    assert migrate == "python manage.py migrate"
-    new.run(migrate)
-    return new
+def entered(reader: Newcomer, code: str) -> list[str]:
+    """Enter lines into Django's shell, and return what it prints: whether each value is the one that the page shows."""
+    shown = re.sub(r"^(\S.*?)  # → (.+)$", r"print((\1) == (\2), repr(\1))", code, flags=re.MULTILINE)
+    return reader.types("python manage.py shell", stdin=shown + ALSO).splitlines()
 
 
-def test_each_block_names_its_file(project: NewProject) -> None:
-    names = [block.module for block in blocks(PAGE, "python") if block.module]
-    assert names == ["mysite.settings", "shop.tasks", "shop.views", "mysite.urls", "mysite.settings"]
-    assert {path.name for path in project.directory.iterdir()} >= {"manage.py", "mysite", "shop"}
+def follow(reader: Newcomer, page: Path, *, until: str | None = None) -> list[str]:
+    """Do every step of the page up to the module `until`, and return the code for Python's shell."""
+    said, code = "", []
+    for step in steps(page):
+        if isinstance(step, str):
+            said = opened(reader, step)
+        elif step.language == "bash":
+            said = reader.types(step.code)
+        elif step.language == "text":
+            assert comparable(said) == comparable(step.code), step
+        elif step.module is None:
+            code.append(step.code)
+        else:
+            if step.has_settings and "LAMBDA_TASKS_QUEUES" in step.code:
+                reader.removes_setting("LAMBDA_TASKS_EAGER")
+            label, _, content = step.code.partition("\n")
+            reader.writes(label.removeprefix("# "), content)
+            if step.module == until:
+                break
+    return code
 
 
-def test_project_has_no_problems(project: NewProject) -> None:
-    project.run("python manage.py check --database default --fail-level WARNING")
-    project.run("python manage.py makemigrations --check --dry-run")
+def test_quickstart_works_to_the_letter(tmp_path: Path) -> None:
+    reader = Newcomer(tmp_path)
 
+    code = "\n".join(follow(reader, QUICKSTART))
 
-def test_documented_address_signs_a_customer_up(project: NewProject) -> None:
-    [address] = re.findall(r"<http://127\.0\.0\.1:8000(/sign-up/\S*)>", PAGE.read_text())
-    said = project.run("python manage.py shell", stdin=VISIT.format(address=address)).splitlines()
-    assert "answered Welcome, ada!" in said
-    assert "listed True" in said
-
-
-def test_shell_shows_the_documented_values(project: NewProject) -> None:
-    code = "\n".join(block.code for block in blocks(PAGE, "python") if not block.module)
-    said = project.enter(code).splitlines()
+    # The last step of the page replaces eager mode by a queue on AWS.
+    reader.types("python manage.py check --fail-level WARNING")
+    reader.writes("mysite/settings.py", "LAMBDA_TASKS_EAGER = True\n")
+    said = entered(reader, code)
     compared = [line for line in said if line.startswith(("True ", "False "))]
     assert len(compared) == code.count("# →") == 3
     assert all(line.startswith("True ") for line in compared), compared
+    assert "listed True" in said
 
 
-def test_settings_for_aws_have_no_problems(project: NewProject) -> None:
-    *_, deployed = [block for block in blocks(PAGE, "python") if block.has_settings]
-    settings = project.directory / "mysite/settings.py"
-    before = settings.read_text()
-    try:
-        settings.write_text(before.replace("LAMBDA_TASKS_EAGER = True", ""))
-        project.write(deployed)
-        project.run("python manage.py check --fail-level WARNING")
-    finally:
-        settings.write_text(before)
+@pytest.mark.thorough
+@pytest.mark.once
+def test_local_worker_works_to_the_letter(tmp_path: Path) -> None:
+    port = str(free_port())
+    reader = Newcomer(tmp_path)
+    follow(reader, QUICKSTART, until="mysite.urls")
+    reader.types(
+        "python manage.py shell", stdin="from django.contrib.auth.models import User\nUser(username='ada').save()"
+    )
+
+    def shown(heading: str, language: str) -> list[str]:
+        """Return the blocks of a section, with a free port."""
+        [_, content] = LOCAL_WORKER.read_text().split(f"\n## {heading}\n")
+        found = FENCE.findall(content.partition("\n## ")[0])
+        return [code.replace("5000", port) for _, named, code, *_ in found if named == language]
+
+    install, moto, create = shown("Create a queue", "bash")
+    reader.types(install)
+    with reader.leaves_running(moto) as server:
+        server.until("Running on")
+        url = reader.types(create)
+        assert [url] == shown("Create a queue", "text")
+        reader.removes_setting("LAMBDA_TASKS_EAGER")
+        [settings] = shown("Create a queue", "python")
+        reader.writes("mysite/settings.py", settings)
+
+        [start], [send] = shown("Start the worker", "bash"), shown("Send a task", "bash")
+        [started], [sent, worked] = shown("Start the worker", "text"), shown("Send a task", "text")
+        with reader.leaves_running(start) as worker:
+            assert comparable(worker.lines(3)) == comparable(started)
+            assert comparable(reader.types(send)) == comparable(sent)
+            assert comparable(worker.lines(3)) == comparable(worked)
