@@ -31,6 +31,9 @@ __all__ = ["forget_secrets", "resolve_secrets_into_env"]
 
 PREFIX = "LAMBDA_TASKS_SECRET_"
 
+# Version 0.8 read all variables from the secret of this name.
+_FORMER = "LAMBDA_TASKS_ENVIRONMENT_SECRETS_MANAGER_ARN"
+
 _SHAPE = "<arn>:<json-key>:<version-stage>:<version-id>"
 _ARN_SEGMENTS = 7
 _SEGMENTS = _ARN_SEGMENTS + 3
@@ -149,7 +152,10 @@ def arns_of_secrets(references: Mapping[str, str]) -> list[str]:
 
 
 def _read_references(names: Iterable[str], read: Callable[[str], str | None]) -> list[_Reference]:
+    names = list(names)
     variables = sorted(name for name in names if name.startswith(PREFIX))
+    if _FORMER in names and not variables:
+        _refuse([f"{_FORMER} is a variable of version 0.8. Set {PREFIX}<key>={_SHAPE} for each key of the secret."])
     _refuse(problem for variable in variables for problem in _problems_with(variable, read))
     return [_reference(variable, read) for variable in variables]
 

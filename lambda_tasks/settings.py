@@ -118,11 +118,24 @@ def _either(first: str, second: str) -> Callable[[Any, str], str]:
     return checked
 
 
+def _remedy_for_former_queues(value: Any) -> str:
+    """Return what to write for queues that are dicts, as in version 0.8, or an empty string."""
+    queues = value if isinstance(value, Mapping) else {}
+    keys = {str(name): each.keys() for name, each in queues.items() if isinstance(each, Mapping)}
+    remedy = ""
+    if any("queue_url" in each for each in keys.values()):
+        remedy = ' In place of {"queue_url": url}, as in version 0.8, write the URL itself.'
+    if batch := [name for name, each in keys.items() if "job_queue_arn" in each]:
+        remedy += f" Tasks do not run on AWS Batch: remove {', '.join(batch)}, and change queue= on its tasks."
+    return f"{remedy} See docs/howto/from-0.x.md." if remedy else ""
+
+
 def _queues(value: Any, name: str) -> dict[str, str]:
     if not isinstance(value, Mapping) or not all(
         isinstance(queue, str) and isinstance(url, str) and queue and url for queue, url in value.items()
     ):
-        raise TypeError(f"{name} must be a dict that maps queue names to SQS queue URLs, not {described(value)}.")
+        problem = f"{name} must be a dict that maps queue names to SQS queue URLs, not {described(value)}."
+        raise TypeError(problem + _remedy_for_former_queues(value))
     if DEFAULT_QUEUE not in value:
         raise ValueError(f"{name} must contain a queue named {DEFAULT_QUEUE!r}. It contains {names(value)}.")
     return dict(value)

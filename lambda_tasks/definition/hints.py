@@ -1,4 +1,4 @@
-"""What to write here for names of Celery's API: one table for attributes, options and keywords of calls.
+"""What to write here for names of Celery's API, and for those of version 0.8.
 
 It is read only for names that do not exist, in the error that says so.
 """
@@ -74,7 +74,6 @@ OPTIONS: Final = {
 CALL_KEYWORDS: Final = {
     "countdown": f"use {_DELAY}",
     "eta": f"use a delay in seconds, as in {_DELAY}",
-    "_delay": f"use {_DELAY}",
     "delay": f"use {_DELAY}",
     "queue": 'use task.using(queue="…").execute_on_commit(…)',
     "_queue": 'use task.using(queue="…").execute_on_commit(…)',
@@ -99,6 +98,20 @@ SETTINGS: Final = {
     "RESULT_EXPIRES": "the task cleanup_task_records",
 }
 
+# Version 0.8
+
+#: The page on upgrading, in the documentation.
+FORMER_PAGE: Final = "docs/howto/from-0.x.md"
+
+FORMER_OPTIONS: Final = {
+    "retry_singleton": 'use on_contention="skip" for False, and remove it for True, which is the default',
+}
+FORMER_KEYWORDS: Final = {"_delay": f"use {_DELAY}"}
+#: Settings, with their prefix.
+FORMER_SETTINGS: Final = {
+    "LAMBDA_TASKS_LOCAL_WORKERS": "run `manage.py lambda_tasks worker --concurrency N`",
+}
+
 
 def for_attribute(name: str) -> str | None:
     """Return a sentence for an attribute that a task lacks; None for a name that is not Celery's."""
@@ -107,17 +120,27 @@ def for_attribute(name: str) -> str | None:
 
 def for_options(names: Iterable[str]) -> str:
     """Return sentences for unknown options of the decorator, or an empty string."""
-    return _sentences(names, OPTIONS)
+    return _sentences(names, OPTIONS) + _former_sentences(names, FORMER_OPTIONS)
 
 
 def for_keywords(names: Iterable[str]) -> str:
     """Return sentences for arguments of a call that are not parameters of the task, or an empty string."""
-    return _sentences(names, CALL_KEYWORDS)
+    return _sentences(names, CALL_KEYWORDS) + _former_sentences(names, FORMER_KEYWORDS)
+
+
+def for_former_setting(name: str) -> str:
+    """Return a sentence for a setting of version 0.8, or an empty string."""
+    return _former_sentences((name,), FORMER_SETTINGS).strip()
 
 
 def _sentences(names: Iterable[str], table: dict[str, str]) -> str:
     found = (_sentence(name, table.get(name)) for name in sorted(names))
     return "".join(f" {sentence}" for sentence in found if sentence)
+
+
+def _former_sentences(names: Iterable[str], table: dict[str, str]) -> str:
+    found = (name for name in sorted(names) if name in table)
+    return "".join(f" In place of {name} in version 0.8, {table[name]} ({FORMER_PAGE})." for name in found)
 
 
 def _sentence(name: str, instead: str | None) -> str | None:

@@ -65,17 +65,22 @@ def _invalid_settings() -> Iterator[CheckMessage]:
 
 
 def _unknown_settings() -> Iterator[CheckMessage]:
+    from lambda_tasks.definition.hints import for_former_setting
+
     known = {setting.name for setting in _settings().values()}
     for name in sorted(set(dir(django_settings)) - known):
         if name.startswith(_OUR_NAMES) and name.isupper():
-            guess = _closest_setting(name)
+            former, guess = for_former_setting(name), _closest_setting(name)
             # With another prefix, the setting may belong to the project.
             if guess or name.startswith(PREFIX):
                 yield Warning(
                     f"{name} is not a setting of django-lambda-tasks, so the library does not read it.",
-                    hint=f"Did you mean {guess}?"
-                    if guess
-                    else f"Remove it. The settings are {', '.join(sorted(known))}.",
+                    hint=former
+                    or (
+                        f"Did you mean {guess}?"
+                        if guess
+                        else f"Remove it. The settings are {', '.join(sorted(known))}."
+                    ),
                     id="lambda_tasks.W005",
                 )
 

@@ -27,6 +27,7 @@ from lambda_tasks.handler import handler
 from lambda_tasks.messages import SQSLambdaTask
 from lambda_tasks.models import OutboxMessage, TaskRecord
 from lambda_tasks.operations import checks
+from tests.project.test_docs import DOCS, running_page
 
 STATES: Final = Path(__file__).parents[1] / "upgrades"
 TABLE: Final = TaskRecord._meta.db_table
@@ -52,6 +53,11 @@ pytestmark = pytest.mark.databases(transaction=True)
 @lambda_task(aliases=("shop.tasks.greet",))
 def greet(*, name: str, amount: int = 1) -> str:
     return f"{name} {amount}"
+
+
+@lambda_task(aliases=("shop.tasks.render",))
+def render(*, name: str) -> str:
+    return f"rendered for {name}"
 
 
 class Old:
@@ -305,6 +311,34 @@ class TestPublishedTable:
         old.migrate()
 
         assert len(records()) == 4
+
+
+class TestMessagesOf08:
+    def test_delayed_invocation_keeps_its_delay(self, old: Old) -> None:
+        old.migrate()
+        task = SQSLambdaTask.model_validate(old.state("0.8.1")["delayed"])
+
+        assert (task.message.task_name, task.delay, task.queue) == ("shop.tasks.greet", 30, "default")
+
+    def test_batch_message_stays_in_the_queue(self, old: Old) -> None:
+        old.make("0.8.1")
+        old.migrate()
+        [sent] = old.state("0.8.1")["batch"]
+
+        assert handler({"Records": [sent]}, None) == {"batchItemFailures": [{"itemIdentifier": sent["messageId"]}]}
+
+        assert len(records()) == 4
+
+    def test_batch_message_is_sent_again_as_documented(self, old: Old, settings: Any) -> None:
+        old.make("0.8.1")
+        old.migrate()
+        [sent] = old.state("0.8.1")["batch"]
+        settings.LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.eager.EagerBackend"
+
+        with running_page(DOCS / "howto/from-0.x.md"):
+            assert handler({"Records": [sent]}, None) == {"batchItemFailures": []}
+
+        assert records()["render"].result == "rendered for Ada"
 
 
 def _interrupt(*_: Any) -> None:

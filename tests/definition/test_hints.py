@@ -17,9 +17,9 @@ from lambda_tasks import lambda_task
 from lambda_tasks.decorators import LambdaTaskWrapper
 from lambda_tasks.definition import hints
 from lambda_tasks.definition.options import Options
-from lambda_tasks.exceptions import InvalidArguments
+from lambda_tasks.exceptions import InvalidArguments, InvalidSetting
 from lambda_tasks.operations.checks import check_settings
-from lambda_tasks.settings import LambdaTasksSettings
+from lambda_tasks.settings import LambdaTasksSettings, app_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,6 +93,37 @@ class TestCalls:
             greet.execute_on_commit("Ada", True)  # type: ignore[call-arg, misc]
 
 
+class TestVersion08:
+    """Names of version 0.8 get an answer as well."""
+
+    def test_option_has_an_answer(self) -> None:
+        with pytest.raises(TypeError, match=r"In place of retry_singleton in version 0\.8, use on_contention=\"skip\""):
+            lambda_task(singleton=True, retry_singleton=False)(greet.function)  # type: ignore[call-overload]
+
+    @pytest.mark.parametrize("method", ["execute_on_commit", "serialize"])
+    def test_delay_of_a_call_has_an_answer(self, method: str) -> None:
+        with pytest.raises(InvalidArguments, match=r"In place of _delay in version 0\.8, use task\.using\(delay=60\)"):
+            getattr(greet, method)(name="Ada", _delay=30)
+
+    @override_settings(LAMBDA_TASKS_LOCAL_WORKERS=2)
+    def test_setting_has_an_answer(self) -> None:
+        [message] = [message for message in check_settings() if message.id == "lambda_tasks.W005"]
+        assert "lambda_tasks worker --concurrency N" in str(message.hint)
+
+    def test_queues_have_an_answer(self) -> None:
+        batch = {"job_queue_arn": "arn:aws:batch:…", "job_definition_arn": "arn:aws:batch:…"}
+        queues = {"default": {"queue_url": "https://sqs.eu-west-1.amazonaws.com/123456789012/shop"}, "batch": batch}
+        with override_settings(LAMBDA_TASKS_QUEUES=queues):
+            [message] = [message for message in check_settings() if message.id == "lambda_tasks.E001"]
+        assert 'In place of {"queue_url": url}, as in version 0.8, write the URL itself.' in message.msg
+        assert "remove batch" in message.msg
+
+    def test_other_queues_have_no_answer(self) -> None:
+        with override_settings(LAMBDA_TASKS_QUEUES={"default": 5}), pytest.raises(InvalidSetting) as caught:
+            _ = app_settings.queues
+        assert "0.8" not in str(caught.value)
+
+
 class TestSettings:
     @override_settings(CELERY_TASK_ALWAYS_EAGER=True, CELERY_BROKER_URL="sqs://", CELERY_TIMEZONE="UTC")
     def test_counterparts_of_settings_are_named(self) -> None:
@@ -116,5 +147,6 @@ class TestTable:
         settings = {setting.name for setting in vars(LambdaTasksSettings).values() if hasattr(setting, "name")}
         assert {ours for ours in hints.SETTINGS.values() if ours.startswith("LAMBDA_TASKS_")} <= settings
 
-    def test_page_exists(self) -> None:
+    def test_pages_exist(self) -> None:
         assert (ROOT / hints.PAGE).is_file()
+        assert (ROOT / hints.FORMER_PAGE).is_file()

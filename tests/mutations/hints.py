@@ -24,6 +24,27 @@ MUTATIONS: Final = (
         HINTS + "::TestOptions",
     ),
     Mutation(
+        "calls of version 0.8 are not answered",
+        "definition/hints.py",
+        " + _former_sentences(names, FORMER_KEYWORDS)",
+        "",
+        HINTS + "::TestVersion08",
+    ),
+    Mutation(
+        "queues of version 0.8 are not answered",
+        "settings.py",
+        "problem + _remedy_for_former_queues(value)",
+        "problem",
+        HINTS + "::TestVersion08",
+    ),
+    Mutation(
+        "a function starts without the secret of version 0.8",
+        "secret_loader.py",
+        "    if _FORMER in names and not variables:\n",
+        "    if False:\n",
+        "tests/project/test_secret_loader.py",
+    ),
+    Mutation(
         "parameters are taken for keywords of Celery",
         "definition/signatures.py",
         "for_keywords(arguments.keys() - self.parameters.keys())",

@@ -20,6 +20,12 @@ from typing import Any
 VENDOR, NAME, TARGET = sys.argv[1:]
 TABLE = "lambda_tasks_taskrecord"
 QUEUES: dict[str, Any] = {}
+#: The queue of AWS Batch, which 0.8 has.
+BATCH: dict[str, str] = {
+    "job_queue_arn": "arn:aws:batch:us-east-1:123456789012:job-queue/batch",
+    "job_definition_arn": "arn:aws:batch:us-east-1:123456789012:job-definition/render:1",
+}
+HAS_BATCH = version("django-lambda-tasks") >= "0.8"
 URL: list[str] = []
 
 from django.conf import settings
@@ -83,6 +89,11 @@ def again(*, name: str) -> None:
 @lambda_task
 def dies() -> None:
     os._exit(0)
+
+
+@lambda_task(queue="batch")
+def render(*, name: str) -> str:
+    return f"rendered for {name}"
 
 
 def migrate() -> None:
@@ -158,11 +169,20 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, int | None) else str(value)
 
 
+def of_0_8() -> dict[str, Any]:
+    """Return the message of a task on a queue of AWS Batch, and a call with `_delay`."""
+    render.execute_on_commit(name="Ada")
+    return {
+        "batch": [record(message) for message in received()],
+        "delayed": greet.serialize(name="Ada", _delay=30),
+    }
+
+
 def main() -> None:
     with mock_aws():
         url = boto3.client("sqs").create_queue(QueueName="default")["QueueUrl"]
         URL.append(url)
-        QUEUES["default"] = url if version("django-lambda-tasks") < "0.8" else {"queue_url": url}
+        QUEUES.update({"default": {"queue_url": url}, "batch": BATCH} if HAS_BATCH else {"default": url})
         migrate()
         for call in (greet, broken, again):
             call.execute_on_commit(name="Zoë")
@@ -171,6 +191,7 @@ def main() -> None:
             run(message)
         greet.execute_on_commit(name="Ada", amount=2)
         waiting = [record(message) for message in received()]
+        only_in_0_8 = of_0_8() if HAS_BATCH else {}
     with connection.cursor() as cursor:
         cursor.execute("SELECT name FROM django_migrations WHERE app = 'lambda_tasks' ORDER BY id")
         applied = [name for (name,) in cursor.fetchall()]
@@ -180,6 +201,7 @@ def main() -> None:
         "rows": rows(),
         "messages": waiting,
         "serialized": greet.serialize(name="Ada", amount=3),
+        **only_in_0_8,
     }
     Path(TARGET).write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n")
 
