@@ -403,13 +403,13 @@ def test_resolved_variable_changed_meanwhile_is_refused(secrets_manager, refer, 
     assert values("DATABASE_URL") == ["changed"]
 
 
-def test_secret_of_version_0_8_is_refused(secrets_manager, monkeypatch):
+def test_secret_of_version_08_is_refused(secrets_manager, monkeypatch):
     monkeypatch.setenv("LAMBDA_TASKS_ENVIRONMENT_SECRETS_MANAGER_ARN", ARN)
     with pytest.raises(ValueError, match=r"is a variable of version 0\.8\. Set LAMBDA_TASKS_SECRET_<key>=<arn>"):
         resolve_secrets_into_env()
 
 
-def test_function_may_keep_the_variable_of_version_0_8(secrets_manager, refer, monkeypatch):
+def test_both_secrets_may_be_configured(secrets_manager, refer, monkeypatch):
     monkeypatch.setenv("LAMBDA_TASKS_ENVIRONMENT_SECRETS_MANAGER_ARN", ARN)
     refer(API_KEY=secrets_manager.store({"k": "secret"}).reference("k"))
     resolve_secrets_into_env()
