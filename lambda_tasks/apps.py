@@ -12,6 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from lambda_tasks.exceptions import InvalidSetting
 from lambda_tasks.logging import show_outcomes_locally
+from lambda_tasks.recording.lines import SENTINEL
 from lambda_tasks.settings import app_settings
 
 #: The backend of Django's tasks, which is loaded only if the settings name it.
@@ -25,7 +26,7 @@ class LambdaTasksConfig(AppConfig):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        enable_loggers()  # early: `django.setup()` has just configured logging
+        enable_loggers(configured=_disables_loggers())  # early: `django.setup()` has just configured logging
 
     def ready(self) -> None:
         from lambda_tasks.operations import checks  # noqa: F401, registers the system checks
@@ -53,14 +54,25 @@ def _task_backends() -> list[str]:
     return [str(params.get("BACKEND", "")) for params in configured.values() if isinstance(params, dict)]
 
 
-def enable_loggers() -> None:
-    """Enable the library's loggers after `dictConfig` has disabled them.
+def _disables_loggers() -> bool:
+    """Return whether Django has called `dictConfig` in a way that disables existing loggers, which is its default."""
+    configuration = django_settings.LOGGING
+    return bool(django_settings.LOGGING_CONFIG and configuration) and configuration.get(
+        "disable_existing_loggers", True
+    )
+
+
+def enable_loggers(*, configured: bool = False) -> None:
+    """Enable the library's loggers after `dictConfig` has disabled them, and not those that a project has disabled.
 
     Unless `disable_existing_loggers` is False, `dictConfig` disables all existing loggers that LOGGING does not name.
     On Lambda, the handler is imported before Django is set up, so nearly all of the library's loggers exist by then.
+    A project that sets `disabled` on a logger does not do so on the sentinel. `configured` tells of a configuration
+    before the sentinel existed.
     """
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        ours = name == "lambda_tasks" or name.startswith("lambda_tasks.")
-        if ours and isinstance(logger, logging.Logger):
-            logger.disabled = False
+    if configured or SENTINEL.disabled:
+        for name, logger in list(logging.root.manager.loggerDict.items()):
+            ours = name == "lambda_tasks" or name.startswith("lambda_tasks.")
+            if ours and isinstance(logger, logging.Logger):
+                logger.disabled = False
     show_outcomes_locally()

@@ -7,7 +7,6 @@ raises an error, the error is recorded and the message is acknowledged.
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import time
@@ -30,9 +29,10 @@ from lambda_tasks.execution.strangers import start_watching
 from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.limits import watchdog
 from lambda_tasks.limits.alarms import KILL_GRACE
-from lambda_tasks.logging import SteadyLogger
+from lambda_tasks.logging import SteadyLogger, add_fields_on_lambda, task_logger, trace_id
 from lambda_tasks.outcomes import Outcome, Skipped, Succeeded
 from lambda_tasks.plugins import hooks, notify
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.secret_loader import resolve_secrets_into_env
 from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_backend, get_store
@@ -42,7 +42,7 @@ from lambda_tasks.wire.invocation import Invocation
 if TYPE_CHECKING:
     from lambda_tasks.definition.task import Task
 
-logger = SteadyLogger(logging.getLogger("lambda_tasks.handler"), {})
+logger = SteadyLogger(get_logger("lambda_tasks.handler"), {})
 
 #: The number of deliveries after which a message is suspected of killing workers, and runs last in its batch.
 SUSPICIOUS_RECEIVES: Final = 3
@@ -124,6 +124,7 @@ def boot() -> None:
         start_watching()
         hooks().lambda_task_boot()
         enable_loggers()  # a plugin may have configured logging
+        add_fields_on_lambda()
         _booted = True
 
 
@@ -223,6 +224,16 @@ class Batch:
         return {"batchItemFailures": [{"itemIdentifier": raw_id} for raw_id in self.failed]}
 
     def _run_one(self, delivery: Delivery) -> None:
+        with task_logger.bound(
+            delivery.message_id,
+            queue=delivery.queue,
+            root_id=delivery.root_id,
+            aws_request_id=self._request_id,
+            trace_id=trace_id(delivery.texts),
+        ):
+            self._run_bound(delivery)
+
+    def _run_bound(self, delivery: Delivery) -> None:
         outcome: Outcome | Skipped | None = None
         try:
             message = Invocation.of_body(delivery.body)

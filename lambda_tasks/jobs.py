@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.exceptions import RetryLater
+from lambda_tasks.recording.lines import Lines, indented
 from lambda_tasks.recording.masking import masked, scrubbed
 from lambda_tasks.recording.storable import storable
 from lambda_tasks.recording.tracebacks import dropped_text, traceback_text
@@ -347,8 +348,12 @@ def log_error(
     error: BaseException,
     level: int = logging.ERROR,
 ) -> None:
-    """Log `message` with the traceback of `error`. If the task has sensitive arguments, they are masked."""
+    """Log `message` with the traceback of `error`. If the task has sensitive arguments, they are masked.
+
+    The location of the line is that of the caller.
+    """
     if run.task.sensitive:
-        logger.log(level, "%s\n%s", message % args, run.traceback_text(error))
+        # The traceback is a part of the line, since `exc_info` would show the arguments.
+        logger.log(level, "%s\n%s", message % args, Lines(indented(run.traceback_text(error))), stacklevel=2)
     else:
-        logger.log(level, message, *args, exc_info=error)
+        logger.log(level, message, *args, exc_info=error, stacklevel=2)

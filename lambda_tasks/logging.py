@@ -1,9 +1,10 @@
-"""Loggers whose lines contain the id of the invocation."""
+"""Loggers whose lines contain the id of the invocation, and a filter that adds its fields to all other lines."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from lambda_tasks.recording.lines import Lines, get_logger
 from lambda_tasks.recording.storable import storable
 from lambda_tasks.recording.tracebacks import traceback_text
 
@@ -19,20 +21,63 @@ if TYPE_CHECKING:
 else:
     _Adapter = logging.LoggerAdapter  # cannot be subscripted in Python 3.10
 
+#: The fields of an invocation that `InvocationFilter` adds to log records.
+FIELDS: Final = ("message_id", "task_name", "queue", "attempt", "root_id", "aws_request_id", "trace_id")
+
+#: Match the id of a trace in the W3C's header `traceparent` and in the header of X-Ray.
+_W3C: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_X_RAY: Final = re.compile(r"\bRoot=(1-[0-9a-fA-F]{8}-[0-9a-fA-F]{24})\b")
+#: The frames that a method of `SteadyLogger` adds between its caller and `logging`. Before 3.11, those of `logging`
+#: itself count, too.
+_OWN_FRAMES: Final = 1 if sys.version_info >= (3, 11) else 2
+
 # A single value for all fields, so that a thread or a nested eager task never sees a mixture.
-_NONE: Final[Mapping[str, str]] = MappingProxyType({})
-_fields: ContextVar[Mapping[str, str]] = ContextVar("lambda_tasks_log_fields", default=_NONE)
+_NONE: Final[Mapping[str, str | int]] = MappingProxyType({})
+_fields: ContextVar[Mapping[str, str | int]] = ContextVar("lambda_tasks_log_fields", default=_NONE)
 
 
 def current_message_id() -> str | None:
     """Return the message id of the current invocation, or None outside of one."""
-    return _fields.get().get("message_id")
+    message_id = _fields.get().get("message_id")
+    return None if message_id is None else str(message_id)
+
+
+def trace_id(attributes: Mapping[str, str]) -> str | None:
+    """Return the id of the trace of an invocation, or None if it has none.
+
+    It is that of the message attribute `traceparent`, if a plugin of the producer has added one, and otherwise that of
+    X-Ray, which Lambda sets for each invocation of the function.
+    """
+    if found := _W3C.match(attributes.get("traceparent", "")):
+        return found[1]
+    found = _X_RAY.search(os.environ.get("_X_AMZN_TRACE_ID", ""))
+    return None if found is None else found[1]
+
+
+class InvocationFilter(logging.Filter):
+    """Adds the fields of the current invocation to every log record that passes, and lets all records pass.
+
+    The fields are `FIELDS`. Add the filter to a handler, which then has them in the lines of every logger. Outside of
+    an invocation, and for fields that it lacks, the value is `missing`. A field that a record already has, for example
+    from `extra`, is kept.
+    """
+
+    def __init__(self, *, missing: object = None) -> None:
+        super().__init__()
+        self.missing = missing
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        fields, known = _fields.get(), record.__dict__
+        for field in FIELDS:
+            if field not in known:
+                known[field] = fields.get(field, self.missing)
+        return True
 
 
 class TaskLoggerAdapter(_Adapter):
     """Prefixes each line with `[message_id]`, and adds the fields to the log record as `extra` for JSON logs.
 
-    The fields are `message_id` and `task_name`. They are stored in a context variable, so each thread and each
+    The fields are those of `FIELDS` that are known. They are stored in a context variable, so each thread and each
     asyncio task has its own.
     """
 
@@ -44,9 +89,10 @@ class TaskLoggerAdapter(_Adapter):
         return msg, kwargs
 
     @contextmanager
-    def bound(self, message_id: str, **fields: str) -> Iterator[None]:
-        """Add `message_id` and `fields` to every line that is logged in the context."""
-        token = _fields.set({"message_id": message_id, **fields})
+    def bound(self, message_id: str, **fields: str | int | None) -> Iterator[None]:
+        """Add `message_id` and those of `fields` that are not None to every line that is logged in the context."""
+        known = {name: value for name, value in fields.items() if value is not None}
+        token = _fields.set({"message_id": message_id, **known})
         try:
             yield
         finally:
@@ -61,22 +107,37 @@ class SteadyLogger(TaskLoggerAdapter):
     """
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        if not self.isEnabledFor(level):
+            return
         given = kwargs.get("exc_info")
         error = given if isinstance(given, BaseException) else sys.exc_info()[1] if given else None
         if error is not None and (cause := _cause_of(error)) is not None:
             kwargs["extra"] = {"cause": traceback_text(cause), **(kwargs.get("extra") or {})}
+        level_of_caller = kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + _OWN_FRAMES
         try:
             super().log(level, msg, *args, **kwargs)
         except Exception:
             with suppress(Exception):
                 text = str(msg) % args if args else str(msg)
                 lines = storable(text), *([traceback_text(error)] if error else [])
-                super().log(level, "%s", "\n".join(lines), extra=kwargs.get("extra"))
+                extra = kwargs.get("extra")
+                super().log(level, "%s", Lines("\n".join(lines)), extra=extra, stacklevel=level_of_caller)
 
 
 def _cause_of(error: BaseException) -> BaseException | None:
     """Return the error that caused `error`. Formatters for JSON, such as Lambda's, print only `error` itself."""
     return error.__cause__ if error.__suppress_context__ else error.__context__
+
+
+def add_fields_on_lambda() -> None:
+    """Add the fields of the invocation to the lines of every logger in Lambda's own handler, which JSON mode shows.
+
+    The name of its class identifies the handler, because the runtime's package is not imported here.
+    """
+    for handler in logging.getLogger().handlers:
+        is_known = any(isinstance(each, InvocationFilter) for each in handler.filters)
+        if type(handler).__name__.startswith("LambdaLoggerHandler") and not is_known:
+            handler.addFilter(InvocationFilter())
 
 
 def show_outcomes_locally() -> None:
@@ -89,4 +150,4 @@ def show_outcomes_locally() -> None:
 #: The logger for tasks: `task_logger.info("sending to %s", user_id)` → "[01931…] sending to 42".
 task_logger = TaskLoggerAdapter(logging.getLogger("lambda_tasks.task"), {})
 #: The logger of the library itself for invocations, with the same prefix.
-run_logger = SteadyLogger(logging.getLogger("lambda_tasks.executor"), {})
+run_logger = SteadyLogger(get_logger("lambda_tasks.executor"), {})

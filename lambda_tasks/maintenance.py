@@ -6,7 +6,6 @@ EventBridge schedule or cron does the maintenance when no messages arrive for a 
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from django.db import connections
 from lambda_tasks import registry
 from lambda_tasks.database.errors import close_broken_connections, drain_pool, end_session
 from lambda_tasks.exceptions import InvalidEvent, InvalidSetting
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.recording.storable import shown
 from lambda_tasks.strategies import get_backend, sends_directly
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lambda_tasks.backends.relay import Relayed
     from lambda_tasks.operations.schedules import Fired
 
-logger = logging.getLogger("lambda_tasks.maintenance")
+logger = get_logger("lambda_tasks.maintenance")
 
 #: The field of an event that requests maintenance, and its value.
 EVENT_FIELD: Final = "lambda_tasks"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import pluggy
@@ -14,12 +13,13 @@ from lambda_tasks.exceptions import InvalidSetting
 from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.hookspecs import LISTENERS, PROJECT, QUESTIONS, Hooks
 from lambda_tasks.recording.described import described
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.settings import PREFIX, app_settings
 
 if TYPE_CHECKING:
     from lambda_tasks.jobs import Run
 
-logger = logging.getLogger("lambda_tasks.plugins")
+logger = get_logger("lambda_tasks.plugins")
 
 #: The plugin with the library's default behaviour, which applies if no other plugin returns a value.
 DEFAULT_PLUGIN: Final = "lambda_tasks.execution.default_plugin"
@@ -168,7 +168,7 @@ def ask(question: Any, answers: Any, **details: Any) -> Any:
 
 def _log_error(sentence: str, *words: object, error: Exception, run: Run | None) -> None:
     if run is None:
-        logger.error(sentence, *words, exc_info=error)
+        logger.error(sentence, *words, exc_info=error, stacklevel=2)
     else:
         from lambda_tasks.jobs import log_error  # only an error pays for the import
 

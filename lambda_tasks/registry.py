@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -14,11 +13,12 @@ from django.utils.module_loading import module_has_submodule
 from lambda_tasks.definition import importable
 from lambda_tasks.exceptions import UnknownTask
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
+from lambda_tasks.recording.lines import get_logger
 
 if TYPE_CHECKING:
     from lambda_tasks.definition.task import Task
 
-logger = logging.getLogger("lambda_tasks.registry")
+logger = get_logger("lambda_tasks.registry")
 
 _tasks: dict[str, Task] = {}
 #: Maps aliases, which are former names of tasks, to their current names.

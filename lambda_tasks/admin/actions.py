@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from django.contrib import admin, messages
@@ -20,6 +19,7 @@ from lambda_tasks.admin.listing import MOST_LISTED, LargeTableAdmin
 from lambda_tasks.handles import cancel
 from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskRerun, TaskStatus
+from lambda_tasks.recording.lines import get_logger
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     _Records = QuerySet[TaskRecord]
 
-logger = logging.getLogger("lambda_tasks.admin")
+logger = get_logger("lambda_tasks.admin")
 
 #: The maximum numbers of records that one request changes. Django rejects forms with more than a thousand fields.
 MOST_RUN_AGAIN: Final = 100

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -21,6 +20,7 @@ from lambda_tasks.admin.confirming import Question, confirmation, is_confirmed, 
 from lambda_tasks.admin.listing import LargeTableAdmin
 from lambda_tasks.flows.handles import Counts, FlowHandle
 from lambda_tasks.models import FlowKind, MemberStatus, TaskFlow, TaskFlowMember, TaskStatus
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.strategies import get_store
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     _Flows = QuerySet[TaskFlow]
 
-logger = logging.getLogger("lambda_tasks.admin")
+logger = get_logger("lambda_tasks.admin")
 
 #: The maximum numbers of chains and groups that one request cancels, and of tasks that a page names.
 MOST_CANCELLED: Final = 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from enum import Enum
 from time import monotonic
@@ -34,6 +33,7 @@ from lambda_tasks.database.clock import DatabaseNow, from_now
 from lambda_tasks.exceptions import InvalidMessage
 from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import OutboxMessage, TaskRecord
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.recording.masking import MASK, masked
 from lambda_tasks.registry import find_task
 from lambda_tasks.wire.attributes import ROOT_ID_ATTRIBUTE
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     _Messages = QuerySet[OutboxMessage]
 
-logger = logging.getLogger("lambda_tasks.outbox")
+logger = get_logger("lambda_tasks.outbox")
 
 #: The maximum number of characters of an error that the list shows.
 SHOWN: Final = 120

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -20,10 +19,11 @@ from lambda_tasks.admin import overview_sections
 from lambda_tasks.admin.listing import DeclaredLookupAdmin
 from lambda_tasks.admin.overview_sections import Span
 from lambda_tasks.models import TaskRecord, TasksOverview
+from lambda_tasks.recording.lines import get_logger
 
 T = TypeVar("T")
 
-logger = logging.getLogger("lambda_tasks.admin")
+logger = get_logger("lambda_tasks.admin")
 
 #: Seconds for which the numbers are cached, so that many open pages ask the database no more often than one.
 FRESH: Final = 5

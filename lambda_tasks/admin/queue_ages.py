@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.operations.aws import connect_to_aws
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.settings import app_settings
 from lambda_tasks.wire.queue_urls import server_of
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lambda_tasks.operations.statistics import Depth
     from lambda_tasks.wire.queue_urls import Server
 
-logger = logging.getLogger("lambda_tasks.admin")
+logger = get_logger("lambda_tasks.admin")
 
 #: Seconds to wait for CloudWatch, which is asked once: a page must not wait for an unavailable network.
 _TIMEOUT: Final = 3

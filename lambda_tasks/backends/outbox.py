@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,12 +28,13 @@ from lambda_tasks.jobs import Job, carries_first_sent
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.models import OutboxMessage
 from lambda_tasks.recording.described import described
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.settings import MAX_KEPT_DELAY, PREFIX, strategy
 from lambda_tasks.strategies import get_store, instance
 from lambda_tasks.wire import ids
 from lambda_tasks.wire.invocation import in_ascii
 
-logger = logging.getLogger("lambda_tasks.outbox")
+logger = get_logger("lambda_tasks.outbox")
 
 #: The most rows, and bytes of messages, of one INSERT. MariaDB closes the connection at 16 MiB.
 _MAX_ROWS: Final = 500

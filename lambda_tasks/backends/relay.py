@@ -6,7 +6,6 @@ messages that were already sent are sent again with the same id, and run once.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -25,9 +24,10 @@ from lambda_tasks.database.clock import DatabaseNow, from_now
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.plugins import hooks, notify
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.sending.results import results_of
 
-logger = logging.getLogger("lambda_tasks.outbox")
+logger = get_logger("lambda_tasks.outbox")
 
 #: The status of a message in the outbox, as `TaskHandle.status` returns it.
 WAITING: Final = "WAITING"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import re
@@ -23,6 +22,7 @@ from lambda_tasks.exceptions import InvalidSetting, MessageTooLarge
 from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.sending.side_by_side import SideBySide
 from lambda_tasks.settings import LambdaTasksSettings, app_settings, whole_number
 from lambda_tasks.wire.queue_urls import (
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from botocore.client import BaseClient
     from botocore.exceptions import ClientError
 
-logger = logging.getLogger("lambda_tasks.backends.sqs")
+logger = get_logger("lambda_tasks.backends.sqs")
 
 #: The most entries of a batch (SendMessageBatch in the API reference of SQS).
 MAX_ENTRIES: Final = 10

@@ -14,7 +14,6 @@ the task starts has its own limit of the same size.
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import sys
@@ -25,8 +24,9 @@ from typing import Final
 
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import Run
+from lambda_tasks.recording.lines import get_logger
 
-logger = logging.getLogger("lambda_tasks.contrib.memory")
+logger = get_logger("lambda_tasks.contrib.memory")
 
 #: The environment variable in which Lambda sets the function's memory in MiB.
 MEMORY_SIZE: Final = "AWS_LAMBDA_FUNCTION_MEMORY_SIZE"

@@ -15,7 +15,6 @@ interrupted, so the server ends it. All of these settings end with the transacti
 
 from __future__ import annotations
 
-import logging
 import selectors
 import time
 from collections.abc import Callable, Generator
@@ -30,8 +29,9 @@ from lambda_tasks.jobs import Run
 from lambda_tasks.limits.alarms import HardTimeLimitExceeded
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry
 from lambda_tasks.plugins import ask, hooks
+from lambda_tasks.recording.lines import get_logger
 
-logger = logging.getLogger("lambda_tasks.contrib.postgres")
+logger = get_logger("lambda_tasks.contrib.postgres")
 
 #: Seconds after the hard timeout at which the server ends a statement, so that the worker's own alarm comes first.
 MARGIN: Final = 1.0

@@ -11,7 +11,6 @@ WARNING is logged once per process, and the ORM runs the query instead, each tim
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,8 +28,9 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
 
 from lambda_tasks.database.clock import minutes_east
+from lambda_tasks.recording.lines import get_logger
 
-logger = logging.getLogger("lambda_tasks.database")
+logger = get_logger("lambda_tasks.database")
 
 #: How the value of a slot begins that has none yet. It must not appear in SQL or in its parameters.
 _MARK: Final = "lambda_tasks slot "

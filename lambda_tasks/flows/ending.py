@@ -8,7 +8,6 @@ all invocations are derived from that of the ended one, so that they run once.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +23,7 @@ from lambda_tasks.flows import rows
 from lambda_tasks.flows.due import Due, dues, serialized
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.outcomes import Failed, Latest, Outcome, Succeeded
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.recording.storable import storable
 from lambda_tasks.recording.tracebacks import without_later_lines
 from lambda_tasks.results import json_result
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lambda_tasks.definition.task import Task
     from lambda_tasks.jobs import Job, Run
 
-logger = logging.getLogger("lambda_tasks.flows")
+logger = get_logger("lambda_tasks.flows")
 
 #: The number of characters of an error that `ERROR` has.
 _MAX_ERROR: Final = 2_000

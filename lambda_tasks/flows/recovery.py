@@ -7,7 +7,6 @@ has ended, such as those that were cancelled before they started.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import monotonic
@@ -22,13 +21,14 @@ from lambda_tasks.flows import ending, rows
 from lambda_tasks.flows.due import task_named
 from lambda_tasks.handles import cancel
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.strategies import get_store
 from lambda_tasks.wire import marks
 
 if TYPE_CHECKING:
     from lambda_tasks.definition.task import Task
 
-logger = logging.getLogger("lambda_tasks.flows")
+logger = get_logger("lambda_tasks.flows")
 
 #: Seconds for which the worker that has ended a task may still be busy with what follows.
 PATIENCE: Final = 60

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.flows import rows
 from lambda_tasks.flows.ending import End, end, end_group, pay_debts, resume
 from lambda_tasks.jobs import Job, SendState
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.recording.storable import unstorable
 from lambda_tasks.sending import outgoing
 from lambda_tasks.strategies import get_backend
@@ -24,7 +24,7 @@ from lambda_tasks.wire import ids, marks
 if TYPE_CHECKING:
     from lambda_tasks.handles import TaskHandle
 
-logger = logging.getLogger("lambda_tasks.flows")
+logger = get_logger("lambda_tasks.flows")
 
 
 def send_followed(job: Job, step: Step) -> TaskHandle[Any]:

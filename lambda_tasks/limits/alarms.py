@@ -10,7 +10,6 @@ COMMIT, does not raise, because the interrupted operation could not be undone.
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 import threading
@@ -23,8 +22,9 @@ from typing import Final
 from asgiref.current_thread_executor import _WorkItem
 
 from lambda_tasks.limits import watchdog
+from lambda_tasks.recording.lines import get_logger
 
-logger = logging.getLogger("lambda_tasks.timeouts")
+logger = get_logger("lambda_tasks.timeouts")
 
 #: Seconds between two interrupts of code that swallows them (`except:`, a `__del__`).
 REPEAT_EVERY: Final = 0.5

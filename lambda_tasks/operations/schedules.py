@@ -10,7 +10,6 @@ the new time is committed: a process that dies in between sends the ticks again,
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +28,7 @@ from lambda_tasks.exceptions import DuplicateTask
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.models import TaskRecord, TaskSchedule
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.sending import outgoing
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.wire import ids
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from lambda_tasks.definition.task import Task
     from lambda_tasks.handles import TaskHandle
 
-logger = logging.getLogger("lambda_tasks.schedules")
+logger = get_logger("lambda_tasks.schedules")
 
 #: A time: seconds since 1970, or a datetime. None is the database's time.
 Moment: TypeAlias = float | datetime | None

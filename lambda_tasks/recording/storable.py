@@ -30,6 +30,11 @@ def printable(text: str, *, max_length: int) -> str:
     if len(text) > max_length:
         head, tail = max_length // 2, max_length - max_length // 2
         text = f"{text[:head]} … {len(text) - max_length} characters left out … {text[-tail:]}"
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """Return `text` with line breaks and other characters escaped that are not printable."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import warnings
 import weakref
@@ -20,10 +19,11 @@ from lambda_tasks.exceptions import InvalidArguments, UnreachableTask, Unreachab
 from lambda_tasks.handles import TaskHandle, Withdrawn
 from lambda_tasks.jobs import SENT, UNSENT, Job
 from lambda_tasks.plugins import hooks, notify
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.settings import delay_constraint
 from lambda_tasks.strategies import get_backend, longest_delay
 
-logger = logging.getLogger("lambda_tasks.outgoing")
+logger = get_logger("lambda_tasks.outgoing")
 
 
 def send_on_commit(job: Job) -> TaskHandle[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
@@ -11,8 +10,9 @@ from typing import TypeAlias
 
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
+from lambda_tasks.recording.lines import get_logger
 
-logger = logging.getLogger("lambda_tasks.outgoing")
+logger = get_logger("lambda_tasks.outgoing")
 
 
 @dataclass(frozen=True, slots=True)

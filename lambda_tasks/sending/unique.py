@@ -7,7 +7,6 @@ the next call finds out whether the holder of the key has ended.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -28,11 +27,12 @@ from lambda_tasks.definition.keys import unique_key
 from lambda_tasks.exceptions import DuplicateTask, UnknownDatabase
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.jobs import Job
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.settings import MAX_DELAY
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.wire import ids
 
-logger = logging.getLogger("lambda_tasks.outgoing")
+logger = get_logger("lambda_tasks.outgoing")
 
 _statements: Final = Statements()
 

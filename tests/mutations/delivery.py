@@ -147,7 +147,7 @@ MUTATIONS: Final = (
     Mutation(
         "loggers stay disabled after the setup of Django",
         "apps.py",
-        "        enable_loggers()  # early",
+        "        enable_loggers(configured=_disables_loggers())  # early",
         "        pass  # early",
         "tests/project/test_logging.py::TestColdStart",
     ),

@@ -29,8 +29,8 @@ MUTATIONS: Final = (
     Mutation(
         "a failure of a sensitive task is logged with its error",
         "jobs.py",
-        "    if run.task.sensitive:\n        logger.log",
-        "    if run.task is None:\n        logger.log",
+        "    if run.task.sensitive:\n        # The traceback",
+        "    if run.task is None:\n        # The traceback",
         SENSITIVE,
     ),
     Mutation(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,12 +28,13 @@ from lambda_tasks.database.commits import open_transaction
 from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.jobs import SENT, Job
 from lambda_tasks.models import EnqueuedTask
+from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.recording.masking import masked
 from lambda_tasks.sending import outgoing
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.wire.invocation import Invocation
 
-logger = logging.getLogger("lambda_tasks.contrib.django_tasks")
+logger = get_logger("lambda_tasks.contrib.django_tasks")
 
 
 def send(
