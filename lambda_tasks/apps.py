@@ -36,7 +36,7 @@ class LambdaTasksConfig(AppConfig):
 
             add_plugin(f"{DJANGO_TASKS}.hooks")  # now, since a message may arrive before its task is imported
         try:
-            if app_settings.plugins:
+            if app_settings.plugins or app_settings.context:
                 from lambda_tasks.plugins import load_plugins
 
                 load_plugins()  # at startup, so that a misspelt hook does not raise an error at the first task

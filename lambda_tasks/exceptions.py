@@ -27,6 +27,10 @@ class InvalidArguments(LambdaTasksError, TypeError, ValueError):
     """The arguments of a call do not match the task's annotations, or would not arrive as they were sent."""
 
 
+class InvalidContext(LambdaTasksError, TypeError, ValueError):
+    """A value of LAMBDA_TASKS_CONTEXT cannot travel with a message, or one that has arrived cannot be set."""
+
+
 class InvalidMessage(LambdaTasksError, ValueError):
     """A message from the queue is not a valid task invocation."""
 

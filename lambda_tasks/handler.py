@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import django
@@ -29,7 +30,7 @@ from lambda_tasks.execution.strangers import start_watching
 from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.limits import watchdog
 from lambda_tasks.limits.alarms import KILL_GRACE
-from lambda_tasks.logging import SteadyLogger, add_fields_on_lambda, task_logger, trace_id
+from lambda_tasks.logging import Fields, SteadyLogger, add_fields_on_lambda, log_context, trace_id
 from lambda_tasks.outcomes import Outcome, Skipped, Succeeded
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.recording.lines import get_logger
@@ -224,16 +225,7 @@ class Batch:
         return {"batchItemFailures": [{"itemIdentifier": raw_id} for raw_id in self.failed]}
 
     def _run_one(self, delivery: Delivery) -> None:
-        with task_logger.bound(
-            delivery.message_id,
-            queue=delivery.queue,
-            root_id=delivery.root_id,
-            aws_request_id=self._request_id,
-            trace_id=trace_id(delivery.texts),
-        ):
-            self._run_bound(delivery)
-
-    def _run_bound(self, delivery: Delivery) -> None:
+        log_context.set((delivery.message_id, partial(self._log_fields, delivery)))  # it ends with the context
         outcome: Outcome | Skipped | None = None
         try:
             message = Invocation.of_body(delivery.body)
@@ -273,6 +265,15 @@ class Batch:
         finally:
             if not isinstance(outcome, Succeeded | Skipped):
                 close_connections()
+
+    def _log_fields(self, delivery: Delivery) -> Fields:
+        """Return the fields of lines about a delivery before and after its task is executed."""
+        return {
+            "queue": delivery.queue,
+            "root_id": delivery.root_id,
+            "aws_request_id": self._request_id,
+            "trace_id": trace_id(delivery.texts),
+        }
 
     def _time_for(self, task: Task, receives: int) -> bool:
         """Return whether a task may start. Its limits are shortened to the time that is left.

@@ -25,6 +25,7 @@ from lambda_tasks.wire.attributes import (
     QUEUE_ATTRIBUTE,
     ROOT_ID_ATTRIBUTE,
     SCHEDULED_FOR_ATTRIBUTE,
+    inherited,
 )
 
 if TYPE_CHECKING:
@@ -319,6 +320,7 @@ class Run:
             root_id=self.root_id,
             queue=self.queue,
             delay=delay,
+            attributes=inherited(self.attributes),
             task=self.task,
             first_sent=self.first_sent if carries_first_sent(self.task, self.root_id) else None,
             scheduled_for=self.scheduled_for,

@@ -6,11 +6,11 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from lambda_tasks.recording.lines import Lines, get_logger
 from lambda_tasks.recording.storable import storable
@@ -31,15 +31,29 @@ _X_RAY: Final = re.compile(r"\bRoot=(1-[0-9a-fA-F]{8}-[0-9a-fA-F]{24})\b")
 #: itself count, too.
 _OWN_FRAMES: Final = 1 if sys.version_info >= (3, 11) else 2
 
-# A single value for all fields, so that a thread or a nested eager task never sees a mixture.
+#: Fields by their names; None for one that is unknown.
+Fields: TypeAlias = Mapping[str, "str | int | None"]
+
 _NONE: Final[Mapping[str, str | int]] = MappingProxyType({})
-_fields: ContextVar[Mapping[str, str | int]] = ContextVar("lambda_tasks_log_fields", default=_NONE)
+#: The message id of the current invocation, and a function that returns its other fields. A single value, so that a
+#: thread or a nested eager task never sees a mixture; and a function, so that a run that logs nothing pays for none.
+log_context: Final[ContextVar[tuple[str, Callable[[], Fields]] | None]] = ContextVar(
+    "lambda_tasks_log_fields", default=None
+)
 
 
 def current_message_id() -> str | None:
     """Return the message id of the current invocation, or None outside of one."""
-    message_id = _fields.get().get("message_id")
-    return None if message_id is None else str(message_id)
+    current = log_context.get()
+    return None if current is None else current[0]
+
+
+def _current_fields() -> Mapping[str, str | int]:
+    current = log_context.get()
+    if current is None:
+        return _NONE
+    message_id, others = current
+    return {"message_id": message_id, **{name: value for name, value in others().items() if value is not None}}
 
 
 def trace_id(attributes: Mapping[str, str]) -> str | None:
@@ -67,7 +81,7 @@ class InvocationFilter(logging.Filter):
         self.missing = missing
 
     def filter(self, record: logging.LogRecord) -> bool:
-        fields, known = _fields.get(), record.__dict__
+        fields, known = _current_fields(), record.__dict__
         for field in FIELDS:
             if field not in known:
                 known[field] = fields.get(field, self.missing)
@@ -82,21 +96,23 @@ class TaskLoggerAdapter(_Adapter):
     """
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        fields = _fields.get()
+        fields = _current_fields()
         if fields:
             msg = f"[{fields['message_id']}] {msg}"
             kwargs["extra"] = {**fields, **(kwargs.get("extra") or {})}
         return msg, kwargs
 
     @contextmanager
-    def bound(self, message_id: str, **fields: str | int | None) -> Iterator[None]:
-        """Add `message_id` and those of `fields` that are not None to every line that is logged in the context."""
-        known = {name: value for name, value in fields.items() if value is not None}
-        token = _fields.set({"message_id": message_id, **known})
+    def bound(self, message_id: str, fields: Callable[[], Fields] = lambda: _NONE) -> Iterator[None]:
+        """Add `message_id` and the result of `fields` to every line that is logged inside of the `with` block.
+
+        `fields` is called for each line.
+        """
+        token = log_context.set((message_id, fields))
         try:
             yield
         finally:
-            _fields.reset(token)
+            log_context.reset(token)
 
 
 class SteadyLogger(TaskLoggerAdapter):

@@ -24,6 +24,9 @@ logger = get_logger("lambda_tasks.plugins")
 #: The plugin with the library's default behaviour, which applies if no other plugin returns a value.
 DEFAULT_PLUGIN: Final = "lambda_tasks.execution.default_plugin"
 
+#: The plugin for LAMBDA_TASKS_CONTEXT, which is the outermost one, so that the others have the context.
+CONTEXT_PLUGIN: Final = "lambda_tasks.contrib.context.ContextPlugin"
+
 manager = pluggy.PluginManager(PROJECT)
 manager.add_hookspecs(Hooks)
 
@@ -44,6 +47,8 @@ def hooks() -> Hooks:
 def load_plugins() -> None:
     """Register the default plugin and those in LAMBDA_TASKS_PLUGINS, which are called in their order.
 
+    With LAMBDA_TASKS_CONTEXT, its plugin comes before them.
+
     Raises `InvalidSetting` for a plugin that cannot be imported or does not implement a hook, for a hook that does not
     exist (a misspelt name), for an argument that a hook does not have, and for a wrapper around a hook that cannot be
     wrapped.
@@ -59,6 +64,8 @@ def load_plugins() -> None:
             # pluggy calls the latest plugin first. In the setting, as in MIDDLEWARE, the first plugin is the outermost.
             for plugin in reversed(app_settings.plugins):
                 _register(plugin)
+            if paths := app_settings.context:
+                manager.register(_imported(CONTEXT_PLUGIN)(paths), name=CONTEXT_PLUGIN)
             _check_hooks()
         except BaseException:
             _unregister_all()
@@ -176,9 +183,9 @@ def _log_error(sentence: str, *words: object, error: Exception, run: Run | None)
 
 
 def forget_plugins(*, setting: str, **_: object) -> None:
-    """Discard the plugins when their setting changes, so that the next use loads them again."""
+    """Discard the plugins when a setting of theirs changes, so that the next use loads them again."""
     global _loaded
-    if setting == f"{PREFIX}PLUGINS":
+    if setting in (f"{PREFIX}PLUGINS", f"{PREFIX}CONTEXT"):
         with _loading:
             _unregister_all()
             _loaded = False

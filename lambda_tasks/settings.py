@@ -185,6 +185,17 @@ def _links(value: Any, name: str) -> dict[str, str]:
     return dict(value)
 
 
+def _context(value: Any, name: str) -> dict[str, str]:
+    """Check that a setting maps names to dotted paths of variables."""
+    if not isinstance(value, Mapping) or not all(
+        isinstance(key, str) and isinstance(path, str) and key and path for key, path in value.items()
+    ):
+        raise TypeError(
+            f"{name} must be a dict that maps names to dotted paths of ContextVars, not {described(value)}."
+        )
+    return dict(value)
+
+
 class Setting(Generic[T]):
     """One setting: an attribute that reads and checks the value at each access, so that `override_settings` works."""
 
@@ -259,6 +270,7 @@ class LambdaTasksSettings:
     lock = Setting(strategy, "lambda_tasks.locks.cache.CacheLock")
     store = Setting(strategy, "lambda_tasks.stores.orm.ORMStore")
     plugins = Setting(_sequence, ())
+    context = Setting(_context, {})
     modules = Setting(_strings, ())
     imports = Setting(_either("open", "tasks"), "open")
     unknown_arguments = Setting(_either("refuse", "drop"), "refuse")

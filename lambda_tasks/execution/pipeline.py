@@ -42,7 +42,7 @@ from lambda_tasks.execution.waiting import wait_for_lock
 from lambda_tasks.jobs import Run, log_error
 from lambda_tasks.limits import watchdog
 from lambda_tasks.limits.alarms import KILL_GRACE, WATCHDOG_DELAY, HardTimeLimitExceeded, NoLimits, TimeLimits
-from lambda_tasks.logging import run_logger, task_logger, trace_id
+from lambda_tasks.logging import Fields, run_logger, task_logger, trace_id
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry, Skipped, Succeeded, Wait
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.recording.storable import printable
@@ -102,7 +102,7 @@ def execute(message: Invocation, *, message_id: str, **details: Unpack[Details])
     Raise `Redeliver` if the message must stay on the queue: the invocation runs elsewhere, or its database or its
     queue is unavailable. Errors in the message itself are raised before anything is recorded.
     """
-    with task_logger.bound(message_id, **log_fields(message, message_id, details)):
+    with task_logger.bound(message_id, partial(log_fields, message, message_id, details)):
         attempt = Attempt(prepare(message, message_id=message_id, **details))
         refusal = claim(attempt)
         if isinstance(refusal, Skipped):
@@ -125,25 +125,17 @@ def execute(message: Invocation, *, message_id: str, **details: Unpack[Details])
         return outcome
 
 
-def log_fields(message: Invocation, message_id: str, details: Details) -> dict[str, str | int | None]:
+def log_fields(message: Invocation, message_id: str, details: Details) -> Fields:
     """Return the fields of the log lines of an invocation, except for its message id."""
     task = details.get("task")
     return {
         "task_name": message.task_name,
         "queue": details.get("queue") or (None if task is None else task.queue),
         "attempt": message.n_retries + 1,
-        "root_id": root_of(message, message_id, details),
+        "root_id": (message.n_retries and details.get("root_id")) or message_id,
         "aws_request_id": details.get("request_id"),
         "trace_id": trace_id(details.get("attributes") or {}),
     }
-
-
-def root_of(message: Invocation, message_id: str, details: Details) -> str:
-    """Return the id of the first invocation of the chain of retries.
-
-    A first invocation is always its own root, whatever its message contains: the root owns a singleton's lock.
-    """
-    return (message.n_retries and details.get("root_id")) or message_id
 
 
 def prepare(message: Invocation, *, message_id: str, **details: Unpack[Details]) -> Run:
@@ -157,7 +149,8 @@ def prepare(message: Invocation, *, message_id: str, **details: Unpack[Details])
     return Run(
         message=message,
         message_id=message_id,
-        root_id=root_of(message, message_id, details),
+        # A first invocation is always its own root, whatever its message contains: the root owns a singleton's lock.
+        root_id=(message.n_retries and details.get("root_id")) or message_id,
         task=task,
         queue=details.get("queue") or task.queue,
         attributes=details.get("attributes") or {},

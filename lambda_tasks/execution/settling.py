@@ -127,7 +127,7 @@ def resume_flow(run: Run, *, look: bool = False) -> None:
     try:
         if look:
             end_from_record(run.root_id, run.flow, run.database, run.task)
-        resume(run.root_id, run.flow, run.database)
+        resume(run.root_id, run.flow, run.database, run.attributes)
     except SoftTimeLimitExceeded:
         raise
     except Exception as error:

@@ -15,7 +15,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from lambda_tasks.limits.alarms import NoLimits, TimeLimits
-from lambda_tasks.logging import run_logger
+from lambda_tasks.logging import Fields, run_logger
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -61,7 +61,7 @@ class Watch:
         if self._warned or database != self.run.database:
             return
         self._warned = True
-        with run_logger.bound(self.run.message_id, task_name=self.run.task_name):
+        with run_logger.bound(self.run.message_id, self._log_fields):
             run_logger.warning(
                 "Thread %r opens a connection to database %r while %s runs. Its writes are not part of the task's "
                 "transaction: they remain committed if the task fails.",
@@ -69,6 +69,10 @@ class Watch:
                 database,
                 self.run.task_name,
             )
+
+    def _log_fields(self) -> Fields:
+        run = self.run
+        return {"task_name": run.task_name, "queue": run.queue, "attempt": run.n_retries + 1, "root_id": run.root_id}
 
 
 def watch_of_caller() -> Watch | None:

@@ -27,18 +27,21 @@ class Due:
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
     #: The id of the chain, if it is a step of one.
     chain_id: str = ""
+    #: The attributes that its message inherits from that of the ended task.
+    attributes: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def serialize(self) -> dict[str, Any]:
-        return {
+        row: dict[str, Any] = {
             "id": self.message_id,
             "step": self.step.serialize(),
             "values": {name: self.values[name] for name in set(self.step.takes.values())},
             "chain_id": self.chain_id,
         }
+        return {**row, "attributes": dict(self.attributes)} if self.attributes else row
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Due:
-        return cls(row["id"], read(row["step"]), row["values"], row["chain_id"])
+        return cls(row["id"], read(row["step"]), row["values"], row["chain_id"], row.get("attributes", {}))
 
     def job(self, database: str) -> Job:
         """Return the job that sends the invocation."""
@@ -50,6 +53,7 @@ class Due:
             root_id=self.message_id,
             queue=self.step.queue,
             delay=self.step.delay,
+            attributes=dict(self.attributes),
             task=task,
             # A derived id contains no time.
             first_sent=time.time() if task is None or carries_first_sent(task, self.message_id) else None,
@@ -58,10 +62,21 @@ class Due:
         )
 
 
-def dues(ended_id: str, place: str, steps: Iterable[Mapping[str, Any] | Step], values: Mapping[str, Any]) -> list[Due]:
+def dues(
+    ended_id: str,
+    place: str,
+    steps: Iterable[Mapping[str, Any] | Step],
+    values: Mapping[str, Any],
+    attributes: Mapping[str, str],
+) -> list[Due]:
     """Return what is due after the end of the task, the chain or the group with the id `ended_id`."""
     return [
-        Due(ids.follow_up_id(ended_id, f"{place} {number}"), step if isinstance(step, Step) else read(step), values)
+        Due(
+            ids.follow_up_id(ended_id, f"{place} {number}"),
+            step if isinstance(step, Step) else read(step),
+            values,
+            attributes=attributes,
+        )
         for number, step in enumerate(steps)
     ]
 

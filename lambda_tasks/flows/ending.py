@@ -8,9 +8,10 @@ all invocations are derived from that of the ended one, so that they run once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import InterfaceError, OperationalError, transaction
@@ -30,6 +31,7 @@ from lambda_tasks.results import json_result
 from lambda_tasks.sending import outgoing
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.wire import marks
+from lambda_tasks.wire.attributes import inherited
 
 if TYPE_CHECKING:
     from lambda_tasks.definition.task import Task
@@ -56,6 +58,8 @@ class End:
     #: The result as JSON values.
     result: Any = field(default=None, repr=False)
     error: str = field(default="", repr=False)
+    #: The attributes of its message that the invocations that follow inherit, if they are known.
+    attributes: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_run(cls, run: Run, outcome: Outcome) -> End:
@@ -69,6 +73,7 @@ class End:
             succeeded=not isinstance(outcome, Failed),
             result=json_result(outcome.result) if isinstance(outcome, Succeeded) else None,
             error=run.scrubbed(error_text(outcome.error)) if isinstance(outcome, Failed) else "",
+            attributes=inherited(run.attributes),
         )
 
     @classmethod
@@ -120,10 +125,11 @@ def _end_call(ended: End) -> None:
     name = "on_success" if ended.succeeded else "on_failure"
     owed: list[Due] = []
     if ended.task is not None:
-        owed += dues(ended.root_id, f"task {name}", getattr(ended.task.options, name), ended.values)
+        steps = getattr(ended.task.options, name)
+        owed += dues(ended.root_id, f"task {name}", steps, ended.values, ended.attributes)
     row = rows.locked(ended.root_id, ended.database) if marks.is_call(ended.flow) else None
     if row is not None and row.ended_at is None:
-        owed += dues(ended.root_id, name, getattr(row, name), ended.values)
+        owed += dues(ended.root_id, name, getattr(row, name), ended.values, ended.attributes)
     if not get_backend().keeps and owed:
         rows.owe_after_call(ended.root_id, ended.task_name, serialized(owed), ended.database)
         return
@@ -142,11 +148,12 @@ def _end_step(flow_id: str, ended: End) -> None:
     position = later[0] + 1 if later else 0
     if ended.succeeded and flow.cancelled_at is None and position < len(flow.steps):
         step = flow.steps[position]
-        _keep_or_owe(flow_id, [Due(step["id"], read(step["step"]), values, chain_id=flow_id)], ended.database)
+        due = Due(step["id"], read(step["step"]), values, chain_id=flow_id, attributes=ended.attributes)
+        _keep_or_owe(flow_id, [due], ended.database)
         return
     done = ended.succeeded and position == len(flow.steps)
     rows.skip_pending(flow_id, ended.database)
-    owed = dues(flow_id, "on_failure", flow.on_failure, values) if not done else []
+    owed = dues(flow_id, "on_failure", flow.on_failure, values, ended.attributes) if not done else []
     _keep_or_owe(flow_id, owed, ended.database, ended_at=DatabaseNow(), failed=not done)
 
 
@@ -158,8 +165,11 @@ def _keep_or_owe(flow_id: str, owed: Sequence[Due], database: str, **columns: An
         rows.owe(flow_id, serialized(owed), database, **columns)
 
 
-def end_group(flow_id: str, database: str) -> None:
-    """Keep or note what follows a group whose members have all ended. Of several that call this, one does it."""
+def end_group(flow_id: str, database: str, attributes: Mapping[str, str]) -> None:
+    """Keep or note what follows a group whose members have all ended. Of several that call this, one does it.
+
+    `attributes` are those of one of the members, since all were sent by one call.
+    """
     with transaction.atomic(using=database):
         flow = rows.locked(flow_id, database)
         if flow is None or flow.ended_at is not None:
@@ -167,19 +177,20 @@ def end_group(flow_id: str, database: str) -> None:
         failpoints.reached("flow:last_member")
         failed = rows.has_failed_members(flow_id, database)
         name = "on_failure" if failed else "on_success"
-        owed = dues(flow_id, name, getattr(flow, name), {"flow_id": flow_id})
+        owed = dues(flow_id, name, getattr(flow, name), {"flow_id": flow_id}, inherited(attributes))
         _keep_or_owe(flow_id, owed, database, ended_at=DatabaseNow(), failed=failed)
 
 
-def resume(root_id: str, flow: str, database: str) -> None:
+def resume(root_id: str, flow: str, database: str, attributes: Mapping[str, str] = MappingProxyType({})) -> None:
     """Do what is left after the end of a task is committed: end its group if it was the last, and send what is owed.
 
-    It can be repeated. Raise the transport's exception if something could not be sent.
+    `attributes` are those of its message, if they are known. It can be repeated. Raise the transport's exception if
+    something could not be sent.
     """
     failpoints.reached("flow:after_commit")
     group = marks.flow_of(flow, marks.GROUP)
     if group and not rows.has_pending_members(group, database):
-        end_group(group, database)
+        end_group(group, database, attributes)
     pay_debts(filter(None, [root_id, group, marks.flow_of(flow, marks.CHAIN)]), database)
 
 
@@ -197,7 +208,7 @@ def pay(row: Any, database: str) -> None:
         refused = send([Due.of(due) for due in row.owed], database)
         transaction.on_commit(partial(_paid, row, database), using=database)
     for job in refused:
-        resume(job.message_id, job.flow, database)
+        resume(job.message_id, job.flow, database, job.attributes)
 
 
 def _paid(row: Any, database: str) -> None:
@@ -245,5 +256,6 @@ def _refuse(job: Job, error: Exception) -> None:
             database=job.database,
             succeeded=False,
             error=error_text(error),
+            attributes=inherited(job.attributes),
         )
     )

@@ -116,7 +116,7 @@ def _end(root_id: str, database: str) -> None:
 
 
 def _end_group(flow_id: str, database: str) -> None:
-    ending.end_group(flow_id, database)
+    ending.end_group(flow_id, database, {})
     ending.pay_debts([flow_id], database)  # otherwise, the next maintenance would do that
 
 

@@ -20,6 +20,7 @@ from lambda_tasks.recording.storable import unstorable
 from lambda_tasks.sending import outgoing
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.wire import ids, marks
+from lambda_tasks.wire.attributes import inherited
 
 if TYPE_CHECKING:
     from lambda_tasks.handles import TaskHandle
@@ -96,7 +97,7 @@ def send_group(
         for job, step in zip(jobs, steps, strict=True):
             _leave(job, step)
         if not jobs:
-            end_group(flow_id, database)
+            end_group(flow_id, database, {})
             transaction.on_commit(partial(pay_debts, [flow_id], database), using=database)
     return flow_id, jobs[-1].state if jobs else None
 
@@ -123,10 +124,19 @@ def _leave(job: Job, step: Step) -> None:
 
 def _fail(job: Job) -> None:
     """Count a member that the transport did not accept as failed, so that its group ends."""
-    failed = End(job.message_id, job.task_name, job.task, job.flow, job.database, succeeded=False, error="not sent")
+    failed = End(
+        job.message_id,
+        job.task_name,
+        job.task,
+        job.flow,
+        job.database,
+        succeeded=False,
+        error="not sent",
+        attributes=inherited(job.attributes),
+    )
     with transaction.atomic(using=job.database):
         end(failed)
-    resume(job.message_id, job.flow, job.database)
+    resume(job.message_id, job.flow, job.database, job.attributes)
 
 
 def _undo(action: Callable[[], object]) -> Callable[[], object] | None:

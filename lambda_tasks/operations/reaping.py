@@ -22,7 +22,7 @@ from lambda_tasks.execution import resolving
 from lambda_tasks.flows import ending, recovery, rows
 from lambda_tasks.jobs import Job, Run, carries_first_sent
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
-from lambda_tasks.logging import run_logger, task_logger
+from lambda_tasks.logging import Fields, run_logger, task_logger
 from lambda_tasks.outcomes import Failed, Lost
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.recording.masking import MASK
@@ -105,7 +105,7 @@ def _settle_alone(store: BaseStore, lost: Lost, older_than: int, reaped: Reaped)
     except Exception as error:
         if isinstance(error, DATABASE_ERRORS) and not connections[store.database].is_usable():
             raise  # the other invocations would fail too
-        with task_logger.bound(lost.message_id, task_name=lost.task_name):
+        with task_logger.bound(lost.message_id, partial(_log_fields, lost)):
             run_logger.exception("%s is lost and cannot be recovered now. It stays RUNNING.", lost.task_name)
         settled = Reaped(unsent=1)
     reaped.sent_again += settled.sent_again
@@ -114,7 +114,7 @@ def _settle_alone(store: BaseStore, lost: Lost, older_than: int, reaped: Reaped)
 
 
 def _settle(store: BaseStore, lost: Lost, older_than: int, reaped: Reaped) -> None:
-    with task_logger.bound(lost.message_id, task_name=lost.task_name):
+    with task_logger.bound(lost.message_id, partial(_log_fields, lost)):
         task, trouble = _find_task(lost)
         if reason := _reason_to_give_up(lost, task, trouble):
             outcome = Failed(TaskLostError(f"lost: {reason}"))
@@ -133,6 +133,15 @@ def _settle(store: BaseStore, lost: Lost, older_than: int, reaped: Reaped) -> No
             reaped.sent_again += 1
         else:
             reaped.unsent += 1
+
+
+def _log_fields(lost: Lost) -> Fields:
+    return {
+        "task_name": lost.task_name,
+        "queue": lost.queue,
+        "attempt": lost.n_retries + 1,
+        "root_id": lost.root_id,
+    }
 
 
 def _end_flow(store: BaseStore, lost: Lost, task: Task | None, outcome: Failed) -> None:

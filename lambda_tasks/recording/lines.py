@@ -75,10 +75,12 @@ def _texts(error: BaseException) -> Iterator[str]:
     """Yield the message and the notes of an error, and each of their lines, since groups indent the lines."""
     notes = getattr(error, "__notes__", ())
     for part in (error, *(notes if isinstance(notes, list | tuple) else ())):
-        with suppress(Exception):
+        try:
             text = str(part)
-            yield text
-            yield from text.split("\n")
+        except BaseException:  # as in Python's own tracebacks: an error whose str() exits is logged, and does not exit
+            continue
+        yield text
+        yield from text.split("\n")
 
 
 def _escape(record: logging.LogRecord) -> bool:

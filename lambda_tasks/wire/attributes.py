@@ -1,7 +1,8 @@
-"""The names of the message attributes that carry an invocation's identity."""
+"""The names of the message attributes that carry an invocation's identity, and its context."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 #: The message attributes that carry an invocation's identity. The body keeps the documented schema,
@@ -16,6 +17,8 @@ FIRST_SENT_ATTRIBUTE: Final = "lambda_tasks.first_sent"
 SCHEDULED_FOR_ATTRIBUTE: Final = "lambda_tasks.scheduled_for"
 #: In invocations that others follow: see `lambda_tasks.wire.marks`.
 FLOW_ATTRIBUTE: Final = "lambda_tasks.flow"
+#: The context of the call, if the settings have one. A plugin writes it, so it is not one of OWN_ATTRIBUTES.
+CONTEXT_ATTRIBUTE: Final = "lambda_tasks.context"
 
 OWN_ATTRIBUTES: Final = frozenset(
     {
@@ -27,3 +30,9 @@ OWN_ATTRIBUTES: Final = frozenset(
         FLOW_ATTRIBUTE,
     }
 )
+
+
+def inherited(attributes: Mapping[str, str]) -> dict[str, str]:
+    """Return those attributes of a message that its retry, and the invocations that follow it, have as well."""
+    context = attributes.get(CONTEXT_ATTRIBUTE)
+    return {} if context is None else {CONTEXT_ATTRIBUTE: context}

@@ -196,7 +196,7 @@ MUTATIONS: Final = (
     Mutation(
         "nothing is sent after a follower that cannot be sent",
         "flows/ending.py",
-        "    for job in refused:\n        resume(job.message_id, job.flow, database)\n",
+        "    for job in refused:\n        resume(job.message_id, job.flow, database, job.attributes)\n",
         "",
         FOLLOWING + "::TestArguments::test_result_that_does_not_fit_fails_the_follower",
     ),

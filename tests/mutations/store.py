@@ -213,8 +213,8 @@ MUTATIONS: Final = (
     Mutation(
         "a first invocation can choose its root id",
         "execution/pipeline.py",
-        'return (message.n_retries and details.get("root_id")) or message_id',
-        'return details.get("root_id") or message_id',
+        'root_id=(message.n_retries and details.get("root_id")) or message_id',
+        'root_id=details.get("root_id") or message_id',
         FORGED + "::TestEveryStore",
     ),
 )

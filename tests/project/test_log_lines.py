@@ -148,7 +148,7 @@ class TestFields:
 class TestFilter:
     def filtered(self, **options: Any) -> logging.LogRecord:
         record = logging.makeLogRecord({"queue": "own"})
-        with task_logger.bound("abc-123", queue="other", attempt=2):
+        with task_logger.bound("abc-123", lambda: {"queue": "other", "attempt": 2}):
             assert InvocationFilter(**options).filter(record)
         return record
 

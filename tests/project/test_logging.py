@@ -177,7 +177,7 @@ class TestPrefix:
         assert current_message_id() is None
 
     def test_inner_prefix_replaces_the_outer_one(self, lines: list[logging.LogRecord]) -> None:
-        with task_logger.bound("outer", task_name="a"):
+        with task_logger.bound("outer", lambda: {"task_name": "a"}):
             with task_logger.bound("inner"):
                 task_logger.info("1")
             task_logger.info("2")
@@ -223,7 +223,7 @@ class TestFields:
                 fields = {name: value for name, value in vars(record).items() if name not in self.own}
                 return json.dumps({"text": record.getMessage(), **fields})
 
-        with task_logger.bound("abc-123", task_name="shop.tasks.send"):
+        with task_logger.bound("abc-123", lambda: {"task_name": "shop.tasks.send"}):
             task_logger.info("text", extra={"user_id": 42})
         assert json.loads(JsonFormatter().format(lines[0])) == {
             "text": "[abc-123] text",

@@ -101,6 +101,11 @@ TABLE: dict[str, tuple[Any, list[Any], list[Any]]] = {
         [None, {}, {"BACKEND": None}],
     ),
     "LAMBDA_TASKS_PLUGINS": ([], [["shop.plugins"], ("shop.plugins",), [object]], ["shop.plugins", None, {}]),
+    "LAMBDA_TASKS_CONTEXT": (
+        {},
+        [{}, {"tenant": "shop.context.tenant"}],
+        ["shop.context.tenant", None, ["shop.context.tenant"], {"tenant": None}, {"tenant": ""}, {5: "shop.x"}],
+    ),
     "LAMBDA_TASKS_IMPORTS": ("open", ["open", "tasks"], ["closed", "", None, True, ["tasks"]]),
     "LAMBDA_TASKS_UNKNOWN_ARGUMENTS": ("refuse", ["refuse", "drop"], ["ignore", "", None, True, ["drop"]]),
     "LAMBDA_TASKS_ADMIN_LINKS": (
