@@ -31,6 +31,7 @@ from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.limits import watchdog
 from lambda_tasks.limits.alarms import KILL_GRACE
 from lambda_tasks.logging import Fields, SteadyLogger, add_fields_on_lambda, log_context, trace_id
+from lambda_tasks.operations import ping
 from lambda_tasks.outcomes import Outcome, Skipped, Succeeded
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.recording.lines import get_logger
@@ -71,7 +72,8 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """Run the tasks of an event, and return which messages must stay on their queue.
 
     The scheduled event `{"lambda_tasks": "maintenance"}` relays the outbox and reaps lost tasks instead, and returns a
-    summary.
+    summary. The event `{"lambda_tasks": "ping"}`, and those that keep functions warm, query the database, and return
+    versions.
 
     Raise `InvalidEvent` for an event without usable message ids, because any response would delete messages that were
     not run. A failed cold start raises, too, and the next invocation starts again.
@@ -81,6 +83,8 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     boot()
     if maintenance.wanted(event):
         return _maintain(event, deadline)
+    if ping.wanted(event):
+        return _answer_ping(event)
     batch = Batch(deliveries(event), deadline, full_time, request_id=request_id_of(context))
     # Treat a batch like a request: check Django's connections before it, and close expired ones after it.
     close_stale_connections()
@@ -111,6 +115,17 @@ def _maintain(event: Mapping[str, Any], deadline: float | None) -> dict[str, Any
         notify(hooks().lambda_task_batch_finished, event=event, response=dict(done))
         close_connections()
     return done
+
+
+def _answer_ping(event: Mapping[str, Any]) -> dict[str, Any]:
+    close_stale_connections()
+    try:
+        answer = ping.answer()
+        logger.info("The function works: %s", answer)
+        notify(hooks().lambda_task_batch_finished, event=event, response=dict(answer))
+    finally:
+        close_stale_connections()
+    return answer
 
 
 def boot() -> None:

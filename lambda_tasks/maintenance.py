@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 logger = get_logger("lambda_tasks.maintenance")
 
-#: The field of an event that requests maintenance, and its value.
+#: The field of an event without messages, and its values: for maintenance, and to ask whether the function works.
 EVENT_FIELD: Final = "lambda_tasks"
 MAINTENANCE: Final = "maintenance"
+PING: Final = "ping"
 MAINTENANCE_EVENT: Final = {EVENT_FIELD: MAINTENANCE}
 
 #: The minimum number of seconds between two relays at the end of an invocation, in the same container.
@@ -59,12 +60,13 @@ def outbox() -> OutboxBackend | None:
 
 
 def wanted(event: object) -> bool:
-    """Return whether an event requests maintenance. Raise `InvalidEvent` for any other value of the event field."""
+    """Return whether an event requests maintenance. Raise `InvalidEvent` for an unknown value of the event field."""
     if not isinstance(event, Mapping) or EVENT_FIELD not in event:
         return False
-    if event[EVENT_FIELD] != MAINTENANCE:
-        raise InvalidEvent(f'{EVENT_FIELD} in the event must be "{MAINTENANCE}", not {shown(event[EVENT_FIELD])}.')
-    return True
+    if event[EVENT_FIELD] not in (MAINTENANCE, PING):
+        value = shown(event[EVENT_FIELD])
+        raise InvalidEvent(f'{EVENT_FIELD} in the event must be "{MAINTENANCE}" or "{PING}", not {value}.')
+    return bool(event[EVENT_FIELD] == MAINTENANCE)
 
 
 def maintain(deadline: float | None, done: dict[str, Any]) -> None:

@@ -29,7 +29,11 @@ _S3_TEST: Final = (
 _EVENTBRIDGE: Final = (
     f"it is an event of Amazon EventBridge. Set the Input or the InputTransformer of the rule's target to {_INVOCATION}"
 )
-_MAINTENANCE: Final = "it is the maintenance event. Send it to the function itself, and not to its queue"
+#: Events for the function itself, by the value of `lambda_tasks` in them.
+_OWN_EVENTS: Final = {
+    "maintenance": "it is the maintenance event. Send it to the function itself, and not to its queue",
+    "ping": "it is the ping event. Send it to the function itself, and not to its queue",
+}
 _CELERY: Final = f"it is a message of Celery. {_OTHER_QUEUE[:-1]}"
 _ANOTHER: Final = f"it looks like a message of another task queue. {_OTHER_QUEUE[:-1]}"
 _EMPTY: Final = f"it is an empty JSON object. Send {_INVOCATION}"
@@ -55,8 +59,9 @@ def kind_of(content: object) -> str | None:
         return None
     if not content:
         return _EMPTY
-    if content.get("lambda_tasks") == "maintenance":
-        return _MAINTENANCE
+    event = content.get("lambda_tasks")
+    if isinstance(event, str) and event in _OWN_EVENTS:
+        return _OWN_EVENTS[event]
     return _service_of(content) or _task_queue_of(content)
 
 

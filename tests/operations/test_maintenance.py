@@ -168,7 +168,7 @@ class TestEvent:
         leave_waiting(queue, "a")
         with pytest.raises(InvalidEvent) as refused:
             handler({"lambda_tasks": value}, None)
-        assert 'lambda_tasks in the event must be "maintenance", not ' in str(refused.value)
+        assert 'lambda_tasks in the event must be "maintenance" or "ping", not ' in str(refused.value)
         assert not isinstance(value, str) or value in str(refused.value)
         assert queue.jobs == []
 
