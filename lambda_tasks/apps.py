@@ -67,8 +67,8 @@ def enable_loggers(*, configured: bool = False) -> None:
 
     Unless `disable_existing_loggers` is False, `dictConfig` disables all existing loggers that LOGGING does not name.
     On Lambda, the handler is imported before Django is set up, so nearly all of the library's loggers exist by then.
-    A project that sets `disabled` on a logger does not do so on the sentinel. `configured` tells of a configuration
-    before the sentinel existed.
+    A project that sets `disabled` on a logger does not do so on the sentinel. With `configured`, a configuration has
+    disabled loggers that existed before the sentinel did.
     """
     if configured or SENTINEL.disabled:
         for name, logger in list(logging.root.manager.loggerDict.items()):

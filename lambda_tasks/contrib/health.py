@@ -92,7 +92,7 @@ health_view = HealthView.as_view()
 
 
 def _outcome(name: str, check: Callable[[], object]) -> str:
-    """Return "ok", or what the check has found. An error of any kind is an answer, and never a page of Django's."""
+    """Return "ok", or what the check has found. An error of any kind is an answer, and not an error page."""
     try:
         check()
     except Exception as error:
@@ -127,8 +127,7 @@ def check_tables() -> None:
         applied = set(recorder.migration_qs.filter(app="lambda_tasks").values_list("name", flat=True))
     if missing := known - applied:
         raise Unhealthy(
-            f"{len(missing)} migrations are not applied, such as {min(missing)}. Run `manage.py migrate lambda_tasks "
-            f"--database {database}`."
+            f"Migration {min(missing)} is not applied. Run `manage.py migrate lambda_tasks --database {database}`."
         )
 
 
@@ -149,7 +148,7 @@ def check_lock() -> None:
     lock, token = get_lock(), new_message_id()
     key = f"lambda_tasks.health.{token}"  # its own, so that concurrent checks do not wait for each other
     if not lock.acquire(key, token=token, timeout=_LOCK_SECONDS):
-        raise Unhealthy("A lock that nobody holds could not be acquired. Look at the cache of LAMBDA_TASKS_LOCK.")
+        raise Unhealthy("A free lock could not be acquired. Check the cache that LAMBDA_TASKS_LOCK uses.")
     lock.release(key, token=token)
 
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from lambda_tasks.recording.storable import one_line
 
-#: Exists before `dictConfig()` is called, and no project names it: if it is disabled, a configuration has disabled the
-#: loggers that existed, and nobody has chosen the library's.
+#: No project names this logger, which exists before `dictConfig()` is called. If it is disabled, a configuration has
+#: disabled all loggers that existed, and not those of the library on purpose.
 SENTINEL: Final = logging.getLogger("lambda_tasks._sentinel")
 
 _INDENT: Final = "\n    "

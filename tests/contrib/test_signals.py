@@ -104,7 +104,7 @@ class TestSignals:
         [(name, sender, arguments)] = sent
         assert (name, sender, arguments["dead"]) == ("task_unsent", note, True)
 
-    def test_copy_of_a_task_is_no_other_sender(self, sent: Sent) -> None:
+    def test_copy_of_a_task_has_its_sender(self, sent: Sent) -> None:
         act.using(delay=5).execute_on_commit()
         assert sent[0][1] is act
 

@@ -45,7 +45,7 @@ def test_unavailable_database_fails_the_invocation(monkeypatch: pytest.MonkeyPat
         handler({"lambda_tasks": "ping"}, None)
 
 
-def test_plugins_hear_of_a_ping() -> None:
+def test_plugins_are_notified_of_a_ping() -> None:
     heard: list[Any] = []
 
     class Listener:

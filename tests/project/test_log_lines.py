@@ -121,7 +121,7 @@ class TestFields:
             "trace_id": TRACE,
         }
 
-    def test_lines_outside_of_invocations_lack_them_in_json_mode(self, runtime: Callable[[str], Sink]) -> None:
+    def test_lines_outside_of_invocations_lack_them(self, runtime: Callable[[str], Sink]) -> None:
         sink = runtime("JSON")
         shop_logger.warning("the container starts")
         assert not {*FIELDS} & {*sink.read[0]}
