@@ -57,9 +57,9 @@ def _task_backends() -> list[str]:
 def _disables_loggers() -> bool:
     """Return whether Django has called `dictConfig` in a way that disables existing loggers, which is its default."""
     configuration = django_settings.LOGGING
-    return bool(django_settings.LOGGING_CONFIG and configuration) and configuration.get(
-        "disable_existing_loggers", True
-    )
+    if not (django_settings.LOGGING_CONFIG and configuration and isinstance(configuration, dict)):
+        return False
+    return bool(configuration.get("disable_existing_loggers", True))
 
 
 def enable_loggers(*, configured: bool = False) -> None:

@@ -370,7 +370,7 @@ class TestInvalidEvents:
         [
             {},
             {"Records": None},
-            {"source": "aws.events", "detail": {}},
+            {"source": "aws.s3", "detail": {}},
             {"Records": [{"body": "{}"}]},
             {"Records": [{"messageId": "", "body": "{}"}]},
             {"Records": [{"messageId": None, "body": "{}"}]},

@@ -11,9 +11,12 @@ from typing import Any, Final
 
 import pytest
 from awslambdaric import bootstrap
+from django.test import override_settings
 
+import lambda_tasks
+from lambda_tasks import handler as handler_module
 from lambda_tasks import plugins
-from lambda_tasks.apps import enable_loggers
+from lambda_tasks.apps import LambdaTasksConfig, enable_loggers
 from lambda_tasks.backends.memory import event_record
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.handler import handler
@@ -132,6 +135,14 @@ class TestFields:
         assert handler({"Records": [event_record(job)]}, Context())["batchItemFailures"]
         [line] = [each for each in sink.read if "stays on the queue" in each["message"]]
         assert (line["message_id"], line["queue"]) == (job.message_id, "other")
+
+    def test_boot_adds_them(self, runtime: Callable[[str], Sink], monkeypatch: pytest.MonkeyPatch) -> None:
+        runtime("JSON")
+        [added] = [each for each in logging.getLogger().handlers if type(each).__name__.startswith("LambdaLogger")]
+        added.filters = []
+        monkeypatch.setattr(handler_module, "_booted", False)
+        handler_module.boot()
+        assert [type(each) for each in added.filters] == [InvocationFilter]
 
     def test_runtime_gets_one_filter(self, runtime: Callable[[str], Sink]) -> None:
         runtime("JSON")
@@ -267,11 +278,30 @@ class TestForgedLines:
 
 
 class TestDisabledLoggers:
-    def test_logger_that_a_project_disables_stays_disabled(self) -> None:
-        silenced = get_logger("lambda_tasks.tested")
-        silenced.disabled = True
-        try:
-            enable_loggers()
-            assert silenced.disabled
-        finally:
-            silenced.disabled = False
+    @pytest.fixture
+    def silenced(self) -> Iterator[logging.Logger]:
+        logger = get_logger("lambda_tasks.tested")
+        logger.disabled = True
+        yield logger
+        logger.disabled = False
+
+    def test_logger_that_a_project_disables_stays_disabled(self, silenced: logging.Logger) -> None:
+        enable_loggers()
+        assert silenced.disabled
+
+    def test_logger_that_logging_disables_is_enabled(self, silenced: logging.Logger) -> None:
+        """Also if LOGGING has disabled it before the library was imported."""
+        with override_settings(LOGGING={"version": 1}):
+            LambdaTasksConfig("lambda_tasks", lambda_tasks)
+        assert not silenced.disabled
+
+    @pytest.mark.parametrize(
+        "changed",
+        [{"LOGGING": {"version": 1, "disable_existing_loggers": False}}, {"LOGGING_CONFIG": None}, {"LOGGING": {}}],
+    )
+    def test_logger_stays_disabled_if_logging_disables_none(
+        self, silenced: logging.Logger, changed: dict[str, Any]
+    ) -> None:
+        with override_settings(**{"LOGGING": {"version": 1}, **changed}):
+            LambdaTasksConfig("lambda_tasks", lambda_tasks)
+        assert silenced.disabled
