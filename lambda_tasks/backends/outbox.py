@@ -32,6 +32,7 @@ from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.settings import MAX_KEPT_DELAY, PREFIX, strategy
 from lambda_tasks.strategies import get_store, instance
 from lambda_tasks.wire import ids
+from lambda_tasks.wire.attributes import inherited
 from lambda_tasks.wire.invocation import in_ascii
 
 logger = get_logger("lambda_tasks.outbox")
@@ -176,9 +177,11 @@ class OutboxBackend(BaseBackend):
         # A message that is not due yet was never sent. One that is due may be on its queue: a relay that dies after it
         # has sent a message leaves no trace.
         unsent = messages.filter(pk=message_id, due_at__gt=DatabaseNow(), attempts=0, holder=None)
-        if not unsent.values_list("pk", flat=True).first():
+        found = unsent.values_list("pk", "attributes").first()
+        if found is None:
             return False
-        return bool(unsent.update(task_name=job.task_name, body=job.body))
+        attributes = {**found[1], **inherited(job.attributes)}  # the context belongs to the arguments
+        return bool(unsent.update(task_name=job.task_name, body=job.body, attributes=attributes))
 
     def kept(self, message_ids: Sequence[str]) -> set[str]:
         found: set[str] = set()

@@ -24,7 +24,7 @@ from lambda_tasks.flows.recovery import recover
 from lambda_tasks.handler import handler
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import Run
-from lambda_tasks.models import TaskFlow, TaskRecord
+from lambda_tasks.models import OutboxMessage, TaskFlow, TaskRecord
 from lambda_tasks.operations.reaping import reap
 from lambda_tasks.plugins import load_plugins
 from lambda_tasks.wire.attributes import CONTEXT_ATTRIBUTE
@@ -63,6 +63,10 @@ def followed(*, fail: bool = False) -> None:
     tenant.set("left behind")
     if fail:
         raise ValueError
+
+
+@lambda_task(unique=True, on_duplicate="replace")
+def latest(*, name: str) -> None: ...
 
 
 @lambda_task
@@ -157,10 +161,18 @@ class TestPropagation:
             with monkeypatch.context() as patch:  # the worker dies before it sends what follows
                 patch.setattr("lambda_tasks.flows.ending.pay_debts", lambda *_: None)
                 run_next()
-            assert TaskFlow.objects.exclude(owed=None).count() == 1
+            assert TaskFlow.objects.filter(owed__isnull=False).count() == 1
             recover("default", older_than=-1)
             run_all()
         assert seen[-1] == ("follower", "ada")
+
+    def test_replaced_call_has_that_of_the_later_one(self, transactional_db: None) -> None:
+        with shop_on("default", "outbox"), context:
+            for name in ("ada", "grace"):
+                as_tenant(name, lambda name=name: latest.using(delay=3600).execute_on_commit(name=name))
+            [row] = OutboxMessage.objects.all()
+        assert json.loads(row.attributes[CONTEXT_ATTRIBUTE])["tenant"] == "grace"
+        assert '"grace"' in row.body
 
     def test_lost_task_has_none(self, transactional_db: None) -> None:
         """Its record has no context, and that of the process that finds it is the only one there is."""

@@ -54,12 +54,12 @@ def test_unknown_argument_is_dropped_with_a_warning(caplog: pytest.LogCaptureFix
 
 
 @dropping
-def test_names_of_dropped_arguments_are_escaped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
-    newer(**{f"x{number}\nCRITICAL": 1 for number in range(9)}).execute_immediately()
+def test_names_of_dropped_arguments_are_short_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    newer(**{f"x{number}\nCRITICAL{'x' * 300}": 1 for number in range(9)}).execute_immediately()
     [line] = [entry.getMessage() for entry in caplog.records if "has no parameter" in entry.getMessage()]
     assert "\n" not in line
     assert "10 arguments were dropped" in line
-    assert len(line) < 500
+    assert len(line) < 800
 
 
 @dropping

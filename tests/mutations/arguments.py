@@ -98,7 +98,7 @@ MUTATIONS: Final = (
         UNKNOWN,
     ),
     Mutation(
-        "names of dropped arguments can forge log lines",
+        "names of dropped arguments are logged at any length",
         "execution/arguments.py",
         "map(shown, islice(sorted(unknown), _NAMED))",
         "map(str, islice(sorted(unknown), _NAMED))",

@@ -42,6 +42,13 @@ MUTATIONS: Final = (
         CONTEXT + "::TestPropagation",
     ),
     Mutation(
+        "a replaced call keeps the context of the earlier one",
+        "backends/outbox.py",
+        "        attributes = {**found[1], **inherited(job.attributes)}",
+        "        attributes = {**found[1]}",
+        CONTEXT + "::TestPropagation",
+    ),
+    Mutation(
         "a call without values leaves no context for its followers",
         "contrib/context.py",
         "            job.attributes[CONTEXT_ATTRIBUTE] = self._current(job.task_name)",

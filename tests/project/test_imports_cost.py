@@ -32,6 +32,9 @@ HEAVY: Final = (
     *(
         "lambda_tasks.admin",
         "lambda_tasks.contrib.django_tasks",
+        "lambda_tasks.contrib.context",
+        "lambda_tasks.contrib.health",
+        "lambda_tasks.contrib.signals",
         "lambda_tasks.operations.doctor",
         "lambda_tasks.local",
         "lambda_tasks.operations.reaping",

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 from awslambdaric import bootstrap
-from django.test import override_settings
+from django.conf import settings as django_settings
 
 import lambda_tasks
 from lambda_tasks import handler as handler_module
@@ -289,19 +289,23 @@ class TestDisabledLoggers:
         enable_loggers()
         assert silenced.disabled
 
-    def test_logger_that_logging_disables_is_enabled(self, silenced: logging.Logger) -> None:
+    def test_logger_that_logging_disables_is_enabled(
+        self, silenced: logging.Logger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Also if LOGGING has disabled it before the library was imported."""
-        with override_settings(LOGGING={"version": 1}):
-            LambdaTasksConfig("lambda_tasks", lambda_tasks)
+        # Not with override_settings(): since Django 6.1, this configures logging.
+        monkeypatch.setattr(django_settings, "LOGGING", {"version": 1})
+        LambdaTasksConfig("lambda_tasks", lambda_tasks)
         assert not silenced.disabled
 
     @pytest.mark.parametrize(
-        "changed",
-        [{"LOGGING": {"version": 1, "disable_existing_loggers": False}}, {"LOGGING_CONFIG": None}, {"LOGGING": {}}],
+        ("name", "value"),
+        [("LOGGING", {"version": 1, "disable_existing_loggers": False}), ("LOGGING", {}), ("LOGGING_CONFIG", None)],
     )
     def test_logger_stays_disabled_if_logging_disables_none(
-        self, silenced: logging.Logger, changed: dict[str, Any]
+        self, silenced: logging.Logger, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
     ) -> None:
-        with override_settings(**{"LOGGING": {"version": 1}, **changed}):
-            LambdaTasksConfig("lambda_tasks", lambda_tasks)
+        monkeypatch.setattr(django_settings, "LOGGING", {"version": 1})
+        monkeypatch.setattr(django_settings, name, value)
+        LambdaTasksConfig("lambda_tasks", lambda_tasks)
         assert silenced.disabled
