@@ -244,6 +244,7 @@ class Batch:
         outcome: Outcome | Skipped | None = None
         try:
             message = Invocation.of_body(delivery.body)
+            log_context.set((delivery.message_id, partial(self._log_fields, delivery, message)))
             task = resolving.resolve(message.task_name, self._deadline)
             if not self._time_for(task, delivery.receives):
                 logger.info("Message %s is handed back: too little time is left to run it.", delivery.shown_id)
@@ -281,11 +282,13 @@ class Batch:
             if not isinstance(outcome, Succeeded | Skipped):
                 close_connections()
 
-    def _log_fields(self, delivery: Delivery) -> Fields:
+    def _log_fields(self, delivery: Delivery, message: Invocation | None = None) -> Fields:
         """Return the fields of lines about a delivery before and after its task is executed."""
         return {
+            "task_name": None if message is None else message.task_name,
             "queue": delivery.queue,
-            "root_id": delivery.root_id,
+            "attempt": None if message is None else message.n_retries + 1,
+            "root_id": delivery.root_id if message is not None and message.n_retries else delivery.message_id,
             "aws_request_id": self._request_id,
             "trace_id": trace_id(delivery.texts),
         }

@@ -62,7 +62,8 @@ class Hooks:
         a retry is sent.
         Inside: the caller's transaction; for a retry, no transaction.
         Return: nothing. Write to `job.attributes`: strings, at most seven more attributes, or six for tasks with
-        `expires_in` or `max_age`, since SQS allows ten. In the worker, they are in `run.attributes`.
+        `expires_in` or `max_age`, since SQS allows ten. In the worker, they are in `run.attributes`. The job of a
+        retry, or of an invocation that follows another one, has inherited only the context.
         Raising: rejects the job, and the exception propagates to the caller. If a retry is rejected, its message stays
         on the queue.
         """

@@ -102,7 +102,7 @@ MUTATIONS: Final = (
         "logging.py",
         "            super().log(level, msg, *args, **kwargs)\n        except Exception:\n",
         "            super().log(level, msg, *args, **kwargs)\n        except ZeroDivisionError:\n",
-        INPUT + "::test_unencodable_log_line_is_escaped",
+        "tests/project/test_log_lines.py::TestLocation",
     ),
     Mutation(
         "an error in the Lambda context's clock ends the batch",

@@ -135,6 +135,7 @@ class TestFields:
         assert handler({"Records": [event_record(job)]}, Context())["batchItemFailures"]
         [line] = [each for each in sink.read if "stays on the queue" in each["message"]]
         assert (line["message_id"], line["queue"]) == (job.message_id, "other")
+        assert (line["task_name"], line["attempt"]) == ("shop.nothing.here", 1)
 
     def test_boot_adds_them(self, runtime: Callable[[str], Sink], monkeypatch: pytest.MonkeyPatch) -> None:
         runtime("JSON")
