@@ -143,6 +143,13 @@ MUTATIONS: Final = (
         LINES + "::TestFields",
     ),
     Mutation(
+        "lines of the handler lack the task",
+        "handler.py",
+        "            log_context.set((delivery.message_id, partial(self._log_fields, delivery, message)))\n",
+        "",
+        LINES + "::TestFields",
+    ),
+    Mutation(
         "loggers that a project has disabled are enabled",
         "apps.py",
         "    if configured or SENTINEL.disabled:\n",
@@ -157,7 +164,7 @@ MUTATIONS: Final = (
         LINES + "::TestDisabledLoggers",
     ),
     Mutation(
-        "an exception in a receiver reaches the worker's log twice and skips receivers",
+        "an exception in a receiver keeps others from being called",
         "contrib/signals.py",
         "            task_succeeded.send_robust(sender, run=run, result=result)",
         "            task_succeeded.send(sender, run=run, result=result)",

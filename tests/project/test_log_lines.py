@@ -137,6 +137,13 @@ class TestFields:
         assert (line["message_id"], line["queue"]) == (job.message_id, "other")
         assert (line["task_name"], line["attempt"]) == ("shop.nothing.here", 1)
 
+    def test_line_about_a_malformed_message_has_the_id(self, runtime: Callable[[str], Sink]) -> None:
+        sink = runtime("JSON")
+        job = Job.of_call(Invocation(pack.name), queue="other", delay=0, task=pack, database="default")
+        handler({"Records": [event_record(job) | {"body": "{"}]}, Context())
+        [line] = [each for each in sink.read if "stays on the queue" in each["message"]]
+        assert (line["message_id"], "task_name" in line) == (job.message_id, False)
+
     def test_boot_adds_them(self, runtime: Callable[[str], Sink], monkeypatch: pytest.MonkeyPatch) -> None:
         runtime("JSON")
         [added] = [each for each in logging.getLogger().handlers if type(each).__name__.startswith("LambdaLogger")]
