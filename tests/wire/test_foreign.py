@@ -66,6 +66,7 @@ KINDS: dict[str, tuple[Any, str]] = {
         "a message of another task queue",
     ),
     "maintenance": ({"lambda_tasks": "maintenance"}, "the maintenance event. Send it to the function itself"),
+    "ping": ({"lambda_tasks": "ping"}, "the ping event. Send it to the function itself"),
     "empty": ({}, 'an empty JSON object. Send {"task_name": "…", "kwargs": {…}}'),
     "other JSON": (
         {"order": SECRET},
