@@ -15,16 +15,16 @@ from lambda_tasks.database.errors import on_sound_connection
 from lambda_tasks.maintenance import EVENT_FIELD, PING
 from lambda_tasks.strategies import get_store
 
-#: The sources of events that others send to keep a function warm: schedules of EventBridge without an input of their
-#: own, and the plugin for the Serverless Framework.
-WARM_UP_SOURCES: Final = ("aws.events", "serverless-plugin-warmup")
+#: The source of events that the plugin for the Serverless Framework sends to keep a function warm. A schedule of
+#: EventBridge without an input is refused instead: it may be meant for the maintenance.
+WARM_UP_SOURCE: Final = "serverless-plugin-warmup"
 
 
 def wanted(event: object) -> bool:
     """Return whether an event is a ping or a warm-up."""
     if not isinstance(event, Mapping) or "Records" in event:
         return False
-    return event.get(EVENT_FIELD) == PING or event.get("source") in WARM_UP_SOURCES
+    return event.get(EVENT_FIELD) == PING or event.get("source") == WARM_UP_SOURCE
 
 
 def answer() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from lambda_tasks.exceptions import InvalidEvent
 from lambda_tasks.recording.storable import shown
@@ -93,12 +93,21 @@ class Delivery:
         return {name: self.texts[name] for name in sorted(self.texts.keys() - OWN_ATTRIBUTES)}
 
 
+_FOR_SCHEDULES: Final = (
+    ' If a rule of EventBridge has sent it, give its target the Input {"lambda_tasks": "maintenance"} for the '
+    'maintenance, or {"lambda_tasks": "ping"} to keep the function warm.'
+)
+
+
 def deliveries(event: object) -> list[Delivery]:
     """Return the messages of `event` in order and without duplicates, or raise `InvalidEvent` if an id is missing."""
     records = event.get("Records") if isinstance(event, Mapping) else None
     if not isinstance(records, list):
         has = ", ".join(shown(name) for name in islice(event, 10)) if isinstance(event, Mapping) else "no fields"
-        raise InvalidEvent(f"The event must be a batch from an SQS event source mapping, with Records. It has: {has}.")
+        raise InvalidEvent(
+            f"The event must be a batch from an SQS event source mapping, with Records. It has: {has}."
+            + (_FOR_SCHEDULES if isinstance(event, Mapping) and event.get("source") == "aws.events" else "")
+        )
     found: dict[str, Delivery] = {}
     for delivery in map(Delivery.of, records):
         found.setdefault(delivery.raw_id, delivery)

@@ -370,7 +370,7 @@ class TestInvalidEvents:
         [
             {},
             {"Records": None},
-            {"source": "aws.s3", "detail": {}},
+            {"source": "aws.events", "detail": {}},
             {"Records": [{"body": "{}"}]},
             {"Records": [{"messageId": "", "body": "{}"}]},
             {"Records": [{"messageId": None, "body": "{}"}]},

@@ -23,9 +23,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
     [
         {"lambda_tasks": "ping"},
         {"source": "serverless-plugin-warmup"},
-        {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}},
     ],
-    ids=["ping", "plugin", "schedule"],
+    ids=["ping", "plugin"],
 )
 def test_ping_is_answered_with_versions(event: dict[str, Any], django_assert_num_queries: Any) -> None:
     with django_assert_num_queries(1):
@@ -64,11 +63,17 @@ def test_ping_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "The function works: " in caplog.text
 
 
-@pytest.mark.parametrize("event", [{"source": "aws.s3"}, {"source": ["aws.events"]}, {}])
+@pytest.mark.parametrize("event", [{"source": "aws.s3"}, {"source": ["serverless-plugin-warmup"]}, {}])
 def test_other_event_without_messages_is_refused(event: dict[str, Any]) -> None:
     with pytest.raises(InvalidEvent):
         handler(event, None)
 
 
+def test_schedule_without_input_is_refused_with_the_remedy() -> None:
+    """It may be a rule for the maintenance, which would otherwise do nothing and report success."""
+    with pytest.raises(InvalidEvent, match="give its target the Input .*maintenance.* to keep the function warm"):
+        handler({"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}, None)
+
+
 def test_messages_are_run_whatever_the_source_is() -> None:
-    assert handler({"source": "aws.events", "Records": []}, None) == {"batchItemFailures": []}
+    assert handler({"source": "serverless-plugin-warmup", "Records": []}, None) == {"batchItemFailures": []}

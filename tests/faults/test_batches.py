@@ -741,7 +741,7 @@ class TestEvents:
             },
             {"Records": [{"eventSource": "aws:s3", "s3": {"object": {"key": "a"}}}]},
             {"Records": [{"eventSource": "aws:kinesis", "eventID": "shard:1", "kinesis": {"data": "e30="}}]},
-            {"version": "0", "id": "1", "detail-type": "Object Created", "source": "aws.s3", "detail": {}},
+            {"version": "0", "id": "1", "detail-type": "Scheduled Event", "source": "aws.events", "detail": {}},
             {"Records": {}},
             {},
         ],
