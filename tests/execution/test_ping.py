@@ -71,7 +71,7 @@ def test_other_event_without_messages_is_refused(event: dict[str, Any]) -> None:
 
 def test_schedule_without_input_is_refused_with_the_remedy() -> None:
     """It may be a rule for the maintenance, which would otherwise do nothing and report success."""
-    with pytest.raises(InvalidEvent, match="give its target the Input .*maintenance.* to keep the function warm"):
+    with pytest.raises(InvalidEvent, match=r"give its target the Input .*maintenance.* to keep the function warm"):
         handler({"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}, None)
 
 
