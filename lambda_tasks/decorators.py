@@ -233,7 +233,7 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
                 f"database must be an alias in DATABASES ({', '.join(sorted(connections.settings))}), not {database!r}."
             )
         changes = {name: value for name, value in (("delay", delay), ("queue", queue)) if value is not None}
-        copy: LambdaTaskWrapper[P, R_co] = LambdaTaskWrapper.__new__(LambdaTaskWrapper)
+        copy: LambdaTaskWrapper[P, R_co] = LambdaTaskWrapper.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy.set_options(Options.of(**{**vars(self.options), **changes}))
         copy.check_delays()

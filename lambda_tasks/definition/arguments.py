@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any, TypeAlias
 
 
@@ -25,7 +26,7 @@ _Reader: TypeAlias = Callable[[Any], Any]
 
 
 class PlainArguments:
-    """Reads the arguments of a task whose annotations are all plain: JSON scalars, and lists and dicts of them."""
+    """Reads the arguments of a task whose annotations are all plain: JSON scalars, lists and dicts of them, and Any."""
 
     def __init__(self, readers: Mapping[str, _Reader], required: frozenset[str]) -> None:
         self._readers = readers
@@ -52,6 +53,8 @@ class PlainArguments:
 def _reader_of(annotation: Any) -> _Reader:
     if annotation is None or annotation is type(None):
         return _exactly(type(None))
+    if annotation is Any:
+        return deepcopy
     for kind in (str, int, bool, float):
         if annotation is kind:
             return _exactly(kind)

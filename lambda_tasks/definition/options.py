@@ -22,18 +22,13 @@ if TYPE_CHECKING:
 ExceptionTypes = Iterable[type[BaseException]]
 
 
-class TaskOptions(TypedDict, total=False):
-    """The keyword arguments of `@lambda_task` and `LambdaTaskWrapper`, for type checkers."""
+class OptionsWithoutRetries(TypedDict, total=False):
+    """The keyword arguments of `@lambda_task` that say nothing about retries, for type checkers."""
 
     soft_timeout: int | None
     hard_timeout: int | None
     queue: str
     ignore_errors: ExceptionTypes
-    retry: RetryPolicy | Mapping[type[BaseException], RetryPolicy] | None
-    retry_on: ExceptionTypes
-    retry_delay: int
-    retry_backoff: bool
-    max_retries: int | None
     singleton: KeyOption | list[str]
     max_concurrency: int | None
     on_contention: OnContention
@@ -50,6 +45,16 @@ class TaskOptions(TypedDict, total=False):
     schedule: Schedule | Iterable[Schedule]
     on_success: Step | Iterable[Step]
     on_failure: Step | Iterable[Step]
+
+
+class TaskOptions(OptionsWithoutRetries, total=False):
+    """The keyword arguments of `@lambda_task` and `LambdaTaskWrapper`, for type checkers."""
+
+    retry: RetryPolicy | Mapping[type[BaseException], RetryPolicy] | None
+    retry_on: ExceptionTypes
+    retry_delay: int
+    retry_backoff: bool
+    max_retries: int | None
 
 
 _ON_CRASH: Final = ("retry", "fail")

@@ -130,8 +130,11 @@ PLAIN = [
     dict[str, int],
     dict[str, list[str | None]],
     dict[str, dict[str, bool]] | None,
+    Any,
+    list[Any],
+    dict[str, Any] | None,
 ]
-NOT_PLAIN = [Any, list, dict, list[Any], dict[int, str], tuple[int, ...], set[int], Annotated[int, Field(gt=0)], bytes]
+NOT_PLAIN = [list, dict, dict[int, str], tuple[int, ...], set[int], Annotated[int, Field(gt=0)], bytes]
 
 
 def signature_of(annotation: Any) -> TaskSignature:
