@@ -1,12 +1,13 @@
 """What to write here for names of Celery's API, and for those of version 0.8.
 
-It is read only for names that do not exist, in the error that says so.
+Errors about names that do not exist read it. `lambda_tasks.contrib.celery` reads from it what it carries over, and
+`manage.py lambda_tasks from_celery` what it reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, TypeAlias
 
 #: The page that compares both libraries, in the documentation.
 PAGE: Final = "docs/howto/from-celery.md"
@@ -86,6 +87,71 @@ CALL_KEYWORDS: Final = {
     "kwargs": "pass the arguments themselves, by their names",
 }
 
+#: Options of the decorator that exist here too, with what is different about them.
+SHARED_OPTIONS: Final = {
+    "queue": "keep it: the name of a queue in LAMBDA_TASKS_QUEUES",
+    "max_retries": "keep it, and write it where it is missing: Celery's default is 3",
+    "retry_backoff": "use retry=RetryPolicy(backoff=True, delay=…), with the seconds in delay",
+}
+
+#: Keywords of `apply_async()` that are no parameters of a task, in addition to `CALL_KEYWORDS`.
+CALL_OPTIONS: Final = {
+    "routing_key": 'use task.using(queue="…").execute_on_commit(…)',
+    "exchange": 'use task.using(queue="…").execute_on_commit(…)',
+    "serializer": "remove it: arguments are JSON",
+    "compression": "remove it: messages are not compressed",
+    "ignore_result": "remove it: a result costs no more than a record without one",
+    "retry": "remove it: boto3 repeats requests, and the outbox repeats them until SQS accepts the message",
+    "retry_policy": "remove it: boto3 repeats requests, and the outbox repeats them until SQS accepts the message",
+    "shadow": "remove it: the record has the name of the task",
+    "headers": "pass the values as arguments of the task",
+    "time_limit": "use the option hard_timeout of the decorator",
+    "soft_time_limit": "use the option soft_timeout of the decorator",
+    "chord": "send group([…], then=…)",
+    "producer": "remove it: there is no connection to a broker",
+    "connection": "remove it: there is no connection to a broker",
+}
+
+#: Names that are imported from Celery.
+NAMES: Final = {
+    "Celery": "there is no app: the settings are Django's",
+    "current_app": "there is no app: the settings are Django's",
+    "app_or_default": "there is no app: the settings are Django's",
+    "shared_task": "use @lambda_task",
+    "Task": "call current_task() inside the task; in place of a base class, write a plugin with hooks",
+    "current_task": "call lambda_tasks.current_task() inside the task",
+    "chain": "send chain(first.invocation(…), second.invocation(value=RESULT))",
+    "group": "send group([task.invocation(…), …])",
+    "chord": "send group([…], then=…), whose task reads the results with FlowHandle.from_id(group_id).results()",
+    "signature": "call task.invocation(…)",
+    "subtask": "call task.invocation(…)",
+    "maybe_signature": "call task.invocation(…)",
+    "chunks": "send group([task.invocation(…) for …])",
+    "xmap": "send group([task.invocation(…) for …])",
+    "xstarmap": "send group([task.invocation(…) for …])",
+    "AsyncResult": "call TaskHandle.from_id(message_id, task)",
+    "GroupResult": "call FlowHandle.from_id(flow_id)",
+    "crontab": 'use the option schedule=Cron("0 3 * * *") of the task',
+    "schedule": "use the option schedule=Every(minutes=5) of the task",
+    "solar": "use the option schedule=Cron(…) of the task",
+    "send_task": "import the task and call its execute_on_commit(…)",
+    "get_task_logger": "use lambda_tasks.logging.task_logger, or logging.getLogger(__name__)",
+    "SoftTimeLimitExceeded": "import it from lambda_tasks.timeouts",
+    "MaxRetriesExceededError": "import it from lambda_tasks.exceptions",
+    "Retry": "raise lambda_tasks.RetryLater",
+    "Ignore": "return from the task",
+    "Reject": "raise an exception: the record of the failed task can be run again",
+    "Terminated": "call handle.cancel(), and ask current_task().cancelled inside the task",
+    **dict.fromkeys(
+        (
+            *("task_prerun", "task_postrun", "task_success", "task_failure", "task_retry", "task_revoked"),
+            *("before_task_publish", "after_task_publish", "task_received", "task_unknown", "task_rejected"),
+            *("worker_init", "worker_ready", "worker_process_init", "worker_shutdown", "setup_logging"),
+        ),
+        "write a plugin with hooks",
+    ),
+}
+
 #: Settings of Celery with a counterpart, by their names without the prefix.
 SETTINGS: Final = {
     "TASK_ALWAYS_EAGER": "LAMBDA_TASKS_EAGER",
@@ -113,6 +179,72 @@ FORMER_SETTINGS: Final = {
 }
 
 
+#: Whether `lambda_tasks.contrib.celery` gives a name its meaning, accepts it without an effect, or refuses it.
+Fate: TypeAlias = Literal["carried", "dropped", "refused"]
+
+#: The names that `lambda_tasks.contrib.celery` exports.
+CARRIED_NAMES: Final = frozenset(
+    {"shared_task", "Task", "chain", "group", "AsyncResult", "get_task_logger", "SoftTimeLimitExceeded"}
+    | {"MaxRetriesExceededError", "Retry"}
+)
+#: The attributes of a task that it adds.
+CARRIED_ATTRIBUTES: Final = frozenset(
+    {"delay", "apply_async", "delay_on_commit", "apply_async_on_commit", "s", "si", "run", "AsyncResult"}
+    | {"request", "update_state", "retry"}
+)
+#: The options of the decorator whose meaning it carries over.
+CARRIED_OPTIONS: Final = frozenset(
+    {"bind", "name", "queue", "expires", "time_limit", "soft_time_limit", "max_retries", "default_retry_delay"}
+    | {"autoretry_for", "dont_autoretry_for", "retry_kwargs", "retry_backoff", "retry_backoff_max", "retry_jitter"}
+    | {"acks_late", "reject_on_worker_lost"}
+)
+#: The keywords of `apply_async()` whose meaning it carries over.
+CARRIED_CALLS: Final = frozenset({"args", "kwargs", "countdown", "eta", "queue", "expires", "link"})
+_ANY: Final = None
+_TRUTH: Final = (True, False, None)
+#: The options that it accepts without an effect, each with the values for which that changes nothing.
+DROPPED_OPTIONS: Final[Mapping[str, tuple[object, ...] | None]] = {
+    "ignore_result": _TRUTH,
+    "store_errors_even_if_ignored": _TRUTH,
+    "track_started": _TRUTH,
+    "send_events": _TRUTH,
+    "shared": _TRUTH,
+    "typing": _TRUTH,
+    "acks_on_failure_or_timeout": (True, None),
+    "pydantic": (False, None),
+    "serializer": ("json", None),
+    "compression": _ANY,
+}
+#: The same for the keywords of `apply_async()`.
+DROPPED_CALLS: Final[Mapping[str, tuple[object, ...] | None]] = {
+    "ignore_result": _TRUTH,
+    "serializer": ("json", None),
+    "compression": _ANY,
+    "retry": _TRUTH,
+    "retry_policy": _ANY,
+    "shadow": _ANY,
+}
+
+
+def fate_of_option(name: str, value: Any) -> Fate:
+    """Return what `lambda_tasks.contrib.celery` does with an option of the decorator that has this value."""
+    return _fate(name, value, CARRIED_OPTIONS, DROPPED_OPTIONS)
+
+
+def fate_of_call(name: str, value: Any) -> Fate:
+    """Return what `lambda_tasks.contrib.celery` does with a keyword of `apply_async()` that has this value."""
+    return _fate(name, value, CARRIED_CALLS, DROPPED_CALLS)
+
+
+def _fate(name: str, value: Any, carried: frozenset[str], dropped: Mapping[str, tuple[object, ...] | None]) -> Fate:
+    if name in carried:
+        return "carried"
+    if name not in dropped:
+        return "refused"
+    harmless = dropped[name]
+    return "dropped" if harmless is None or any(value is each or value == each for each in harmless) else "refused"
+
+
 def for_attribute(name: str) -> str | None:
     """Return a sentence for an attribute that a task lacks; None for a name that is not Celery's."""
     return _sentence(name, ATTRIBUTES.get(name))
@@ -121,6 +253,16 @@ def for_attribute(name: str) -> str | None:
 def for_options(names: Iterable[str]) -> str:
     """Return sentences for unknown options of the decorator, or an empty string."""
     return _sentences(names, OPTIONS) + _former_sentences(names, FORMER_OPTIONS)
+
+
+def for_call(name: str) -> str | None:
+    """Return a sentence for a keyword of `apply_async()`; None for a name that is not Celery's."""
+    return _sentence(name, CALL_KEYWORDS.get(name) or CALL_OPTIONS.get(name))
+
+
+def for_name(name: str) -> str | None:
+    """Return a sentence for a name that is imported from Celery; None for a name that is not Celery's."""
+    return _sentence(name, NAMES.get(name))
 
 
 def for_keywords(names: Iterable[str]) -> str:

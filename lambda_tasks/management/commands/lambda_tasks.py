@@ -15,6 +15,7 @@ from lambda_tasks.management.cancel import Cancel
 from lambda_tasks.management.cleanup import Cleanup
 from lambda_tasks.management.dlq import DeadLetters
 from lambda_tasks.management.doctor import Doctor
+from lambda_tasks.management.from_celery import FromCelery
 from lambda_tasks.management.invoke import Invoke
 from lambda_tasks.management.listing import List
 from lambda_tasks.management.output import Output
@@ -51,6 +52,7 @@ SUBCOMMANDS: Final[tuple[type[Subcommand], ...]] = (
     Cleanup,
     Doctor,
     Template,
+    FromCelery,
 )
 _STATUSES: Final = (
     "exit status:\n"
