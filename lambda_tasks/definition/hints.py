@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
+from lambda_tasks.settings import MAX_TIMEOUT
+
 #: The page that compares both libraries, in the documentation.
 PAGE: Final = "docs/howto/from-celery.md"
 
@@ -46,8 +48,8 @@ OPTIONS: Final = {
     "default_retry_delay": "use retry_delay",
     "dont_autoretry_for": "use retry={Exception: RetryPolicy(…), KeyError: RetryPolicy(max_retries=0)}",
     "throws": "use ignore_errors, for errors that are not failures",
-    "time_limit": "use hard_timeout",
-    "soft_time_limit": "use soft_timeout",
+    "time_limit": "use hard_timeout, at most 900 seconds",
+    "soft_time_limit": "use soft_timeout, less than 900 seconds",
     "rate_limit": "use max_concurrency, or the maximum concurrency of the event source mapping",
     "acks_late": "remove it: a message is acknowledged after the end of its task is recorded",
     "reject_on_worker_lost": "remove it, or use on_crash='fail' for tasks that must not run again",
@@ -124,6 +126,7 @@ NAMES: Final = {
     "group": "send group([task.invocation(…), …])",
     "chord": "send group([…], then=…), whose task reads the results with FlowHandle.from_id(group_id).results()",
     "signature": "call task.invocation(…)",
+    "Signature": "use TaskInvocation, which task.invocation(…) returns",
     "subtask": "call task.invocation(…)",
     "maybe_signature": "call task.invocation(…)",
     "chunks": "send group([task.invocation(…) for …])",
@@ -146,7 +149,8 @@ NAMES: Final = {
         (
             *("task_prerun", "task_postrun", "task_success", "task_failure", "task_retry", "task_revoked"),
             *("before_task_publish", "after_task_publish", "task_received", "task_unknown", "task_rejected"),
-            *("worker_init", "worker_ready", "worker_process_init", "worker_shutdown", "setup_logging"),
+            *("worker_init", "worker_ready", "worker_process_init", "worker_process_shutdown", "worker_shutdown"),
+            *("setup_logging", "after_setup_logger", "after_setup_task_logger"),
         ),
         "write a plugin with hooks",
     ),
@@ -159,6 +163,8 @@ SETTINGS: Final = {
     "TASK_TIME_LIMIT": "LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT",
     "TASK_SOFT_TIME_LIMIT": "LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT",
     "TASK_QUEUES": "LAMBDA_TASKS_QUEUES",
+    "TASK_DEFAULT_QUEUE": "LAMBDA_TASKS_QUEUES",
+    "TASK_ROUTES": "the option queue of @lambda_task",
     "BROKER_URL": "LAMBDA_TASKS_QUEUES",
     "BEAT_SCHEDULE": "the option schedule of @lambda_task",
     "RESULT_EXPIRES": "the task cleanup_task_records",
@@ -184,13 +190,18 @@ Fate: TypeAlias = Literal["carried", "dropped", "refused"]
 
 #: The names that `lambda_tasks.contrib.celery` exports.
 CARRIED_NAMES: Final = frozenset(
-    {"shared_task", "Task", "chain", "group", "AsyncResult", "get_task_logger", "SoftTimeLimitExceeded"}
-    | {"MaxRetriesExceededError", "Retry"}
+    {"shared_task", "Task", "chain", "group", "Signature", "AsyncResult", "GroupResult", "get_task_logger"}
+    | {"SoftTimeLimitExceeded", "MaxRetriesExceededError", "Retry"}
 )
 #: The attributes of a task that it adds.
 CARRIED_ATTRIBUTES: Final = frozenset(
     {"delay", "apply_async", "delay_on_commit", "apply_async_on_commit", "s", "si", "run", "AsyncResult"}
-    | {"request", "update_state", "retry"}
+    | {"request", "update_state", "retry", "name", "max_retries", "default_retry_delay", "MaxRetriesExceededError"}
+)
+#: The attributes of `self.request` that it has.
+CARRIED_REQUEST: Final = frozenset(
+    {"id", "correlation_id", "args", "kwargs", "retries", "task", "called_directly", "is_eager", "delivery_info"}
+    | {"timelimit", "hostname"}
 )
 #: The options of the decorator whose meaning it carries over.
 CARRIED_OPTIONS: Final = frozenset(
@@ -228,6 +239,10 @@ DROPPED_CALLS: Final[Mapping[str, tuple[object, ...] | None]] = {
 
 def fate_of_option(name: str, value: Any) -> Fate:
     """Return what `lambda_tasks.contrib.celery` does with an option of the decorator that has this value."""
+    if name == "name" and isinstance(value, str) and "." not in value:
+        return "dropped"  # no message of this library has such a name
+    if name in ("time_limit", "soft_time_limit") and isinstance(value, int | float) and value > MAX_TIMEOUT:
+        return "refused"
     return _fate(name, value, CARRIED_OPTIONS, DROPPED_OPTIONS)
 
 

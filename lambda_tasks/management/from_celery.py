@@ -47,7 +47,7 @@ class FromCelery(Subcommand):
         self._section(
             "Settings",
             (
-                f"{each.file}:{each.line}  {each.name}: {each.counterpart or 'no counterpart, remove it'}"
+                f"{each.file}:{each.line}  {each.name}: {each.counterpart or 'no counterpart'}"
                 for each in report.settings
             ),
         )
@@ -56,6 +56,7 @@ class FromCelery(Subcommand):
             (
                 f"{each.file}:{each.line}  {each.name}: {each.task}, {each.schedule or 'a schedule in a variable'} → "
                 f"{each.write or 'write the option schedule at the task'}"
+                f"{f', and pass {each.arguments} by kwargs= of the schedule' if each.arguments else ''}"
                 for each in report.schedules
             ),
         )
@@ -63,10 +64,9 @@ class FromCelery(Subcommand):
         summary = _summary(report)
         self.output.line(
             f"{plural(summary['files'], 'file')}, {plural(summary['tasks'], 'task')}, "
-            f"{plural(summary['calls'], 'call')}. With lambda_tasks.contrib.celery, "
+            f"{plural(summary['calls'], 'call')}. With shared_task of lambda_tasks.contrib.celery, "
             f"{plural(summary['tasks_that_run_unchanged'], 'task')} and "
-            f"{plural(summary['calls_that_run_unchanged'], 'call')} need a change of imports only. "
-            "See docs/howto/from-celery.md."
+            f"{plural(summary['calls_that_run_unchanged'], 'call')} stay as they are. See docs/howto/from-celery.md."
         )
 
     def _section(self, title: str, lines: Iterable[str]) -> None:

@@ -109,6 +109,7 @@ class Task:
 
     def __init__(self, task: CeleryTask[Any, Any], arguments: Mapping[str, Any], called_directly: bool) -> None:
         known = {
+            **task.translated.given,  # as in Celery, such as self.retry_backoff
             "_task": task,
             "request": Request(task, arguments, called_directly=called_directly),
             "name": task.name,
@@ -151,13 +152,12 @@ class Task:
         After the last retry, or if the task is called directly, raises `exc`. Without it, raises
         `MaxRetriesExceededError`, or `Retry` if the task is called directly. Raises TypeError for other arguments.
         """
-        given = {"args": args, "kwargs": kwargs, **options, **({} if throw else {"throw": throw})}
-        for name, value in given.items():
-            if value is not None:
-                raise TypeError(
-                    f"self.retry() must not have {name}={described(value)}: a retry runs the same call again, and the "
-                    f"task ends here. To send another call, send the task itself ({PAGE})."
-                )
+        given = {"args": args, "kwargs": kwargs, "throw": None if throw else throw, **options}
+        for name in (name for name, value in given.items() if value is not None):
+            raise TypeError(
+                f"self.retry() must not have the argument {name}: a retry runs the same call again, and ends this run. "
+                f"To send another call, send the task itself ({PAGE})."
+            )
         limit = self.max_retries if max_retries is None else max_retries
         if limit is not None:
             whole_number(0)(limit, "max_retries")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.contrib.celery.calls import whole_seconds
-from lambda_tasks.definition.hints import DROPPED_OPTIONS, PAGE, fate_of_option, for_options
+from lambda_tasks.definition.hints import PAGE, fate_of_option, for_options
 from lambda_tasks.definition.options import Options, OptionsWithoutRetries
 from lambda_tasks.definition.retry import RetryPolicy
 from lambda_tasks.exceptions import RetryLater, exception_types
@@ -66,6 +66,8 @@ class Translated:
     #: None for LAMBDA_TASKS_MAX_RETRIES.
     max_retries: int | None
     retry_delay: int
+    #: The options of Celery as they were given, which are attributes of `self` too.
+    given: dict[str, Any]
 
 
 def translated(given: Mapping[str, Any], *, name: str, is_bound: bool) -> Translated:
@@ -76,20 +78,19 @@ def translated(given: Mapping[str, Any], *, name: str, is_bound: bool) -> Transl
     celery = {option: value for option, value in given.items() if fate_of_option(option, value) == "carried"}
     ours = {option: value for option, value in given.items() if option not in celery and _is_kept(option, value, name)}
     options = {**ours, **_limits(celery), **_routing(celery, ours, name), **_crashes(celery)}
-    retry_kwargs = dict(celery.get("retry_kwargs") or {})
-    max_retries = _max_retries(celery, retry_kwargs)
+    max_retries = _max_retries(celery.get("max_retries", MAX_RETRIES))
     delay = whole_seconds(celery.get("default_retry_delay", RETRY_DELAY), "default_retry_delay")
-    policies = _policies(celery, retry_kwargs, max_retries, delay)
+    policies = _policies(celery, max_retries, delay)
     if is_bound:
         policies[RetryLater] = RetryPolicy(max_retries=max_retries, delay=delay, jitter=False)
     if policies:
         options["retry"] = _shortest(policies)
-    return Translated(options, max_retries, delay)
+    return Translated(options, max_retries, delay, celery)
 
 
 def _is_kept(option: str, value: Any, name: str) -> bool:
     """Return whether an option is one of `@lambda_task`, not one without an effect. Raise TypeError for others."""
-    if option in DROPPED_OPTIONS and fate_of_option(option, value) == "dropped":
+    if fate_of_option(option, value) == "dropped":
         return False
     if option in Options.__dataclass_fields__ and option not in _RETRIES:
         return True
@@ -131,16 +132,16 @@ def _crashes(celery: Mapping[str, Any]) -> dict[str, str]:
     return {"on_crash": "fail"} if early else {}
 
 
-def _max_retries(celery: Mapping[str, Any], retry_kwargs: dict[str, Any]) -> int | None:
-    max_retries: int | None = retry_kwargs.pop("max_retries", celery.get("max_retries", MAX_RETRIES))
-    if max_retries is not None:
-        whole_number(0)(max_retries, "max_retries")
-    return max_retries
+def _max_retries(number: int | None) -> int | None:
+    if number is not None:
+        whole_number(0)(number, "max_retries")
+    return number
 
 
-def _policies(
-    celery: Mapping[str, Any], retry_kwargs: dict[str, Any], max_retries: int | None, delay: int
-) -> dict[type[BaseException], RetryPolicy]:
+def _policies(celery: Mapping[str, Any], max_retries: int | None, delay: int) -> dict[type[BaseException], RetryPolicy]:
+    """Return the policies for `autoretry_for`, which `retry_kwargs` changes."""
+    retry_kwargs = dict(celery.get("retry_kwargs") or {})
+    max_retries = _max_retries(retry_kwargs.pop("max_retries", max_retries))
     countdown = retry_kwargs.pop("countdown", None)
     if retry_kwargs:
         raise TypeError(

@@ -25,8 +25,8 @@ _CELERY: Final = "celery"
 
 def calls_in(source: Source, known: Mapping[str, FoundTask]) -> Iterator[Call]:
     """Yield the calls of a file. `known` has the tasks of the code base by the names of their functions."""
-    committed, later = _lambdas_on_commit(source.tree), _later_in_chains(source)
-    for node in ast.walk(source.tree):
+    committed, later = _lambdas_on_commit(source), _later_in_chains(source)
+    for node in source.nodes:
         if not isinstance(node, ast.Call):
             continue
         if isinstance(node.func, ast.Attribute):
@@ -61,10 +61,18 @@ def _sent(node: ast.Call, called: ast.Attribute, task: FoundTask | None, source:
     if method in LISTED:
         options = options_of([each for each in node.keywords if each.arg not in ("args", "kwargs")], calls=True)
     refused = any(use.fate in ("refused", "unknown") for use in options) or method not in hints.CARRIED_ATTRIBUTES
-    is_carried = not refused and (task is None or task.runs_unchanged)
+    refused = refused or (task is not None and not task.runs_unchanged) or _is_chord(called.value, source)
     code = None if task is None else code_of(node, method, receiver, task, takes_result=takes_result)
-    write = code or hints.ATTRIBUTES.get(method) or "call execute_on_commit(…)"
-    return Call(source.file, node.lineno, method, receiver, "carried" if is_carried else "refused", write, options)
+    on_value = "call its execute_on_commit()" if isinstance(called.value, ast.Call) else None
+    write = code or on_value or hints.ATTRIBUTES.get(method) or "call execute_on_commit(…)"
+    return Call(source.file, node.lineno, method, receiver, "refused" if refused else "carried", write, options)
+
+
+def _is_chord(receiver: ast.expr, source: Source) -> bool:
+    return any(
+        isinstance(node, ast.Call) and source.origin(node.func).rpartition(".")[2] in ("chord", "on_error")
+        for node in ast.walk(receiver)
+    )
 
 
 def _function(node: ast.Call, source: Source) -> Call | None:
@@ -112,11 +120,11 @@ def _arguments(node: ast.Call) -> Iterator[ast.expr]:
             yield argument
 
 
-def _lambdas_on_commit(tree: ast.Module) -> set[ast.AST]:
+def _lambdas_on_commit(source: Source) -> set[ast.AST]:
     """Return the calls in the functions that are given to `transaction.on_commit()`."""
     return {
         inner
-        for call in ast.walk(tree)
+        for call in source.nodes
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name | ast.Attribute)
         if (call.func.id if isinstance(call.func, ast.Name) else call.func.attr) == "on_commit"
         for argument in call.args
@@ -128,7 +136,7 @@ def _lambdas_on_commit(tree: ast.Module) -> set[ast.AST]:
 def _later_in_chains(source: Source) -> set[ast.expr]:
     """Return the expressions that stand behind another one in a chain, and take its result."""
     later: set[ast.expr] = set()
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
             later.add(node.right)
         elif isinstance(node, ast.Call) and source.origin(node.func) == "celery.chain":

@@ -38,6 +38,7 @@ class Parameter:
     annotation: str = ""
     is_positional: bool = True
     is_variadic: bool = False
+    is_required: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class FoundTask:
     #: Attributes of `self` in a bound task.
     attributes: tuple[Use, ...] = ()
     notes: tuple[Note, ...] = ()
-    #: Whether the function runs with `lambda_tasks.contrib.celery` after a change of the imports.
+    #: Whether the function runs with `shared_task` of `lambda_tasks.contrib.celery` as it is.
     runs_unchanged: bool = True
 
 
@@ -75,7 +76,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of Celery, and its counterpart; empty if it has none."""
+    """A setting that is probably Celery's, and its counterpart; empty if it has none."""
 
     file: str
     line: int
@@ -93,6 +94,8 @@ class Schedule:
     task: str
     schedule: str
     write: str
+    #: The arguments that beat passes, by name or by position.
+    arguments: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from lambda_tasks.operations.from_celery.findings import (
 )
 from lambda_tasks.operations.from_celery.settings import schedules_in, settings_in
 from lambda_tasks.operations.from_celery.sources import Source, python_files, read
-from lambda_tasks.operations.from_celery.tasks import tasks_in
+from lambda_tasks.operations.from_celery.tasks import makes_app, tasks_in
 
 _UNANSWERED: Final = "it has no counterpart"
 
@@ -45,8 +45,9 @@ def report_on(path: Path) -> Report:
             case Unread() as unread:
                 report.unread.append(unread)
         report.files += 1
+    app_modules = {source.module for source in sources if makes_app(source)}
     for source in sources:
-        report.tasks.extend(sorted(tasks_in(source), key=_line))
+        report.tasks.extend(sorted(tasks_in(source, app_modules), key=_line))
     known = {task.name: task for task in report.tasks}
     for source in sources:
         report.calls.extend(sorted(calls_in(source, known), key=_line))
@@ -61,7 +62,7 @@ def _line(found: FoundTask | Call | Setting | Schedule) -> int:
 
 
 def _imports_in(source: Source) -> Iterator[Import]:
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] == "celery":
             for alias in node.names:
                 fate: Fate = "carried" if alias.name in hints.CARRIED_NAMES else "refused"

@@ -80,4 +80,7 @@ def _arguments(by_position: Sequence[ast.expr], by_name: _Named, task: FoundTask
     if len(by_position) > len(names) or any(isinstance(each, ast.Starred) for each in by_position):
         return None
     named = [*zip(names, by_position, strict=False), *by_name]
+    given = {name for name, _ in named}
+    if any(each.is_required and each.name not in given for each in task.parameters):
+        return None  # such as a signature whose first argument is the result of another task
     return ", ".join(f"{name}={ast.unparse(value)}" for name, value in named)

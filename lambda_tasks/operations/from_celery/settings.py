@@ -21,26 +21,32 @@ _UNITS: Final = ("weeks", "days", "hours", "minutes", "seconds")
 
 def settings_in(source: Source) -> Iterator[Setting]:
     """Yield the settings of Celery that a file assigns: names with CELERY, and attributes of an app's `conf`."""
-    for name, node in _assigned(source.tree):
-        short = name.upper() if name.islower() else name.removeprefix("CELERY_")
-        yield Setting(source.file, node.lineno, name, hints.SETTINGS.get(short, ""))
+    for name, node in _assigned(source):
+        yield Setting(source.file, node.lineno, name, _counterpart(name, node))
+
+
+def _counterpart(name: str, value: ast.expr) -> str:
+    short = name.upper() if name.islower() else name.removeprefix("CELERY_").replace("CELERYBEAT_", "BEAT_")
+    if short == "TASK_SERIALIZER" and literal(value) != "json":
+        return "arguments are JSON: replace those that JSON cannot represent"
+    return hints.SETTINGS.get(short, "")
 
 
 def schedules_in(source: Source) -> Iterator[Schedule]:
     """Yield the entries of beat schedules, and the periodic tasks that are added in code."""
-    for name, value in _assigned(source.tree):
+    for name, value in _assigned(source):
         if name in _SCHEDULES and isinstance(value, ast.Dict):
             for key, entry in zip(value.keys, value.values, strict=True):
                 if key is not None and isinstance(entry, ast.Dict):
                     yield _entry(key, entry, source)
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if _calls(node, "add_periodic_task") and len(node.args) >= 2:
             schedule, task = node.args[0], ast.unparse(node.args[1])
             yield _schedule(source, node.lineno, "add_periodic_task", task, schedule)
 
 
-def _assigned(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
-    for node in ast.walk(tree):
+def _assigned(source: Source) -> Iterator[tuple[str, ast.expr]]:
+    for node in source.nodes:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name) and target.id.isupper() and target.id.startswith(_PREFIXES):
@@ -69,13 +75,15 @@ def _entry(key: ast.expr, entry: ast.Dict, source: Source) -> Schedule:
     task = fields.get("task")
     shown = "" if task is None else str(value) if (value := literal(task)) is not UNKNOWN else ast.unparse(task)
     name = str(value) if (value := literal(key)) is not UNKNOWN else ast.unparse(key)
-    return _schedule(source, key.lineno, name, shown, fields.get("schedule"))
+    arguments = " and ".join(f"{each}={ast.unparse(fields[each])}" for each in ("args", "kwargs") if each in fields)
+    return _schedule(source, key.lineno, name, shown, fields.get("schedule"), arguments)
 
 
-def _schedule(source: Source, line: int, name: str, task: str, schedule: ast.expr | None) -> Schedule:
-    if schedule is None:
-        return Schedule(source.file, line, name, task, "", "")
-    return Schedule(source.file, line, name, task, ast.unparse(schedule), _option(schedule, source))
+def _schedule(
+    source: Source, line: int, name: str, task: str, schedule: ast.expr | None, arguments: str = ""
+) -> Schedule:
+    text, option = ("", "") if schedule is None else (ast.unparse(schedule), _option(schedule, source))
+    return Schedule(source.file, line, name, task, text, option, arguments)
 
 
 def _option(schedule: ast.expr, source: Source) -> str:

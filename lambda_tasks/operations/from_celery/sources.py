@@ -8,7 +8,7 @@ import os
 import re
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -30,8 +30,15 @@ class Source:
     #: Its path, relative to that of the code base.
     file: str
     tree: ast.Module
+    #: All nodes of the tree, since each search looks at them.
+    nodes: tuple[ast.AST, ...] = ()
     #: The dotted path of each imported name or module, by the name that it has in the file.
     imports: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """The dotted path of the module, from the folder of the code base."""
+        return self.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     def origin(self, node: ast.expr) -> str:
         """Return the dotted path of a name or an attribute, with imported names as their modules know them."""
@@ -75,12 +82,13 @@ def read(file: Path, root: Path) -> Source | Unread | None:
         return Unread(shown, f"line {error.lineno}: {error.msg}" if error.lineno else error.msg)
     except (ValueError, RecursionError, MemoryError) as error:  # null bytes, an encoding, or an absurd nesting
         return Unread(shown, str(error) or type(error).__name__)
-    return Source(shown, tree, _imports(tree))
+    nodes = tuple(ast.walk(tree))
+    return Source(shown, tree, nodes, _imports(nodes))
 
 
-def _imports(tree: ast.Module) -> dict[str, str]:
+def _imports(nodes: Iterable[ast.AST]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 name = alias.asname or alias.name.partition(".")[0]
