@@ -31,6 +31,7 @@ HEAVY: Final = (
     *("lambda_tasks.jobs", "lambda_tasks.outcomes", "lambda_tasks.wire.deliveries", "lambda_tasks.secret_loader"),
     *(
         "lambda_tasks.admin",
+        "lambda_tasks.contrib.celery",
         "lambda_tasks.contrib.django_tasks",
         "lambda_tasks.contrib.context",
         "lambda_tasks.contrib.health",

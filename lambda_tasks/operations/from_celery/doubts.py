@@ -23,7 +23,7 @@ def doubts_about(node: _Function, parameters: Sequence[Parameter], source: Sourc
     yield from _lost_writes(node)
     yield from _waiting(node)
     for parameter in parameters:
-        if _is_model(parameter.annotation, source):
+        if is_model(parameter.annotation, source):
             yield Note(
                 node.lineno,
                 f"{parameter.name} looks like a model, {parameter.annotation}. Pass its primary key instead.",
@@ -87,7 +87,8 @@ def _waiting(node: _Function) -> Iterator[Note]:
             )
 
 
-def _is_model(annotation: str, source: Source) -> bool:
+def is_model(annotation: str, source: Source) -> bool:
+    """Return whether an annotation is probably a model: a name that comes from a module `models`."""
     name = annotation.strip("'\"").partition(" | ")[0].removeprefix("Optional[").rstrip("]")
     module, _, _ = source.imports.get(name, "").rpartition(".")
     return module.rpartition(".")[2] == "models"

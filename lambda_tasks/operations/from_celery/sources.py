@@ -19,7 +19,7 @@ from lambda_tasks.operations.from_celery.findings import Unread
 _SKIPPED: Final = frozenset({"__pycache__", "node_modules", "site-packages", "venv", "env", "build", "dist"})
 #: What a file contains in which there is anything to report.
 _RELEVANT: Final = re.compile(
-    r"celery|shared_task|\.delay|apply_async|send_task|\.si?\(|signature\(|chord\(", re.IGNORECASE
+    r"celery|shared_task|@[\w.]+\.task\b|\.delay|apply_async|add_periodic_task|send_task|\.si?\(|chord\(", re.IGNORECASE
 )
 
 

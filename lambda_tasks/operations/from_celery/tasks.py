@@ -8,7 +8,7 @@ from operator import add, mul, sub
 from typing import Any, Final
 
 from lambda_tasks.definition import hints
-from lambda_tasks.operations.from_celery.doubts import doubts_about
+from lambda_tasks.operations.from_celery.doubts import doubts_about, is_model
 from lambda_tasks.operations.from_celery.findings import Fate, FoundTask, Note, Parameter, Use
 from lambda_tasks.operations.from_celery.sources import Source
 
@@ -100,6 +100,7 @@ def _task(node: _Function, decorator: ast.expr, keywords: list[ast.keyword], sou
     parameters, own_name = _parameters(node, is_bound=is_bound)
     attributes = tuple(_attributes(node, own_name, {use.name for use in options})) if is_bound else ()
     variadic = [each.name for each in parameters if each.is_variadic]
+    models = [each.name for each in parameters if is_model(each.annotation, source)]
     is_async = isinstance(node, ast.AsyncFunctionDef)
     refused = any(use.fate in ("refused", "unknown") for use in (*options, *attributes))
     return FoundTask(
@@ -114,7 +115,7 @@ def _task(node: _Function, decorator: ast.expr, keywords: list[ast.keyword], sou
             *_about_parameters(node, parameters),
             *doubts_about(node, parameters, source),
         ),
-        runs_unchanged=not (refused or variadic or is_async),
+        runs_unchanged=not (refused or variadic or is_async or models),
     )
 
 
