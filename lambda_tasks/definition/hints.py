@@ -96,7 +96,7 @@ SHARED_OPTIONS: Final = {
     "retry_backoff": "use retry=RetryPolicy(backoff=True, delay=…), with the seconds in delay",
 }
 
-#: Keywords of `apply_async()` that are no parameters of a task, in addition to `CALL_KEYWORDS`.
+#: Options of `apply_async()`, in addition to `CALL_KEYWORDS`.
 CALL_OPTIONS: Final = {
     "routing_key": 'use task.using(queue="…").execute_on_commit(…)',
     "exchange": 'use task.using(queue="…").execute_on_commit(…)',

@@ -298,6 +298,14 @@ class TestCalls:
         with pytest.raises(TypeError, match=answer):
             build(define(greet).s("Ada"))
 
+    def test_result_comes_first_in_a_chain(self) -> None:
+        task = define(greet)
+        after = task.s(True).invocation(takes_result=True)
+        assert (after.takes, after.kwargs) == ({"name": "result"}, {"shout": True})
+        assert task.si("Ada").invocation(takes_result=True).takes == {}
+        with pytest.raises(InvalidArguments, match="multiple values for argument 'name'"):
+            task.s(name="Ada").invocation(takes_result=True)
+
     def test_signature_is_changed_in_place(self) -> None:
         signature = define(greet).s("Ada")
         assert signature.set(countdown=5).set(queue="other") is signature

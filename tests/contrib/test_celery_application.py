@@ -44,7 +44,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType
 
 
 def forget() -> None:
-    """Let the process know nothing of the application, like a new worker."""
+    """Remove the application from the process, so that it is like a new worker."""
     for task in registry.registered_tasks():
         if task.name.startswith(NAME):
             del registry._tasks[task.name]

@@ -282,7 +282,7 @@ class TestFiles:
         (tmp_path / "mine" / "environment" / "b.py").write_text("import celery")
         assert (report_on(tmp_path).files, report_on(tmp_path).tasks[0].file) == (1, "mine/a.py")
 
-    def test_nothing_is_imported(self, tmp_path: Path) -> None:
+    def test_files_are_not_imported(self, tmp_path: Path) -> None:
         found = report(tmp_path, tasks="from celery import shared_task\nraise SystemExit\n")
         assert [each.use.name for each in found.imports] == ["shared_task"]
 

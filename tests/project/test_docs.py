@@ -330,6 +330,7 @@ def running_page(page: Path) -> Iterator[PageRunner]:
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.filterwarnings("ignore:.* is defined with lambda_tasks.contrib.celery:DeprecationWarning")
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_code_on_the_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "mock_aws" in page.read_text():

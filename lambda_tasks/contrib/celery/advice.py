@@ -43,7 +43,7 @@ def _type(annotation: object) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return an option as it stands in code."""
+    """Return the source text of an option."""
     if isinstance(value, type):
         return value.__name__
     if isinstance(value, tuple):

@@ -12,7 +12,7 @@ from lambda_tasks.definition.hints import PAGE
 from lambda_tasks.definition.signatures import read_signature
 from lambda_tasks.exceptions import InvalidArguments, TaskCancelled
 
-#: The argument, in addition to those of the function, with the time after which a call must not run any more.
+#: The argument, in addition to those of the function, with the time after which a call must not run.
 EXPIRES: Final = "celery_expires"
 _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC: Final = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)

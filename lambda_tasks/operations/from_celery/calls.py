@@ -134,7 +134,7 @@ def _lambdas_on_commit(source: Source) -> set[ast.AST]:
 
 
 def _later_in_chains(source: Source) -> set[ast.expr]:
-    """Return the expressions that stand behind another one in a chain, and take its result."""
+    """Return the expressions that follow another one in a chain, and take its result."""
     later: set[ast.expr] = set()
     for node in source.nodes:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):

@@ -8,10 +8,11 @@ from typing import Final
 
 from lambda_tasks.operations.from_celery.findings import FoundTask
 
-#: Methods that take the arguments of the task in `args` and `kwargs`, those that take them as they stand, and those
-#: that return a signature.
+#: Methods that take the arguments of the task in `args` and `kwargs`.
 LISTED: Final = frozenset({"apply_async", "apply_async_on_commit"})
+#: Methods that take the arguments of the task as their own, and send it.
 PLAIN: Final = frozenset({"delay", "delay_on_commit"})
+#: Methods that take the arguments of the task as their own, and return a signature.
 SIGNATURES: Final = frozenset({"s", "si"})
 #: Options of `apply_async()` that are options of `using()`.
 _OPTIONS: Final = {"countdown": "delay", "queue": "queue"}

@@ -15,7 +15,7 @@ from typing import Final
 
 from lambda_tasks.operations.from_celery.findings import Unread
 
-#: Folders whose files belong to nobody, or to others.
+#: Folders with generated files, and with those of other projects.
 _SKIPPED: Final = frozenset({"__pycache__", "node_modules", "site-packages", "venv", "env", "build", "dist"})
 #: What a file contains in which there is anything to report.
 _RELEVANT: Final = re.compile(
