@@ -195,8 +195,17 @@ CARRIED_NAMES: Final = frozenset(
 )
 #: The attributes of a task that it adds.
 CARRIED_ATTRIBUTES: Final = frozenset(
-    {"delay", "apply_async", "delay_on_commit", "apply_async_on_commit", "s", "si", "run", "AsyncResult"}
-    | {"request", "update_state", "retry", "name", "max_retries", "default_retry_delay", "MaxRetriesExceededError"}
+    {"delay", "apply_async", "delay_on_commit", "apply_async_on_commit", "s", "si", "signature", "run"}
+    | {
+        "AsyncResult",
+        "request",
+        "update_state",
+        "retry",
+        "name",
+        "max_retries",
+        "default_retry_delay",
+        "MaxRetriesExceededError",
+    }
 )
 #: The attributes of `self.request` that it has.
 CARRIED_REQUEST: Final = frozenset(

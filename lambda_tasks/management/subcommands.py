@@ -35,6 +35,8 @@ class Subcommand(ABC):
     errors: ClassVar[tuple[type[Exception], ...]] = (ImproperlyConfigured, ValueError)
     #: The formats that `--format` accepts; the first is the default.
     formats: ClassVar[Sequence[str]] = (TEXT, JSON)
+    #: Whether Django's system checks run first, as for every command. They import the tasks of all apps.
+    needs_checks: ClassVar[bool] = True
     #: What `--help` says about exit statuses, if there are others than 0 and 1.
     statuses: ClassVar[str] = ""
     #: Where to print. The command sets it before it calls `run()`.

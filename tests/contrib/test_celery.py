@@ -197,7 +197,7 @@ class TestDefinition:
         signature = TaskSignature(parameters.keyword_only(dict))
         named = parameters.named(([1], None), {"c": 3, "d": None})
         assert signature.encode(named) == named == {"a": [1], "b": None, "c": 3, "d": None}
-        assert parameters.call((), named) == [[1], None, 3, None, 5]
+        assert parameters.lambda_task_call((), named) == [[1], None, 3, None, 5]
         for wrong in ({"c": "3"}, {"d": 3}, {"celery_expires": "soon"}):
             with pytest.raises(InvalidArguments, match=f"{next(iter(wrong))} must be"):
                 signature.encode({**named, **wrong})
@@ -307,9 +307,11 @@ class TestCalls:
             task.s(name="Ada").invocation(takes_result=True)
 
     def test_signature_is_changed_in_place(self) -> None:
-        signature = define(greet).s("Ada")
+        task = define(greet)
+        signature = task.s("Ada")
         assert signature.set(countdown=5).set(queue="other") is signature
         assert (signature.invocation(takes_result=False).delay, signature.options["queue"]) == (5, "other")
+        assert task.signature(("Ada",), countdown=5, queue="other") == signature
 
     def test_task_is_copied_with_its_methods(self) -> None:
         task = define(greet)

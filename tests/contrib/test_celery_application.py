@@ -105,6 +105,8 @@ class TestMovedApplication:
         with pytest.raises(TaskFailed, match="GatewayDown: busy 2"):
             result.get(0)
         assert (result.state, result.failed(), type(result.result)) == ("FAILURE", True, TaskFailed)
+        [first, *_] = [line for line in result.traceback.splitlines() if line.startswith("  File")]
+        assert "payments.py" in first
 
     def test_exhausted_retries_can_be_caught(self, shop: Any, lambda_tasks_queue: TaskQueue) -> None:
         refund = payments().refund

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
+from lambda_tasks.management.commands.lambda_tasks import Command
 from lambda_tasks.operations.from_celery import Report, report_on
 
 SHOP = Path(__file__).parents[1] / "contrib" / "celery_shop"
@@ -307,6 +308,18 @@ class TestCommand:
             "calls": 0,
             "calls_that_run_unchanged": 0,
         }
+
+    def test_system_checks_are_skipped(self) -> None:
+        checked: list[str] = []
+
+        class Checked(Command):
+            def check(self, *args: Any, **options: Any) -> None:
+                checked.append("checked")
+
+        call_command(Checked(stdout=StringIO()), "from_celery", str(SHOP), skip_checks=False)
+        assert checked == []
+        call_command(Checked(stdout=StringIO()), "template", skip_checks=False)
+        assert checked == ["checked"]
 
     @pytest.mark.parametrize(
         ("name", "what"), [("missing", "a path that does not exist"), ("notes.txt", "a file of another kind")]

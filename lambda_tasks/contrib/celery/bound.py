@@ -11,7 +11,7 @@ from uuid import UUID
 from lambda_tasks.contrib.celery.calls import seconds_until, whole_seconds
 from lambda_tasks.contrib.celery.results import AsyncResult
 from lambda_tasks.contrib.celery.signatures import Signature
-from lambda_tasks.contrib.celery.tasks import CeleryTask
+from lambda_tasks.contrib.celery.tasks import CallableSignature, CeleryTask
 from lambda_tasks.definition.hints import OPTIONS, PAGE, for_attribute
 from lambda_tasks.definition.retry import RetryPolicy
 from lambda_tasks.exceptions import MaxRetriesExceededError, RetryLater
@@ -208,6 +208,10 @@ class Task:
 
     def si(self, *args: Any, **kwargs: Any) -> Signature[Any]:
         return self._task.si(*args, **kwargs)
+
+    @property
+    def signature(self) -> CallableSignature[Any]:
+        return self._task.signature
 
     def AsyncResult(self, task_id: str | UUID) -> AsyncResult[Any]:  # noqa: N802, Celery's name
         return self._task.AsyncResult(task_id)

@@ -49,8 +49,11 @@ class Parameters:
         except TypeError as error:
             raise InvalidArguments(f"Invalid arguments for {self.name}: {error}.") from None
 
-    def call(self, leading: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
-        """Call the function with `leading`, which is empty or `self`, and with arguments by their names."""
+    def lambda_task_call(self, leading: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
+        """Call the function with `leading`, which is empty or `self`, and with arguments by their names.
+
+        It is named like the hook, since `begin_at_task()` leaves out the frames before it.
+        """
         by_name = dict(arguments)
         by_position = [by_name.pop(name) for name in self._by_position if name in by_name]
         return self.function(*leading, *by_position, **by_name)
@@ -59,11 +62,11 @@ class Parameters:
         """Return a function for `@lambda_task` that passes its arguments to `run`.
 
         Its parameters are keyword-only. Those without an annotation take any JSON value, and those with the default
-        None also None. Its code is named like the hook: `begin_at_task()` leaves it out of tracebacks.
+        None also None.
         """
 
         @wraps(self.function)
-        def lambda_task_call(**arguments: Any) -> Any:
+        def adapted(**arguments: Any) -> Any:
             expires = arguments.pop(EXPIRES, None)
             if expires is not None and time.time() >= expires:
                 raise TaskCancelled(f"{self.name} expired before a worker ran it.")
@@ -73,9 +76,10 @@ class Parameters:
         if EXPIRES not in self._call.parameters:
             expires = Parameter(EXPIRES, Parameter.KEYWORD_ONLY, default=None, annotation=Optional[float])  # noqa: UP045, as in _annotated()
             own.append(expires)
-        adapted: Any = lambda_task_call
-        adapted.__signature__ = Signature(own, return_annotation=self._call.return_annotation)
-        return lambda_task_call
+        adapted.__signature__ = Signature(  # type: ignore[attr-defined]  # which inspect.signature() reads
+            own, return_annotation=self._call.return_annotation
+        )
+        return adapted
 
     def _check(self, own: Sequence[Parameter]) -> None:
         if iscoroutinefunction(self.function):

@@ -11,6 +11,7 @@ from lambda_tasks.contrib.celery.parameters import Parameters
 from lambda_tasks.contrib.celery.results import AsyncResult
 from lambda_tasks.contrib.celery.signatures import Signature
 from lambda_tasks.decorators import LambdaTaskWrapper
+from lambda_tasks.definition.signatures import TaskSignature
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.logging import TaskLoggerAdapter
 
@@ -29,6 +30,7 @@ class CeleryTask(LambdaTaskWrapper[P, R_co]):
     """A task that `shared_task` has defined. It can be sent as in Celery, and as a task with `@lambda_task`."""
 
     delay: Delay[P, R_co]
+    signature: CallableSignature[R_co]
 
     def __init__(
         self,
@@ -92,16 +94,39 @@ class CeleryTask(LambdaTaskWrapper[P, R_co]):
         """Return a call as a value, which does not take the result of the task before."""
         return Signature(self, self.parameters, args, kwargs, immutable=True)
 
+    def _signature_of(self, function: Callable[..., Any]) -> CallableSignature[R_co]:
+        return CallableSignature(function, self)
+
     def AsyncResult(self, task_id: str | UUID) -> AsyncResult[R_co]:  # noqa: N802, Celery's name
         """Return the result of a call of this task, by its id."""
         handle: TaskHandle[R_co] = TaskHandle(TaskHandle.from_id(task_id).message_id, task=self)
         return AsyncResult(handle)
 
     def _run(self, arguments: Mapping[str, Any]) -> Any:
-        return self.parameters.call(self._leading(arguments, called_directly=False), arguments)
+        return self.parameters.lambda_task_call(self._leading(arguments, called_directly=False), arguments)
 
     def _leading(self, arguments: Mapping[str, Any], *, called_directly: bool) -> tuple[object, ...]:
         return () if self._new_self is None else (self._new_self(self, arguments, called_directly),)
+
+
+class CallableSignature(TaskSignature, Generic[R_co]):
+    """The attribute `signature`: the parameters of the function, which returns a call as a value when it is called."""
+
+    def __init__(self, function: Callable[..., Any], task: CeleryTask[Any, R_co]) -> None:
+        super().__init__(function, sensitive=task.sensitive)
+        self._task = task
+
+    def __call__(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        immutable: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> Signature[R_co]:
+        """Return a call as a value, with options of `apply_async()`."""
+        task = self._task
+        return Signature(task, task.parameters, tuple(args), dict(kwargs or {}), options, immutable=immutable)
 
 
 class Delay(int, Generic[P, R_co]):

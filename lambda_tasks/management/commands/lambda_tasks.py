@@ -113,6 +113,11 @@ class Command(BaseCommand):
             subcommand.add_arguments(own)
             own.set_defaults(run=subcommand)
 
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        if not options["run"].needs_checks:
+            options["skip_checks"] = True
+        return super().execute(*args, **options)
+
     def handle(self, *args: Any, **options: Any) -> None:
         subcommand: Subcommand = options["run"]
         subcommand.output = Output(self, format=options["format"], colours=not options["no_color"])

@@ -64,7 +64,7 @@ def _sent(node: ast.Call, called: ast.Attribute, task: FoundTask | None, source:
     refused = refused or (task is not None and not task.runs_unchanged) or _is_chord(called.value, source)
     code = None if task is None else code_of(node, method, receiver, task, takes_result=takes_result)
     on_value = "call its execute_on_commit()" if isinstance(called.value, ast.Call) else None
-    write = code or on_value or hints.ATTRIBUTES.get(method) or "call execute_on_commit(…)"
+    write = code or on_value or hints.ATTRIBUTES.get(method) or hints.NAMES.get(method) or "call execute_on_commit(…)"
     return Call(source.file, node.lineno, method, receiver, "refused" if refused else "carried", write, options)
 
 
