@@ -211,12 +211,16 @@ class TestDefinition:
     def test_other_functions_are_refused(self) -> None:
         def variadic(*names: str) -> None: ...
 
+        def own_expiry(celery_expires: int) -> None: ...
+
         def without_self(*, name: str) -> None: ...
 
         async def coroutine() -> None: ...
 
         with pytest.raises(TypeError, match="must not be variadic"):
             shared_task(variadic)
+        with pytest.raises(TypeError, match=r"celery_expires of .* must have another name"):
+            shared_task(own_expiry)
         with pytest.raises(TypeError, match="must have self as its first parameter"):
             shared_task(bind=True)(without_self)
         with pytest.raises(TypeError, match="must not be an async function"):
@@ -305,6 +309,13 @@ class TestCalls:
         assert task.si("Ada").invocation(takes_result=True).takes == {}
         with pytest.raises(InvalidArguments, match="multiple values for argument 'name'"):
             task.s(name="Ada").invocation(takes_result=True)
+
+    @pytest.mark.parametrize("build", [lambda s: s, lambda s: s | s, group])
+    def test_other_attributes_have_an_answer(self, build: Any) -> None:
+        value = build(define(greet).s("Ada"))
+        for name, answer in (("on_error", "docs/howto/from-celery"), ("update_state", "progress")):
+            with pytest.raises(AttributeError, match=f"has no attribute {name!r}.*{answer}"):
+                getattr(value, name)
 
     def test_signature_is_changed_in_place(self) -> None:
         task = define(greet)

@@ -73,9 +73,8 @@ class Parameters:
             return run(arguments)
 
         own = [_annotated(each) for each in self.all]
-        if EXPIRES not in self._call.parameters:
-            expires = Parameter(EXPIRES, Parameter.KEYWORD_ONLY, default=None, annotation=Optional[float])  # noqa: UP045, as in _annotated()
-            own.append(expires)
+        expiry: Any = Optional[float]  # noqa: UP045, as in _annotated()
+        own.append(Parameter(EXPIRES, Parameter.KEYWORD_ONLY, default=None, annotation=expiry))
         adapted.__signature__ = Signature(  # type: ignore[attr-defined]  # which inspect.signature() reads
             own, return_annotation=self._call.return_annotation
         )
@@ -85,6 +84,10 @@ class Parameters:
         if iscoroutinefunction(self.function):
             raise TypeError(f"{self.name} must not be an async function with shared_task. Use @lambda_task ({PAGE}).")
         for parameter in own:
+            if parameter.name == EXPIRES:
+                raise TypeError(
+                    f"Parameter {EXPIRES} of {self.name} must have another name, since calls with expires use it."
+                )
             if parameter.kind in _VARIADIC:
                 raise TypeError(
                     f"Parameter {parameter} of {self.name} must not be variadic, since the arguments in a message have "

@@ -23,8 +23,18 @@ R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S")
 
 
+class _Sendable:
+    """What signatures, chains and groups have in common."""
+
+    if not TYPE_CHECKING:  # otherwise type checkers would accept any name
+
+        def __getattr__(self, name):
+            hint = for_attribute(name) or f"See {PAGE}."
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}. {hint}", name=name, obj=self)
+
+
 @dataclass
-class Signature(Generic[R_co]):
+class Signature(_Sendable, Generic[R_co]):
     """A call of a task as a value. `task.s(…)` and `task.si(…)` return it."""
 
     task: LambdaTaskWrapper[Any, R_co]
@@ -83,15 +93,9 @@ class Signature(Generic[R_co]):
         task, extra = sender(self.task, every)
         return (task.using(on_success=_following(link)) if link else task), extra
 
-    if not TYPE_CHECKING:  # otherwise type checkers would accept any name
-
-        def __getattr__(self, name):
-            hint = for_attribute(name) or f"See {PAGE}."
-            raise AttributeError(f"The signature of a task has no attribute {name!r}. {hint}", name=name, obj=self)
-
 
 @dataclass(frozen=True)
-class Chain(Generic[R_co]):
+class Chain(_Sendable, Generic[R_co]):
     """Tasks that run one after the other. `chain()` and `|` return it."""
 
     signatures: tuple[Signature[Any], ...]
@@ -123,7 +127,7 @@ class Chain(Generic[R_co]):
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(_Sendable):
     """Tasks that run in any order. `group()` returns it."""
 
     signatures: tuple[Signature[Any], ...]
