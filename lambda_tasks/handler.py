@@ -36,7 +36,7 @@ from lambda_tasks.outcomes import Outcome, Skipped, Succeeded
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.secret_loader import resolve_secrets_into_env
-from lambda_tasks.settings import app_settings
+from lambda_tasks.settings import app_settings, settled
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.wire.deliveries import Delivery, deliveries
 from lambda_tasks.wire.invocation import Invocation
@@ -89,7 +89,7 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     # Treat a batch like a request: check Django's connections before it, and close expired ones after it.
     close_stale_connections()
     try:
-        with watchdog.shared():
+        with settled(), watchdog.shared():
             batch.run()
         if not batch.database_unavailable:  # otherwise the response would wait for the database again
             close_doubtful_connections()

@@ -1,13 +1,19 @@
-"""The settings, with their types, defaults and limits. Each access reads the value from the Django settings."""
+"""The settings, with their types, defaults and limits.
+
+Each access reads the value from the Django settings. A batch of messages reads each value once: `settled()`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar, overload
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
 
 from lambda_tasks.exceptions import InvalidSetting, UnknownQueue
 from lambda_tasks.recording.described import described, names
@@ -196,6 +202,30 @@ def _context(value: Any, name: str) -> dict[str, str]:
     return dict(value)
 
 
+#: Increases with each change of a Django setting, as by `override_settings`.
+_changes = 0
+#: Inside `settled()`: the number of changes before it, and the values that were read since.
+_settled: ContextVar[tuple[int, dict[str, Any]] | None] = ContextVar("lambda_tasks_settings", default=None)
+
+
+def _count_change(**kwargs: object) -> None:
+    global _changes
+    _changes += 1
+
+
+setting_changed.connect(_count_change, dispatch_uid="lambda_tasks.settings")
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Read and check each setting only once in the body of the `with` statement, unless Django reports a change."""
+    before = _settled.set((_changes, {}))
+    try:
+        yield
+    finally:
+        _settled.reset(before)
+
+
 class Setting(Generic[T]):
     """One setting: an attribute that reads and checks the value at each access, so that `override_settings` works."""
 
@@ -213,13 +243,21 @@ class Setting(Generic[T]):
     def __get__(self, instance: object | None, owner: type) -> Setting[T] | T:
         if instance is None:
             return self
+        settled = _settled.get()
+        known = settled[1] if settled is not None and settled[0] == _changes else None
+        if known is not None and self.name in known:
+            checked: T = known[self.name]
+            return checked
         value = getattr(django_settings, self.name, self.default)
         if value is _UNSET:
             raise ImproperlyConfigured(f"{self.name} is not set. Add it to the Django settings.")
         try:
-            return self.check(value, self.name)
+            checked = self.check(value, self.name)
         except (TypeError, ValueError) as error:
             raise InvalidSetting(str(error)) from None
+        if known is not None:
+            known[self.name] = checked
+        return checked
 
     @property
     def is_set(self) -> bool:

@@ -20,7 +20,7 @@ from lambda_tasks.execution.locking import LOCK_KEY
 from lambda_tasks.locks.cache import CacheLock
 from lambda_tasks.locks.memory import MemoryLock
 from lambda_tasks.models import TaskRecord
-from lambda_tasks.settings import LambdaTasksSettings, Setting, _valid_pair, app_settings
+from lambda_tasks.settings import LambdaTasksSettings, Setting, _valid_pair, app_settings, settled
 from lambda_tasks.stores.null import NullStore
 from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.strategies import get_backend, get_lock, get_store
@@ -331,3 +331,42 @@ class TestMaxRetries:
             *["RETRYING"] * maximum,
             "FAILED",
         ]
+
+
+class TestSettled:
+    @pytest.fixture
+    def reads(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """The values of LAMBDA_TASKS_MAX_RETRIES that were read and checked."""
+        setting, checked = LambdaTasksSettings.max_retries, []
+        check = setting.check
+
+        def recorded(value: Any, name: str) -> Any:
+            checked.append(value)
+            return check(value, name)
+
+        monkeypatch.setattr(setting, "check", recorded)
+        return checked
+
+    def test_setting_is_read_once(self, reads: list[Any]) -> None:
+        with settled():
+            assert app_settings.max_retries == app_settings.max_retries
+        assert len(reads) == 1
+
+    def test_setting_is_read_each_time_outside(self, reads: list[Any]) -> None:
+        with settled():
+            pass
+        assert app_settings.max_retries == app_settings.max_retries
+        assert len(reads) == 2
+
+    def test_change_is_seen(self) -> None:
+        with settled():
+            before = app_settings.max_retries
+            with override_settings(LAMBDA_TASKS_MAX_RETRIES=before + 1):
+                assert app_settings.max_retries == before + 1
+            assert app_settings.max_retries == before
+
+    def test_invalid_value_raises_each_time(self) -> None:
+        with override_settings(LAMBDA_TASKS_MAX_RETRIES=-1), settled():
+            for _ in range(2):
+                with pytest.raises(InvalidSetting):
+                    _ = app_settings.max_retries
