@@ -21,7 +21,8 @@ from lambda_tasks.backends.rows import job_of
 from lambda_tasks.database.clock import DatabaseNow, from_now
 from lambda_tasks.database.errors import is_conflict
 from lambda_tasks.database.private_names import isolation_level
-from lambda_tasks.database.statements import OrmCall, Slot, Statement, Statements, deletion, selection, with_text
+from lambda_tasks.database.slots import Slot
+from lambda_tasks.database.statements import OrmCall, Statement, Statements, deletion, selection, with_text
 from lambda_tasks.exceptions import InvalidArguments, InvalidMessage, MessageTooLarge
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded

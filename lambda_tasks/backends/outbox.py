@@ -22,7 +22,8 @@ from lambda_tasks.backends.batches import messages_in
 from lambda_tasks.backends.relay import DEAD, WAITING, Relay, Relayed
 from lambda_tasks.backends.rows import job_of
 from lambda_tasks.database.clock import DatabaseNow
-from lambda_tasks.database.statements import Insertion, OrmInsertion, Slot, Statements, insertion_of_many
+from lambda_tasks.database.slots import Slot
+from lambda_tasks.database.statements import Insertion, OrmInsertion, Statements, insertion_of_many
 from lambda_tasks.exceptions import InvalidMessage, InvalidSetting, UnknownDatabase
 from lambda_tasks.jobs import Job, carries_first_sent
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from django.conf import settings
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BigIntegerField, DurationField, Expression, Func, Value
+from django.db.models import BigIntegerField, DateTimeField, DurationField, Expression, Func, Value
 from django.db.models.functions import Now
 from django.db.models.sql import Query
 from django.utils.timezone import get_default_timezone
@@ -41,8 +41,7 @@ class DatabaseNow(Now):
         return self.as_sql(compiler, connection, template=f"(UTC_TIMESTAMP(6){ahead})", **extra)
 
     def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        minutes = minutes_east(connection, summer=self.summer)
-        ahead = f", '{minutes:+d} minutes'" if minutes else ""
+        ahead = _ahead_on_sqlite(connection, summer=self.summer)
         template = f"STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW'{ahead})"
         return self.as_sql(compiler, connection, template=template, **extra)
 
@@ -56,9 +55,47 @@ class LeaseNow(DatabaseNow):
     summer = False
 
 
+class FromNow(Func):
+    """The database's time a while after the statement runs. `duration` is an expression for a timedelta.
+
+    SQLite has no type for durations: Django adds them by a Python function that SQLite calls, which takes longer than
+    the rest of the statement. SQLite's own function of time can do the same.
+    """
+
+    output_field: ClassVar[DateTimeField[Any, Any]] = DateTimeField()
+
+    def __init__(self, duration: Expression, clock: type[DatabaseNow] = DatabaseNow) -> None:
+        self._clock = clock
+        super().__init__(duration)
+
+    def as_sql(
+        self,
+        compiler: Any,
+        connection: Any,
+        function: str | None = None,
+        template: str | None = None,
+        arg_joiner: str | None = None,
+        **extra: Any,
+    ) -> Any:
+        (duration,) = self.get_source_expressions()
+        return compiler.compile((self._clock() + duration).resolve_expression(compiler.query))
+
+    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        ahead = _ahead_on_sqlite(connection, summer=self._clock.summer)
+        (duration,) = self.get_source_expressions()
+        sql, params = compiler.compile(duration)
+        return f"STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW'{ahead}, ({sql} / 1000000.0) || ' seconds')", params
+
+
+def _ahead_on_sqlite(connection: BaseDatabaseWrapper, *, summer: bool) -> str:
+    """Return the argument of STRFTIME for the UTC offset in which Django stores datetimes."""
+    minutes = minutes_east(connection, summer=summer)
+    return f", '{minutes:+d} minutes'" if minutes else ""
+
+
 def from_now(seconds: float, *, clock: type[DatabaseNow] = DatabaseNow) -> Expression:
     """Return an expression for the database's time `seconds` after the statement runs."""
-    return clock() + Value(timedelta(seconds=seconds), output_field=DurationField())
+    return FromNow(Value(timedelta(seconds=seconds), output_field=DurationField()), clock)
 
 
 class EpochNow(Func):

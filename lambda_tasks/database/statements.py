@@ -1,9 +1,9 @@
 """Prepared statements: SQL that Django's compiler writes once per connection, and that runs with different values.
 
 Most of the cost of a small ORM query is compiling its SQL, which is the same each time. Here it is compiled with
-slots instead of values. The values pass through their model fields as in any query, and the statement through
-Django's cursor. So the database, `connection.queries` and the wrappers of `connection.execute_wrapper()` see the same
-statement as from the ORM. Model signals are not sent.
+slots instead of values. The values are converted as their model fields would do it, constants become a part of the
+SQL, and the statement passes through Django's cursor. So the database stores the same as from the ORM, and
+`connection.queries` and the wrappers of `connection.execute_wrapper()` see the statement. Model signals are not sent.
 
 This is an optimisation, and it must not be able to fail. If Django's compiler returns SQL of an unexpected form, a
 WARNING is logged once per process, and the ORM runs the query instead, each time with a new compilation (`OrmCall`).
@@ -11,97 +11,25 @@ WARNING is logged once per process, and the ORM runs the query instead, each tim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
-from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from django.core.exceptions import ValidationError
-from django.db import connections, transaction
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import CharField, Field, Model, QuerySet, TextField, UUIDField, Value
+from django.db.models import Model, QuerySet
 from django.db.models.constants import OnConflict
 from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
 
 from lambda_tasks.database.clock import minutes_east
+from lambda_tasks.database.cursors import execute
+from lambda_tasks.database.slots import MARK, Slot, filled, places, slots_filled
 from lambda_tasks.recording.lines import get_logger
 
 logger = get_logger("lambda_tasks.database")
-
-#: How the value of a slot begins that has none yet. It must not appear in SQL or in its parameters.
-_MARK: Final = "lambda_tasks slot "
-#: The values of all slots while the ORM runs a query with them.
-_values: ContextVar[Mapping[str, Any] | None] = ContextVar("lambda_tasks_slots", default=None)
-
-
-class Slot(Value):
-    """A placeholder for a value that is only known when the statement runs; allowed wherever a `Value` is."""
-
-    def __init__(self, name: str, field: Field[Any, Any]) -> None:
-        self.name = name
-        super().__init__(_MARK + name, output_field=field)
-
-    @property
-    def value(self) -> Any:
-        values = _values.get()
-        return self._mark if values is None else values[self.name]
-
-    @value.setter
-    def value(self, mark: str) -> None:
-        self._mark = mark
-
-    def as_sql(self, compiler: Any, connection: Any) -> Any:
-        return ("%s", [self]) if _values.get() is None else super().as_sql(compiler, connection)
-
-    def filled(self, values: Mapping[str, Any], connection: BaseDatabaseWrapper) -> Any:
-        """Return the slot's value in the form that the driver expects."""
-        return self.output_field.get_db_prep_save(values[self.name], connection=connection)
-
-    def place(self, connection: BaseDatabaseWrapper) -> Slot | _Text | _Hex:
-        """Return a cheaper placeholder if the value needs no conversion by the model field, or else the slot."""
-        if isinstance(self.output_field, UUIDField):
-            return (_Text if connection.features.has_native_uuid_field else _Hex)(self.name)
-        return _Text(self.name) if isinstance(self.output_field, CharField | TextField) else self
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """A placeholder for a string that becomes a parameter without conversion by a model field."""
-
-    name: str
-
-
-class _Hex(_Text):
-    """A placeholder for an id that Django stores in a column of characters."""
-
-    __slots__ = ()
-
-    def filled(self, values: Mapping[str, Any], connection: BaseDatabaseWrapper) -> str | None:
-        value = values[self.name]
-        return None if value is None else UUID(str(value)).hex
-
-
-_CONVERTED: Final = (Slot, _Hex)
-
-
-def _places(params: Sequence[Any], connection: BaseDatabaseWrapper) -> tuple[Any, ...]:
-    return tuple(param.place(connection) if isinstance(param, Slot) else param for param in params)
-
-
-def _filled(places: Sequence[Any], values: Mapping[str, Any], connection: BaseDatabaseWrapper) -> list[Any]:
-    """Return the parameters for the driver: `places`, with `values` in the slots."""
-    return [
-        values[place.name]
-        if type(place) is _Text
-        else place.filled(values, connection)
-        if isinstance(place, _CONVERTED)
-        else place
-        for place in places
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +41,12 @@ class Statement:
 
     def run(self, connection: BaseDatabaseWrapper, values: Mapping[str, Any]) -> int:
         """Run the statement with `values` in its slots, and return the number of affected rows."""
-        return _execute(connection, self.sql, _filled(self.params, values, connection))
+        return execute(connection, self.sql, filled(self.params, values, connection))
 
     def rows(self, connection: BaseDatabaseWrapper, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Run the query with `values` in its slots, and return its rows as the driver returns them."""
         with connection.cursor() as cursor:
-            cursor.execute(self.sql, _filled(self.params, values, connection))
+            cursor.execute(self.sql, filled(self.params, values, connection))
             return list(cursor.fetchall())
 
 
@@ -136,7 +64,7 @@ class Insertion:
     def run(self, connection: BaseDatabaseWrapper, rows: Sequence[Mapping[str, Any]]) -> int:
         """Insert `rows`, each of which maps slots to values, and return the number of affected rows."""
         sql = f"{self.head}{', '.join([self.row] * len(rows))}{self.tail}"
-        return _execute(connection, sql, [param for row in rows for param in _filled(self.params, row, connection)])
+        return execute(connection, sql, [param for row in rows for param in filled(self.params, row, connection)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +76,12 @@ class OrmCall:
 
     def run(self, connection: BaseDatabaseWrapper, values: Mapping[str, Any]) -> int:
         """Run the query with `values` in its slots, and return how many rows it concerned."""
-        with _slots_filled(values):
+        with slots_filled(values):
             return int(self.call())
 
     def rows(self, connection: BaseDatabaseWrapper, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Run the query with `values` in its slots, and return the rows that it selects, as the ORM converts them."""
-        with _slots_filled(values):
+        with slots_filled(values):
             return list(self.call())
 
 
@@ -166,22 +94,6 @@ class OrmInsertion:
     def run(self, connection: BaseDatabaseWrapper, rows: Sequence[Mapping[str, Any]]) -> int:
         """Insert `rows`, each of which gives values to the slots, and return how many rows that concerned."""
         return sum(self.row.run(connection, row) for row in rows)
-
-
-@contextmanager
-def _slots_filled(values: Mapping[str, Any]) -> Iterator[None]:
-    """Give each slot its value of `values`, so that the ORM treats it as any other `Value`."""
-    before = _values.set(values)
-    try:
-        yield
-    finally:
-        _values.reset(before)
-
-
-def _execute(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> int:
-    with transaction.mark_for_rollback_on_error(using=connection.alias), connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        return int(cursor.rowcount)
 
 
 S = TypeVar("S")
@@ -246,7 +158,7 @@ def _compiled(compiled: Any) -> tuple[str, Sequence[Any]]:
             pass
         case _:
             raise _UnexpectedSQL(_sql_in(compiled))
-    if _MARK in sql or any(_MARK in str(param) for param in params if not isinstance(param, Slot)):
+    if MARK in sql or any(MARK in str(param) for param in params if not isinstance(param, Slot)):
         raise _UnexpectedSQL(f"a slot is not a parameter of its own: {sql}")
     return sql, params
 
@@ -275,11 +187,11 @@ def _statement(
 ) -> Statement | OrmCall:
     """Return the statement that `compile_query` gives, or `call` as the fallback."""
     try:
-        sql, params = compile_query()
+        written = places(*compile_query(), connection)
     except _UNEXPECTED as error:
         _warn_once(name, error)
         return OrmCall(call)
-    return Statement(sql, _places(params, connection))
+    return Statement(*written)
 
 
 def with_text(statement: Statement | OrmCall, name: str, text: str, instead: str) -> Statement | OrmCall:
@@ -329,8 +241,7 @@ def insertion_of_many(
         }
         query = InsertQuery(type(record), **(conflict if anew else {}))
         query.insert_values(fields, [record] * n)
-        sql, params = _only(query.get_compiler(connection=connection).as_sql())
-        return sql, _places(params, connection)
+        return places(*_only(query.get_compiler(connection=connection).as_sql()), connection)
 
     try:
         return _cut(compiled(1), compiled(2))

@@ -22,7 +22,8 @@ from django.db.models import DurationField
 from lambda_tasks import failpoints
 from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.database.errors import DATABASE_ERRORS
-from lambda_tasks.database.statements import Insertion, OrmInsertion, Slot, Statements, insertion_of_many
+from lambda_tasks.database.slots import Slot
+from lambda_tasks.database.statements import Insertion, OrmInsertion, Statements, insertion_of_many
 from lambda_tasks.definition.keys import unique_key
 from lambda_tasks.exceptions import DuplicateTask, UnknownDatabase
 from lambda_tasks.handles import TaskHandle

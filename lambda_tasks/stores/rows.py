@@ -12,8 +12,9 @@ from uuid import UUID
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DurationField, Q, QuerySet
 
-from lambda_tasks.database.clock import DatabaseNow, LeaseNow, from_now
-from lambda_tasks.database.statements import OrmCall, Slot, Statement, insertion, update
+from lambda_tasks.database.clock import DatabaseNow, FromNow, LeaseNow, from_now
+from lambda_tasks.database.slots import Slot
+from lambda_tasks.database.statements import OrmCall, Statement, insertion, update
 from lambda_tasks.fitting import Recorded
 from lambda_tasks.models import TaskReason, TaskRecord, TaskStatus
 from lambda_tasks.outcomes import Lost
@@ -63,7 +64,7 @@ def _ending(connection: BaseDatabaseWrapper, *names: str) -> Statement | OrmCall
 def claiming(connection: BaseDatabaseWrapper) -> Statement | OrmCall:
     """Compile the INSERT of a claim."""
     columns = {name: _slot(name) for name in ("id", "task_name", "kwargs", "n_retries", "root_id", "queue", "claim")}
-    times = {"start_time": DatabaseNow(), "lease_until": LeaseNow() + Slot("lease", DurationField())}
+    times = {"start_time": DatabaseNow(), "lease_until": FromNow(Slot("lease", DurationField()), LeaseNow)}
     return insertion(TaskRecord(status=TaskStatus.RUNNING, **columns, **times), connection)
 
 

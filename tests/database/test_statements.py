@@ -15,9 +15,9 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from lambda_tasks.database.clock import DatabaseNow
+from lambda_tasks.database.slots import Slot
 from lambda_tasks.database.statements import (
     Insertion,
-    Slot,
     Statement,
     Statements,
     deletion,

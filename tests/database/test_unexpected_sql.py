@@ -285,7 +285,8 @@ def test_warning_names_sql_and_hides_values(
     insertion_of_many(record, connection)
     (warning,) = warnings_in(caplog)
     assert "INSERT INTO" in warning
-    assert "VALUES\n(" in warning
+    assert "VALUES" in warning
+    assert "\n" not in warning
     assert "a value" not in warning
     assert caplog.records[0].levelno == logging.WARNING
 

@@ -10,6 +10,8 @@ TESTS: Final = "tests/database/test_unexpected_sql.py"
 ROWS: Final = TESTS + "::TestManyRows"
 ONE: Final = TESTS + "::TestOneStatement"
 LOCKING: Final = TESTS + "::TestLocking"
+CURSORS: Final = "tests/database/test_cursors.py"
+SLOTS: Final = "tests/database/test_slots.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -43,20 +45,20 @@ MUTATIONS: Final = (
     Mutation(
         "statements: a slot may be lost",
         "database/statements.py",
-        "    if _MARK in sql or any(",
+        "    if MARK in sql or any(",
         "    if False and any(",
         ONE,
     ),
     Mutation(
         "statements: slots have no values for the ORM",
         "database/statements.py",
-        "        with _slots_filled(values):\n            return int(self.call())\n",
+        "        with slots_filled(values):\n            return int(self.call())\n",
         "        return int(self.call())\n",
         ONE,
     ),
     Mutation(
         "statements: a slot's value is its mark",
-        "database/statements.py",
+        "database/slots.py",
         "        return self._mark if values is None else values[self.name]\n",
         "        return self._mark\n",
         ONE,
@@ -88,5 +90,89 @@ MUTATIONS: Final = (
         "    if isinstance(insert, OrmCall):\n",
         "    if False:\n",
         TESTS + "::TestTasks",
+    ),
+    Mutation(
+        "statements: the cursor of a closed connection is used",
+        "database/cursors.py",
+        "    if cursor is not None and driver is connection.connection:\n",
+        "    if cursor is not None:\n",
+        CURSORS + "::TestConnections",
+    ),
+    Mutation(
+        "statements: a kept cursor skips the health check",
+        "database/cursors.py",
+        "    connection.close_if_health_check_failed()\n",
+        "",
+        CURSORS + "::TestConnections",
+    ),
+    Mutation(
+        "statements: a kept cursor works inside an event loop",
+        "database/cursors.py",
+        "    connection.ensure_connection()\n",
+        "",
+        CURSORS + "::TestKept",
+    ),
+    Mutation(
+        "statements: a replaced cursor() is not called",
+        "database/cursors.py",
+        "connection.queries_logged or _is_replaced(connection)",
+        "connection.queries_logged",
+        CURSORS + "::TestKept",
+    ),
+    Mutation(
+        "statements: queries of a kept cursor are not logged",
+        "database/cursors.py",
+        "connection.queries_logged or _is_replaced(connection)",
+        "_is_replaced(connection)",
+        CURSORS + "::TestKept",
+    ),
+    Mutation(
+        "statements: a cursor is kept after an error",
+        "database/cursors.py",
+        "        vars(connection).pop(_KEPT, None)\n",
+        "",
+        CURSORS + "::TestKept",
+    ),
+    Mutation(
+        "statements: an error does not break the transaction",
+        "database/cursors.py",
+        "        with transaction.mark_for_rollback_on_error(using=connection.alias):\n            raise\n",
+        "        raise\n",
+        CURSORS + "::TestKept",
+    ),
+    Mutation(
+        "statements: any string becomes a part of the SQL",
+        "database/slots.py",
+        "        if isinstance(param, str) and _PLAIN.fullmatch(param):\n",
+        "        if isinstance(param, str):\n",
+        SLOTS,
+    ),
+    Mutation(
+        "statements: a boolean becomes a number in the SQL",
+        "database/slots.py",
+        "isinstance(param, int) and not isinstance(param, bool)",
+        "isinstance(param, int)",
+        SLOTS,
+    ),
+    Mutation(
+        "statements: a parameter may be lost",
+        "database/slots.py",
+        "params, strict=True)",
+        "params)",
+        SLOTS,
+    ),
+    Mutation(
+        "settings: a batch does not see a change",
+        "settings.py",
+        "settled is not None and settled[0] == _changes",
+        "settled is not None",
+        "tests/project/test_settings.py::TestSettled",
+    ),
+    Mutation(
+        "SQLite counts a lease in local time that changes in summer",
+        "database/clock.py",
+        "        ahead = _ahead_on_sqlite(connection, summer=self._clock.summer)\n",
+        "        ahead = _ahead_on_sqlite(connection, summer=True)\n",
+        "tests/faults/test_local_time.py",
     ),
 )
