@@ -31,6 +31,7 @@ PROGRAMS: Final = {
     "insert-at-call": ["benchmarks.insert_at_call"],
     "execute-postgres": ["benchmarks.execute", "--database", "postgres"],
     "execute-sqlite": ["benchmarks.execute", "--database", "sqlite"],
+    "instructions": ["benchmarks.instructions"],
     "hooks": ["benchmarks.hooks"],
     "peers": ["benchmarks.peers"],
     "cold-start": ["benchmarks.cold_start"],

@@ -28,7 +28,7 @@ def nothing(n: int) -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks.execute import orm_loop
+    from benchmarks.floors import orm_loop
 
     django.setup()
     orm_loop(int(sys.argv[1]))
