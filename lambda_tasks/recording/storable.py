@@ -33,11 +33,27 @@ def printable(text: str, *, max_length: int) -> str:
     return one_line(text)
 
 
+class _Escapes(dict[int, str]):
+    """A table for `str.translate()`, which asks for a character that it has not met before."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        escaped = character if character.isprintable() else ascii(character)[1:-1]
+        if len(self) < _MET:
+            self[code] = escaped
+        return escaped
+
+
+#: The number of characters that the table keeps.
+_MET: Final = 10_000
+_ESCAPED: Final = _Escapes()
+
+
 def one_line(text: str) -> str:
     """Return `text` with line breaks and other characters escaped that are not printable."""
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return text.translate(_ESCAPED)
 
 
 def depth(value: object) -> int:

@@ -131,87 +131,90 @@ def body_of(task: Any, arguments: Mapping[str, Any], **more: Any) -> dict[str, A
 
 VALUES: Final = {"argument", "nested-key", "nested-value"}
 IDS: Final = {"message_id", "root_id"}
+#: What lines about a message contain, of which the worker could read the name of the task or not.
+READ: Final = {"messageId"} | IDS
+UNREAD: Final = {"messageId", "message_id"}
 #: The outcome of each delivery, and the canaries that each place contains. A place that is not listed has none.
 CASES: Final[dict[str, tuple[Any, dict[str, set[str]]]]] = {
     "it succeeds": (
         event_with(body_of(keep, ARGUMENTS)),
-        {"log": {"message_id"}, "record": IDS | VALUES, "admin": IDS | VALUES},
+        {"log": IDS, "record": IDS | VALUES, "admin": IDS | VALUES},
     ),
     "it fails": (
         event_with(body_of(fail, ARGUMENTS)),
-        {"log": {"message_id"}, "record": IDS | VALUES, "admin": IDS | VALUES},
+        {"log": IDS, "record": IDS | VALUES, "admin": IDS | VALUES},
     ),
     "it is ignored": (
         event_with(body_of(ignore, ARGUMENTS)),
-        {"log": {"message_id"}, "record": IDS | VALUES, "admin": IDS | VALUES},
+        {"log": IDS, "record": IDS | VALUES, "admin": IDS | VALUES},
     ),
     "it is retried": (
         event_with(body_of(again, ARGUMENTS)),
-        {"log": {"message_id"}, "record": IDS | VALUES, "admin": IDS | VALUES, "sent": {"root_id"} | VALUES},
+        {"log": IDS, "record": IDS | VALUES, "admin": IDS | VALUES, "sent": {"root_id"} | VALUES},
     ),
     "it fails, and quotes its argument itself": (
         event_with(body_of(quote, ARGUMENTS)),
-        {"log": {"message_id"} | VALUES, "record": IDS | VALUES, "admin": IDS | VALUES},
+        {"log": IDS | VALUES, "record": IDS | VALUES, "admin": IDS | VALUES},
     ),
     "it succeeds, and returns its argument itself": (
         event_with(body_of(answer, ARGUMENTS)),
-        {"log": {"message_id"}, "record": IDS | VALUES, "admin": IDS | VALUES},
+        {"log": IDS, "record": IDS | VALUES, "admin": IDS | VALUES},
     ),
     "its argument is sensitive": (
         event_with(body_of(hide, ARGUMENTS)),
-        {"log": {"message_id"}, "record": IDS, "admin": IDS},
+        {"log": IDS, "record": IDS, "admin": IDS},
     ),
     "its argument is sensitive, and it quotes it and is retried": (
         event_with(body_of(hide_and_quote, {"value": canary("argument")})),
-        {"log": {"message_id"}, "record": IDS, "admin": IDS, "sent": {"root_id", "argument"}},
+        {"log": IDS, "record": IDS, "admin": IDS, "sent": {"root_id", "argument"}},
     ),
     "its arguments are of other types": (
         event_with(body_of(count, WRONG)),
-        {"log": {"messageId", "nested-key"}, "answer": {"messageId"}},
+        {"log": READ | {"nested-key"}, "answer": {"messageId"}},
     ),
     "its sensitive arguments are of other types": (
         event_with(body_of(count_secretly, WRONG)),
-        {"log": {"messageId"}, "answer": {"messageId"}},
+        {"log": READ, "answer": {"messageId"}},
     ),
     "it has no such argument": (
         event_with(body_of(keep, ARGUMENTS | UNKNOWN)),
-        {"log": {"messageId", "unknown-argument"}, "answer": {"messageId"}},
+        {"log": READ | {"unknown-argument"}, "answer": {"messageId"}},
     ),
     "its argument is nothing that is stored": (
         event_with(body_of(keep, {"value": [canary("argument"), canary("nested-value") + "\x00"]})),
-        {"log": {"messageId"}, "answer": {"messageId"}},
+        {"log": UNREAD, "answer": {"messageId"}},
     ),
     "the message has a field too many": (
         event_with(body_of(keep, ARGUMENTS, **{canary("unknown-field"): canary("unknown-field-value")})),
-        {"log": {"messageId", "unknown-field"}, "answer": {"messageId"}},
+        {"log": UNREAD | {"unknown-field"}, "answer": {"messageId"}},
     ),
     "the arguments are no object": (
         event_with({"task_name": keep.name, "kwargs": [canary("argument")]}),
-        {"log": {"messageId"}, "answer": {"messageId"}},
+        {"log": UNREAD, "answer": {"messageId"}},
     ),
     "the number of the retry is none": (
         event_with(body_of(keep, ARGUMENTS, n_retries=canary("unknown-field-value"))),
-        {"log": {"messageId"}, "answer": {"messageId"}},
+        {"log": UNREAD, "answer": {"messageId"}},
     ),
     "there is no such task": (
         event_with({"task_name": f"tests.{canary('task-name')}.task", "kwargs": ARGUMENTS}),
-        {"log": {"messageId", "task-name"}, "answer": {"messageId"}},
+        {"log": READ | {"task-name"}, "answer": {"messageId"}},
     ),
     "the task may not be imported": (
         event_with({"task_name": f"elsewhere.{canary('task-name')}", "kwargs": ARGUMENTS}),
-        {"log": {"messageId", "task-name"}, "answer": {"messageId"}},
+        {"log": READ | {"task-name"}, "answer": {"messageId"}},
     ),
     "the name is none": (
         event_with({"task_name": canary("task-name"), "kwargs": ARGUMENTS}),
-        {"log": {"messageId"}, "answer": {"messageId"}},
+        {"log": UNREAD, "answer": {"messageId"}},
     ),
     "the body is no JSON": (
         event_with('{"task_name": ' + canary("raw-body")),
-        {"log": {"messageId"}, "answer": {"messageId"}},
+        {"log": UNREAD, "answer": {"messageId"}},
     ),
     "the body is some other JSON": (
         event_with([canary("raw-body")]),  # type: ignore[arg-type]
-        {"log": {"messageId"}, "answer": {"messageId"}},
+        {"log": UNREAD, "answer": {"messageId"}},
     ),
     "the event is another service's": (
         {canary("event-key"): canary("event-value")},
@@ -240,7 +243,7 @@ def test_busy_delivery_shows_no_other_fields(log: list[logging.LogRecord], clien
     )
     found = found_after(event_with(body_of(keep, ARGUMENTS)), log, client)
     assert found == {
-        "log": {"messageId"},
+        "log": READ,
         "answer": {"messageId"},
         "record": IDS,  # written by this test
         "admin": {"message_id"},
