@@ -23,6 +23,7 @@ from django.apps import apps
 from django.conf import settings as django_settings
 from django.db import connections, transaction
 from django.test import TransactionTestCase
+from hypothesis import settings as hypothesis_settings
 from moto.server import ThreadedMotoServer
 
 from lambda_tasks import plugins, registry, strategies
@@ -33,6 +34,10 @@ USED: Final[set[str]] = set()
 #: The fixtures of pytest-django that give access to a database, as its marker does.
 DATABASE_FIXTURES: Final = {"db", "transactional_db", "django_db_reset_sequences", "django_db_serialized_rollback"}
 NAME_OF_VENDOR: Final = {"postgresql": "PostgreSQL", "mysql": "MariaDB"}
+
+# On a busy machine, an example may take any time.
+hypothesis_settings.register_profile("untimed", deadline=None)
+hypothesis_settings.load_profile("untimed")
 
 
 # The servers that a run has used, and those that it needs
