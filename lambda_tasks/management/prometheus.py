@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from lambda_tasks.operations.statistics import Snapshot
+    from lambda_tasks.operations.statistics import Outbox, Running, Snapshot
 
 #: The metrics, all of which are gauges, and their descriptions.
 METRICS: Final = {
@@ -21,6 +21,7 @@ METRICS: Final = {
     "lambda_tasks_errors": "Failures among the latest ones, by task, class of the error and reason.",
     "lambda_tasks_outbox_messages": "Messages in the outbox, by database and state.",
     "lambda_tasks_outbox_oldest_seconds": "The age of the oldest message in the outbox.",
+    "lambda_tasks_outbox_overdue_seconds": "How long ago the first message in the outbox was due; 0 if none is.",
     "lambda_tasks_queue_messages": "Messages of a queue, by state, as SQS counts them.",
     "lambda_tasks_dead_letters": "Messages in the dead letter queue of a queue.",
     "lambda_tasks_schedule_next_timestamp_seconds": "The next run of a schedule, in seconds since 1970.",
@@ -51,9 +52,7 @@ def _samples(found: Snapshot) -> Iterator[Sample]:
     yield Sample("lambda_tasks_window_seconds", (now - found.window.since).total_seconds(), {})
     for count in found.counts:
         yield Sample("lambda_tasks_started", count.in_window, {"status": count.status})
-    yield Sample("lambda_tasks_running", found.running.count, {})
-    if found.running.since is not None:
-        yield Sample("lambda_tasks_running_oldest_seconds", _age(now, found.running.since), {})
+    yield from running_samples(now, found.running)
     for task in found.durations:
         for kind, metric in (("waiting", "lambda_tasks_wait_seconds"), ("running", "lambda_tasks_run_seconds")):
             for which, quantile in _QUANTILES.items():
@@ -65,13 +64,27 @@ def _samples(found: Snapshot) -> Iterator[Sample]:
     yield from _waiting(found)
 
 
-def _waiting(found: Snapshot) -> Iterator[Sample]:
-    for outbox in found.outboxes:
+def running_samples(now: datetime, running: Running) -> Iterator[Sample]:
+    """Yield the gauges of the records that are RUNNING."""
+    yield Sample("lambda_tasks_running", running.count, {})
+    if running.since is not None:
+        yield Sample("lambda_tasks_running_oldest_seconds", _age(now, running.since), {})
+
+
+def outbox_samples(now: datetime, outboxes: Iterable[Outbox]) -> Iterator[Sample]:
+    """Yield the gauges of each outbox."""
+    for outbox in outboxes:
         for state, number in (("waiting", outbox.waiting), ("dead", outbox.dead)):
             yield Sample("lambda_tasks_outbox_messages", number, {"database": outbox.database, "state": state})
+        labels = {"database": outbox.database}
         if outbox.oldest is not None:
-            age = _age(found.window.now, outbox.oldest)
-            yield Sample("lambda_tasks_outbox_oldest_seconds", age, {"database": outbox.database})
+            yield Sample("lambda_tasks_outbox_oldest_seconds", _age(now, outbox.oldest), labels)
+        overdue = 0.0 if outbox.due_since is None else _age(now, outbox.due_since)
+        yield Sample("lambda_tasks_outbox_overdue_seconds", overdue, labels)
+
+
+def _waiting(found: Snapshot) -> Iterator[Sample]:
+    yield from outbox_samples(found.window.now, found.outboxes)
     for queue in found.queues:
         for state in ("visible", "in_flight", "delayed"):
             if (value := getattr(queue, state)) is not None:

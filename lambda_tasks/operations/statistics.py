@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -45,6 +45,7 @@ __all__ = [
     "counts",
     "depths",
     "durations",
+    "moment",
     "outboxes",
     "running",
     "snapshot",
@@ -200,14 +201,20 @@ def snapshot(*, hours: float = 24, queues: bool = True) -> Snapshot:
 
 def window(*, hours: float = 24) -> Window:
     """Return the window of the last `hours`, or a shorter one if there are too many records. This takes two queries."""
-    database = get_store().database
-    now = _moment(epoch_now(database))
-    asked = Window(database, now, now - timedelta(hours=hours))
+    now = moment()
+    asked = replace(now, since=now.now - timedelta(hours=hours))
     starts = asked.records.order_by("-start_time").values_list("start_time", flat=True)
     for boundary in starts[MOST_RECORDS - 1 : MOST_RECORDS]:
         assert boundary is not None
-        return Window(database, now, boundary, complete=False)
+        return replace(asked, since=boundary, complete=False)
     return asked
+
+
+def moment() -> Window:
+    """Return an empty window that ends now, for statistics that concern no window. This is one query."""
+    database = get_store().database
+    now = _moment(epoch_now(database))
+    return Window(database, now, now)
 
 
 def counts(of: Window) -> list[StatusCount]:
