@@ -30,7 +30,7 @@ _FUNCTION_NAME: Final = "AWS_LAMBDA_FUNCTION_NAME"
 
 @dataclass(slots=True)
 class _Tally:
-    """What was measured since the last line, for one set of dimensions."""
+    """Measurements since the last line, for one set of dimensions."""
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -108,7 +108,7 @@ class EmfMetrics:
             metrics.add_dimension(name=name, value=value)
         for name, values in tally.seconds.items():
             for seconds in values:
-                metrics.add_metric(name=name, unit=MetricUnit.Seconds, value=seconds)
+                metrics.add_metric(name=name, unit=MetricUnit.Seconds, value=round(seconds, 6))
         for name, count in tally.counts.items():  # last, so that the line that is flushed is not empty
             metrics.add_metric(name=name, unit=MetricUnit.Count, value=count)
         metrics.flush_metrics()

@@ -72,7 +72,7 @@ def deliver(jobs: list[Any]) -> None:
 
 
 class TestCounters:
-    def test_task_is_counted_from_its_call_to_its_end(self, added: Callable[..., float]) -> None:
+    def test_task_is_counted_until_its_end(self, added: Callable[..., float]) -> None:
         own = {"task": act.name, "queue": "default"}
 
         def numbers() -> list[float]:

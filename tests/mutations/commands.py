@@ -128,7 +128,7 @@ MUTATIONS: Final = (
     Mutation(
         "statistics read all records",
         "operations/statistics.py",
-        "        return Window(database, now, boundary, complete=False)\n",
+        "        return replace(asked, since=boundary, complete=False)\n",
         "        pass\n",
         STATISTICS,
     ),

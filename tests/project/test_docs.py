@@ -905,6 +905,8 @@ def _option(api_name: str) -> str:
 
 def _value(text: str, shape: Any) -> Any:
     match shape.type_name:
+        case "double" | "float":
+            return float(text)
         case "integer" | "long":
             return int(text)
         case "structure" | "map":

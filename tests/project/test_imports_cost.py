@@ -22,6 +22,7 @@ import pytest
 #: Modules that cost a process milliseconds or megabytes, including some in the library.
 HEAVY: Final = (
     *("boto3", "botocore", "redis", "awslambdaric", "pluggy", "rich"),
+    *("aws_lambda_powertools", "prometheus_client"),
     *("pydantic", "pydantic_core", "typing_extensions", "annotated_types"),
     *("django.contrib.admin", "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.postgres"),
     *("django.core.cache", "django.core.management", "django.core.serializers", "django.template", "django.test"),
@@ -34,7 +35,9 @@ HEAVY: Final = (
         "lambda_tasks.contrib.celery",
         "lambda_tasks.contrib.django_tasks",
         "lambda_tasks.contrib.context",
+        "lambda_tasks.contrib.emf",
         "lambda_tasks.contrib.health",
+        "lambda_tasks.contrib.prometheus",
         "lambda_tasks.contrib.signals",
         "lambda_tasks.operations.doctor",
         "lambda_tasks.local",
