@@ -3,8 +3,8 @@
     LAMBDA_TASKS_PLUGINS = ["lambda_tasks.contrib.emf.EmfMetrics"]
 
 It needs the extra `emf`, which installs AWS Lambda Powertools. CloudWatch turns the lines into metrics, so no request
-is sent. The plugin counts in memory and writes at the end of each batch. It measures only in functions, which write to
-CloudWatch, and in the local worker.
+is sent. The plugin counts in memory and writes at the end of each batch, or after 99 runs of a task. It measures only
+in functions, which write to CloudWatch, and in the local worker.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from lambda_tasks.jobs import Run
 from lambda_tasks.outcomes import Outcome
 
 NAMESPACE: Final = "LambdaTasks"
+#: The maximum number of runs in a line. The format allows 100 values of a metric, and Powertools writes at the 100th.
+MOST_RUNS: Final = 99
 #: The variable in which Lambda, and the local worker, set the name of the function.
 _FUNCTION_NAME: Final = "AWS_LAMBDA_FUNCTION_NAME"
 
@@ -77,6 +79,8 @@ class EmfMetrics:
             tally.seconds["Duration"].append(end.duration)
         if end.waiting is not None:
             tally.seconds["WaitingTime"].append(end.waiting)
+        if len(tally.seconds["Duration"]) == MOST_RUNS:
+            self._write(dimensions, self._tallies.pop(dimensions))
 
     @hookimpl
     def lambda_task_skipped(self, reason: str) -> None:
@@ -99,8 +103,8 @@ class EmfMetrics:
             self._write(dimensions, tally)
 
     def _write(self, dimensions: tuple[tuple[str, str], ...], tally: _Tally) -> None:
-        """Print the line of one set of dimensions. Powertools adds lines, if one would have more than 100 values."""
-        # Imported here, since it takes a fifth of a second, which only functions need to pay for.
+        """Print the line of one set of dimensions."""
+        # Imported here, since it takes up to a fifth of a second, which only functions need to pay for.
         from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
         metrics = EphemeralMetrics(namespace=self._namespace, service=self._service)
@@ -109,6 +113,6 @@ class EmfMetrics:
         for name, values in tally.seconds.items():
             for seconds in values:
                 metrics.add_metric(name=name, unit=MetricUnit.Seconds, value=round(seconds, 6))
-        for name, count in tally.counts.items():  # last, so that the line that is flushed is not empty
+        for name, count in tally.counts.items():
             metrics.add_metric(name=name, unit=MetricUnit.Count, value=count)
         metrics.flush_metrics()

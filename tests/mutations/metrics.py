@@ -54,6 +54,13 @@ MUTATIONS: Final = (
         EMF,
     ),
     Mutation(
+        "a line has any number of values",
+        "contrib/emf.py",
+        'if len(tally.seconds["Duration"]) == MOST_RUNS:',
+        'if len(tally.seconds["Duration"]) < 0:',
+        EMF,
+    ),
+    Mutation(
         "all metrics have the dimensions of a task",
         "contrib/emf.py",
         "        if self._per_task:\n            dimensions",
