@@ -174,6 +174,10 @@ class TestGauges:
         assert value("batch_messages_total", found) is not None
         assert "no route to the host" in caplog.text
 
+    def test_scrape_takes_four_queries(self, gauges: CollectorRegistry, django_assert_num_queries: Any) -> None:
+        with override_settings(LAMBDA_TASKS_BACKEND=OF_OUTBOX), django_assert_num_queries(4):
+            value("running", gauges)
+
     def test_new_connection_is_closed(self, gauges: CollectorRegistry) -> None:
         connections["default"].close()
         assert value("running", gauges) == 0

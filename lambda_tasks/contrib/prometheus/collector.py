@@ -33,7 +33,7 @@ GAUGES: Final = {
 
 
 class DatabaseCollector(Collector):
-    """Reads records that are RUNNING and the outbox: four queries, and one for each further outbox.
+    """Reads records that are RUNNING and the outbox: three queries, and one for each outbox.
 
     An error of the database is logged as a warning. Then only `lambda_tasks_database_scrape_success` has a value: 0.
     """
