@@ -25,6 +25,8 @@ OLDEST = "3.10"
 #: Each process would compile all modules again in a shell that keeps Python from caching them.
 CACHED = {"PYTHONDONTWRITEBYTECODE": None}
 PARALLEL = ("--numprocesses", "4", "--dist", "worksteal")
+#: What the quick suite needs where each file has a process of its own.
+ALONE = {"TEST_DATABASE": "sqlite", "TEST_QUICK": "1", **CACHED}
 #: Percent of the package's lines and branches that the quick suite covers, without the processes that it starts. It
 #: only rises.
 COVERAGE = 90
@@ -82,11 +84,20 @@ def everything(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """Run the quick suite with the lowest versions that pyproject.toml allows, each file in a process of its own.
 
-    So no file may need what another leaves behind. It also measures the lines and branches that the tests cover.
+    So no file may need what another leaves behind.
+    """
+    session.install("--resolution", "lowest-direct", "--editable", ".[test]")
+    session.run("python", "-m", "tests.alone", *session.posargs, env=ALONE)
+
+
+@nox.session(python=OLDEST)
+def coverage(session: nox.Session) -> None:
+    """Measure the lines and branches that the quick suite covers, with the lowest versions; before a release.
+
+    Measuring takes as long as the tests, so it is no part of CI.
     """
     session.install("--resolution", "lowest-direct", "--editable", ".[test]", "coverage>=7.10")
-    environment = {"TEST_DATABASE": "sqlite", "TEST_QUICK": "1", **CACHED}
-    session.run("python", "-m", "tests.alone", f"--coverage={COVERAGE}", *session.posargs, env=environment)
+    session.run("python", "-m", "tests.alone", f"--coverage={COVERAGE}", *session.posargs, env=ALONE)
 
 
 @nox.session(python="3.12", tags=CI)

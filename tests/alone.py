@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import IO, Final, NoReturn
 
 import pytest
-from coverage import Coverage
 
 TESTS: Final = Path(__file__).parent
 PROCESSES: Final = 4
@@ -68,6 +67,8 @@ class Run:
         if self._coverage_file is None:
             yield
             return
+        from coverage import Coverage  # only the session that measures has it
+
         measured = Coverage(data_file=self._coverage_file, branch=True, source=["lambda_tasks"])
         with measured.collect():
             yield
@@ -123,6 +124,8 @@ def main() -> int:
 
 def total_coverage(files: Path) -> float:
     """Print what the tests do not cover, and return the percentage of lines and branches that they do cover."""
+    from coverage import Coverage
+
     measured = Coverage(data_file=files / "combined", branch=True, source=["lambda_tasks"])
     measured.combine([str(path) for path in files.iterdir()])
     return measured.report(show_missing=True, skip_covered=True)

@@ -26,8 +26,8 @@ _FLOWS: Final = (
 _AT_A_TIME: Final = 3
 COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("tests.simulation", "sweep", "--kinds", *_KINDS),
-    # `make protocols` has all of them, in twice the time.
-    ("tests.simulation.protocols", "--seeds=5", "--first-seed=11", "--every=2", "--jobs=3"),
+    # `make protocols` has all of them, in four times the time.
+    ("tests.simulation.protocols", "--seeds=5", "--first-seed=11", "--every=4", "--jobs=3"),
     ("tests.simulation", "sweep", *_FLOWS),
     ("tests.simulation", "sweep", *_OUTBOX),
     ("tests.simulation", "chaos", "--seeds", "6"),
