@@ -94,7 +94,7 @@ def lowest(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Measure the lines and branches that the quick suite covers, with the lowest versions; before a release.
 
-    Measuring takes as long as the tests, so it is no part of CI.
+    Measuring takes as long as the tests themselves, so CI does not run it.
     """
     session.install("--resolution", "lowest-direct", "--editable", ".[test]", "coverage>=7.10")
     session.run("python", "-m", "tests.alone", f"--coverage={COVERAGE}", *session.posargs, env=ALONE)
