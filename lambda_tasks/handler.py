@@ -84,7 +84,7 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     if maintenance.wanted(event):
         return _maintain(event, deadline)
     if ping.wanted(event):
-        return _answer_ping(event)
+        return _answer_ping(event, deadline)
     batch = Batch(deliveries(event), deadline, full_time, request_id=request_id_of(context))
     # Treat a batch like a request: check Django's connections before it, and close expired ones after it.
     close_stale_connections()
@@ -95,7 +95,7 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
             close_doubtful_connections()
             maintenance.relay_now_and_then(deadline)
         # The hooks get their own copy of the response, so that they cannot change it.
-        notify(hooks().lambda_task_batch_finished, event=event, response=batch.response())
+        notify(hooks().lambda_task_batch_finished, event=event, response=batch.response(), deadline=deadline)
     finally:
         close_stale_connections()
     return batch.response()
@@ -112,17 +112,17 @@ def _maintain(event: Mapping[str, Any], deadline: float | None) -> dict[str, Any
     try:
         maintenance.maintain(deadline, done)
     finally:
-        notify(hooks().lambda_task_batch_finished, event=event, response=dict(done))
+        notify(hooks().lambda_task_batch_finished, event=event, response=dict(done), deadline=deadline)
         close_connections()
     return done
 
 
-def _answer_ping(event: Mapping[str, Any]) -> dict[str, Any]:
+def _answer_ping(event: Mapping[str, Any], deadline: float | None) -> dict[str, Any]:
     close_stale_connections()
     try:
         answer = ping.answer()
         logger.info("The function works: %s", answer)
-        notify(hooks().lambda_task_batch_finished, event=event, response=dict(answer))
+        notify(hooks().lambda_task_batch_finished, event=event, response=dict(answer), deadline=deadline)
     finally:
         close_stale_connections()
     return answer
@@ -261,6 +261,7 @@ class Batch:
                 deadline=self._deadline,
                 task=task,
                 first_sent=delivery.first_sent,
+                sent_at=delivery.sent_at,
                 scheduled_for=delivery.scheduled_for,
                 flow=delivery.flow,
                 redelivered=delivery.receives > 1,

@@ -165,10 +165,24 @@ class Hooks:
         """
 
     @_listener
-    def lambda_task_batch_finished(self, event: Mapping[str, Any], response: Mapping[str, Any]) -> None:
+    def lambda_task_returned(self, run: Run, error: Exception) -> None:
+        """Observe a run that ends without an outcome, because its message stays on the queue.
+
+        When: after the claim, if the outcome cannot be decided or recorded now, for example because the database is
+        unavailable. `error` is a `Redeliver`. A later delivery continues the invocation.
+        Inside: nothing. The database may be unavailable.
+        Return: nothing.
+        Raising: is logged.
+        """
+
+    @_listener
+    def lambda_task_batch_finished(
+        self, event: Mapping[str, Any], response: Mapping[str, Any], deadline: float | None
+    ) -> None:
         """Observe the end of a batch. Flush exporters here, since the container may be frozen afterwards.
 
-        For a maintenance event, `response` contains the results of the maintenance.
+        For a maintenance event, `response` contains the results of the maintenance. `deadline` is the time, by
+        `time.monotonic()`, at which Lambda ends the invocation, or None if that is unknown.
 
         When: at the end of each invocation of the handler, before it returns `response`.
         Inside: nothing.

@@ -239,6 +239,8 @@ class Run:
     dropped_tasks: tuple[str, ...] = ()
     #: When the worker received it, in seconds since 1970.
     received: float = field(default_factory=time.time, repr=False)
+    #: When the queue accepted the message, in seconds since 1970; None if that is unknown.
+    sent_at: float | None = None
     #: The id of the Lambda invocation, as in Lambda's own log lines; None outside of Lambda.
     request_id: str | None = None
     #: The last printed error of a task with sensitive arguments, and its text, since masking arguments takes time.
@@ -349,13 +351,15 @@ def log_error(
     *args: object,
     error: BaseException,
     level: int = logging.ERROR,
+    extra: Mapping[str, object] | None = None,
 ) -> None:
     """Log `message` with the traceback of `error`. If the task has sensitive arguments, they are masked.
 
-    The location of the line is that of the caller.
+    `extra` are fields of the log record. The location of the line is that of the caller.
     """
     if run.task.sensitive:
         # The traceback is a part of the line, since `exc_info` would show the arguments.
-        logger.log(level, "%s\n%s", message % args, Lines(indented(run.traceback_text(error))), stacklevel=2)
+        text = Lines(indented(run.traceback_text(error)))
+        logger.log(level, "%s\n%s", message % args, text, extra=extra, stacklevel=2)
     else:
-        logger.log(level, message, *args, exc_info=error, stacklevel=2)
+        logger.log(level, message, *args, exc_info=error, extra=extra, stacklevel=2)

@@ -24,6 +24,9 @@ else:
 #: The fields of an invocation that `InvocationFilter` adds to log records.
 FIELDS: Final = ("message_id", "task_name", "queue", "attempt", "root_id", "aws_request_id", "trace_id")
 
+#: The additional fields of the line about a task that has failed, and of which the hook `lambda_task_finished` tells.
+FAILED_FIELDS: Final[Mapping[str, str]] = MappingProxyType({"outcome": "FAILED"})
+
 #: Match the id of a trace in the W3C's header `traceparent` and in the header of X-Ray.
 _W3C: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _X_RAY: Final = re.compile(r"\bRoot=(1-[0-9a-fA-F]{8}-[0-9a-fA-F]{24})\b")

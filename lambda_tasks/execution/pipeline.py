@@ -42,7 +42,7 @@ from lambda_tasks.execution.waiting import wait_for_lock
 from lambda_tasks.jobs import Run, log_error
 from lambda_tasks.limits import watchdog
 from lambda_tasks.limits.alarms import KILL_GRACE, WATCHDOG_DELAY, HardTimeLimitExceeded, NoLimits, TimeLimits
-from lambda_tasks.logging import Fields, run_logger, task_logger, trace_id
+from lambda_tasks.logging import FAILED_FIELDS, Fields, run_logger, task_logger, trace_id
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry, Skipped, Succeeded, Wait
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.recording.storable import printable
@@ -86,6 +86,8 @@ class Details(TypedDict, total=False):
     limited: bool
     #: When the first invocation of the chain was sent, in seconds since 1970. Without it, the message does not expire.
     first_sent: float | None
+    #: When the queue accepted this message, in seconds since 1970.
+    sent_at: float | None
     #: The time for which a schedule has sent the chain, in seconds since 1970.
     scheduled_for: float | None
     #: The mark of an invocation that others follow, as in its message.
@@ -116,6 +118,7 @@ def execute(message: Invocation, *, message_id: str, **details: Unpack[Details])
             outcome = settle(attempt, outcome)
         except Redeliver as redeliver:
             extend_pause(redeliver, attempt)
+            notify(hooks().lambda_task_returned, run=attempt.run, error=redeliver)
             raise
         _log_outcome(attempt.run, outcome)
         notify(hooks().lambda_task_finished, run=attempt.run, outcome=outcome)
@@ -163,6 +166,7 @@ def prepare(message: Invocation, *, message_id: str, **details: Unpack[Details])
         deadline=deadline,
         limited=details.get("limited", True),
         first_sent=details.get("first_sent"),
+        sent_at=details.get("sent_at"),
         scheduled_for=details.get("scheduled_for"),
         flow=(flow := details.get("flow", "")),
         is_followed=flow != "" or task.is_followed,
@@ -368,7 +372,8 @@ def _log_outcome(run: Run, outcome: Outcome) -> None:
         case Failed(TaskCancelled()):
             run_logger.info("%s was cancelled after %.3f s.", run.task_name, run.duration)
         case Failed(error):
-            log_error(run_logger, run, "%s failed after %.3f s.", run.task_name, run.duration, error=error)
+            sentence = "%s failed after %.3f s."
+            log_error(run_logger, run, sentence, run.task_name, run.duration, error=error, extra=FAILED_FIELDS)
     if run.dropped_tasks:
         level = logging.INFO if isinstance(outcome, Retry) else logging.WARNING  # a retry enqueues them again
         run_logger.log(level, "%s: %s", run.task_name, dropped_text(run.dropped_tasks))

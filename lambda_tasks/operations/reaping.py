@@ -22,7 +22,7 @@ from lambda_tasks.execution import resolving
 from lambda_tasks.flows import ending, recovery, rows
 from lambda_tasks.jobs import Job, Run, carries_first_sent
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
-from lambda_tasks.logging import Fields, run_logger, task_logger
+from lambda_tasks.logging import FAILED_FIELDS, Fields, run_logger, task_logger
 from lambda_tasks.outcomes import Failed, Lost
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.recording.masking import MASK
@@ -121,7 +121,8 @@ def _settle(store: BaseStore, lost: Lost, older_than: int, reaped: Reaped) -> No
             if store.give_up(lost, outcome, older_than=older_than):
                 reaped.failed += 1
                 _end_flow(store, lost, task, outcome)
-                run_logger.error("%s is lost and is recorded as FAILED: %s", lost.task_name, reason)
+                told = None if task is None else FAILED_FIELDS
+                run_logger.error("%s is lost and is recorded as FAILED: %s", lost.task_name, reason, extra=told)
                 if task is not None:
                     _tell_plugins(store, _run(store, lost, task), outcome)
             return

@@ -71,6 +71,12 @@ class Delivery:
         return queue if known else None
 
     @property
+    def sent_at(self) -> float | None:
+        """When SQS accepted this message, in seconds since 1970; None if that is unknown."""
+        milliseconds = _number(_system(self.record, "SentTimestamp"))
+        return None if milliseconds is None else milliseconds / 1000
+
+    @property
     def first_sent(self) -> float | None:
         """When SQS accepted the first invocation of the chain, in seconds since 1970; None if that is unknown."""
         milliseconds = _number(self.texts.get(FIRST_SENT_ATTRIBUTE)) or _number(_system(self.record, "SentTimestamp"))

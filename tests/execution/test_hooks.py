@@ -8,6 +8,7 @@ import logging
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import timedelta
@@ -33,6 +34,7 @@ from lambda_tasks.exceptions import (
     InvalidEvent,
     LockError,
     MaxRetriesExceededError,
+    Redeliver,
     TaskCrashedError,
     UnknownQueue,
     UnknownTask,
@@ -314,6 +316,9 @@ class TestListeners:
             record = record_of(leave_effect, name="a")
             assert handle(record) == []
             assert handle(record | {"messageId": "a copy"}) == []
+            kept = record_of(leave_effect_and_raise, error="Refused")
+            with override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.FullQueue"):
+                assert handle(kept) == [kept["messageId"]]
 
         assert witness.arguments_of(name)
         logged = [entry for entry in caplog.records if entry.name == "lambda_tasks.plugins"]
@@ -324,7 +329,7 @@ class TestListeners:
             assert entry.exc_info is not None
             assert entry.exc_info[0] is Refused
         assert effects() == ["a"]
-        assert TaskRecord.objects.get().status == "SUCCESS"
+        assert TaskRecord.objects.get(pk=record["messageId"]).status == "SUCCESS"
 
     @pytest.mark.parametrize("options", [{"wrapper": True}, {"hookwrapper": True}], ids=str)
     def test_wrapper_around_a_listener_is_refused(self, name: str, options: dict[str, bool]) -> None:
@@ -1056,13 +1061,42 @@ class TestLambdaTaskFinished:
 
 
 @runs_tasks
+class TestLambdaTaskReturned:
+    def test_hook_is_called_for_kept_messages(self, witness: Witness) -> None:
+        record = record_of(leave_effect_and_raise, error="Refused")
+        with override_settings(LAMBDA_TASKS_BACKEND=f"{__name__}.FullQueue"):
+            assert handle(record) == [record["messageId"]]
+        [arguments] = witness.arguments_of("lambda_task_returned")
+        assert (arguments["run"].message_id, type(arguments["error"])) == (record["messageId"], Redeliver)
+        assert witness.names[-2:] == ["returned", "batch_finished"]
+        assert witness.was_in_transaction("lambda_task_returned") == [False]
+
+    def test_hook_is_not_called_without_a_claim(self, witness: Witness) -> None:
+        record = record_of(leave_effect, name="a")
+        claimed_elsewhere(record, lease=60)
+        assert handle(record) == [record["messageId"]]
+        assert witness.arguments_of("lambda_task_returned") == []
+
+
+@runs_tasks
 class TestLambdaTaskBatchFinished:
     def test_hook_receives_the_event_and_response(self, witness: Witness) -> None:
         event = {"Records": [record_of(leave_effect, name="a"), record_of(leave_effect, name="b") | {"body": "{"}]}
         response = handler(event, None)
-        assert witness.arguments_of("lambda_task_batch_finished") == [{"event": event, "response": response}]
+        assert witness.arguments_of("lambda_task_batch_finished") == [
+            {"event": event, "response": response, "deadline": None}
+        ]
         assert len(response["batchItemFailures"]) == 1
         assert witness.was_in_transaction("lambda_task_batch_finished") == [False]
+
+    @pytest.mark.parametrize("event", [{"Records": []}, {"lambda_tasks": "ping"}])
+    def test_hook_receives_the_deadline(
+        self, witness: Witness, event: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        deadline = time.monotonic() + 900
+        monkeypatch.setattr(handler_module, "deadline_of", lambda context: deadline)
+        handler(event, None)
+        assert [each["deadline"] for each in witness.arguments_of("lambda_task_batch_finished")] == [deadline]
 
     def test_hook_is_called_after_each_invocation(self, witness: Witness) -> None:
         handle()

@@ -117,8 +117,8 @@ MUTATIONS: Final = (
     Mutation(
         "lines of failed tasks have the location of a helper",
         "jobs.py",
-        "        logger.log(level, message, *args, exc_info=error, stacklevel=2)",
-        "        logger.log(level, message, *args, exc_info=error)",
+        "        logger.log(level, message, *args, exc_info=error, extra=extra, stacklevel=2)",
+        "        logger.log(level, message, *args, exc_info=error, extra=extra)",
         LINES + "::TestLocation",
     ),
     Mutation(
