@@ -22,7 +22,7 @@ import pytest
 #: Modules that cost a process milliseconds or megabytes, including some in the library.
 HEAVY: Final = (
     *("boto3", "botocore", "redis", "awslambdaric", "pluggy", "rich"),
-    *("aws_lambda_powertools", "prometheus_client"),
+    *("aws_lambda_powertools", "prometheus_client", "opentelemetry", "sentry_sdk"),
     *("pydantic", "pydantic_core", "typing_extensions", "annotated_types"),
     *("django.contrib.admin", "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.postgres"),
     *("django.core.cache", "django.core.management", "django.core.serializers", "django.template", "django.test"),
@@ -37,7 +37,10 @@ HEAVY: Final = (
         "lambda_tasks.contrib.context",
         "lambda_tasks.contrib.emf",
         "lambda_tasks.contrib.health",
+        "lambda_tasks.contrib.flushing",
+        "lambda_tasks.contrib.opentelemetry",
         "lambda_tasks.contrib.prometheus",
+        "lambda_tasks.contrib.sentry",
         "lambda_tasks.contrib.signals",
         "lambda_tasks.operations.doctor",
         "lambda_tasks.local",
