@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -17,8 +18,10 @@ from lambda_tasks.contrib import flushing
 from lambda_tasks.contrib import sentry as plugin
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.definition.schedules import Cron, Every
+from lambda_tasks.exceptions import InvalidSetting
 from lambda_tasks.handler import handler
 from lambda_tasks.operations.schedules import Entry
+from lambda_tasks.plugins import hooks
 from tests.flows.shop import queue, run_all, run_next, shop_on
 from tests.schedules import periodic
 
@@ -226,6 +229,16 @@ class TestMonitors:
         named = Cron("0 3 * * *", name="Nightly")
         assert plugin.monitor_slug("shop.tasks.report", named, alone=False) == "shop-tasks-report-nightly"
         assert len(plugin.monitor_slug("shop." * 20 + "report", first, alone=True)) <= plugin.MAX_SLUG
+
+
+@pytest.mark.parametrize(("name", "package"), [("sentry", "sentry_sdk"), ("opentelemetry", "opentelemetry")])
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, name: str, package: str) -> None:
+    path = f"lambda_tasks.contrib.{name}"
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, path, raising=False)
+    remedy = rf"{path} needs the package .* pip install 'django-lambda-tasks\[{name}\]'"
+    with override_settings(LAMBDA_TASKS_PLUGINS=[path]), pytest.raises(InvalidSetting, match=remedy):
+        hooks()
 
 
 class TestFlush:
