@@ -12,6 +12,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
 
 from lambda_tasks import registry
+from lambda_tasks.definition.groups import checked
 from lambda_tasks.definition.options import Options, TaskOptions, follow_ups
 from lambda_tasks.definition.task import Task
 from lambda_tasks.settings import MAX_DELAY, delay_constraint
@@ -53,6 +54,8 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
     function: Callable[P, R_co]
     #: The alias in `using(database=…)`. The message is sent when the transaction on that database commits.
     database: str | None = None
+    #: The message group in `using(group=…)`, in place of the one that the option `group` selects.
+    group_of_calls: str | None = None
     #: What follows a call, as `using(on_success=…, on_failure=…)` says, in addition to what the decorator says.
     _followers: tuple[tuple[Step, ...], tuple[Step, ...]] = ((), ())
     #: For a copy that `using()` has returned: the task that the module defines.
@@ -90,6 +93,7 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         if self._original is None:
             return self.function.__qualname__
         options = {name: getattr(self, name) for name in ("delay", "queue", "database")}
+        options["group"] = self.group_of_calls
         options["on_success"], options["on_failure"] = self._followers
         return _using, (self._original, options)
 
@@ -218,15 +222,18 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         delay: int | None = None,
         queue: str | None = None,
         database: str | None = None,
+        group: str | None = None,
         on_success: Step | Iterable[Step] = (),
         on_failure: Step | Iterable[Step] = (),
     ) -> LambdaTaskWrapper[P, R_co]:
-        """Return a copy of the task with a different delay, queue or database, or with invocations that follow it.
+        """Return a copy of the task with a different delay, queue, database or group, or with what follows it.
 
         `delay` is a number of seconds from 0 to 900, or up to a year with LAMBDA_TASKS_OUTBOX. `queue` is a name in
         LAMBDA_TASKS_QUEUES. `database` is the alias in DATABASES of the transaction with which the message is sent.
-        `on_success` and `on_failure` are invocations that are sent when the task has ended, in addition to those of the
-        decorator.
+        `group` is the message group itself, such as "tenant-7": 1 to 128 ASCII characters without spaces. `on_success`
+        and `on_failure` are invocations that are sent when the task has ended, in addition to those of the decorator.
+
+        Raises TypeError for a value of the wrong type, and ValueError for an invalid value.
         """
         if database is not None and database not in connections.settings:
             raise ValueError(
@@ -239,6 +246,8 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         copy.check_delays()
         if database is not None:
             copy.database = database
+        if group is not None:
+            copy.group_of_calls = checked(group)
         success, failure = self._followers
         added = follow_ups(on_success, "on_success"), follow_ups(on_failure, "on_failure")
         copy._followers = success + added[0], failure + added[1]
@@ -257,7 +266,14 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         from lambda_tasks.jobs import Job
 
         call = self._call(args, kwargs)
-        return Job.of_call(call, queue=self.queue, delay=self.delay, task=self, database=self.database or database())
+        return Job.of_call(
+            call,
+            queue=self.queue,
+            delay=self.delay,
+            task=self,
+            database=self.database or database(),
+            group=self.group_of_calls,
+        )
 
     def _invocation_of(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> TaskInvocation[Any]:
         # Imported here, because most processes create no invocations.
@@ -274,6 +290,7 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
             takes=takes,
             queue=self.queue,
             delay=int(self.delay),
+            group=self.group_of_calls,
             on_success=self._followers[0],
             on_failure=self._followers[1],
             database=self.database,
@@ -290,7 +307,7 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
 
         call = self._call(args, kwargs)
         message = SQSLambdaTaskMessage(task_name=call.task_name, kwargs=call.kwargs)
-        return SQSLambdaTask(message=message, delay=self.delay, queue=self.queue)
+        return SQSLambdaTask(message=message, delay=self.delay, queue=self.queue, group=self.group_of_calls)
 
     def _call(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> Invocation:
         if args:
@@ -327,21 +344,22 @@ def lambda_task(**options: Unpack[TaskOptions]) -> Callable[[Callable[P, T]], La
 def lambda_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function a task, with or without options.
 
-    Options: `soft_timeout` and `hard_timeout` (seconds from 1 to 900, or None for the settings' defaults),
-    `queue` (a name in LAMBDA_TASKS_QUEUES), `delay` (seconds before the first run, from 0 to 900, or up to a year with
-    LAMBDA_TASKS_OUTBOX), `ignore_errors` and `retry_on` (iterables of exception types), `retry_delay` (seconds before
-    jitter, with the same limits as `delay`), `retry_backoff` (double `retry_delay` with each retry), `max_retries`
-    (None for the setting's value), `singleton` (run one invocation at a time, or one per value of the named
-    parameters), `max_concurrency` (run at most that many at a time), `on_contention` ("retry", "wait" or "skip", if
-    another run holds the lock), `max_wait` (seconds or a timedelta), `unique` (accept one call at a time, or one per
-    value), `on_duplicate` ("return", "raise" or "replace", if an earlier call waits or runs), `unique_for` (seconds or
-    a timedelta), `on_crash` ("retry", or "fail" for tasks whose external effects must never be repeated), `expires_in`
-    (seconds after which a message is no longer run), `aliases` (former dotted paths of the task), `sensitive` (names of
-    parameters whose values are masked in records and logs), `atomic` (False to call the function without a transaction,
-    so that its writes commit as it goes). `retry` takes a `RetryPolicy`, or a mapping from exception types to policies,
-    in place of `retry_on`, `retry_delay`, `retry_backoff` and `max_retries`. `schedule` takes `Cron`, `Every`, or a
-    list of them: when the task runs by itself. `on_success` and `on_failure` take invocations that are sent when the
-    task has ended: `task.invocation(…)`, or a list of them.
+    Options: `soft_timeout` and `hard_timeout` (seconds from 1 to 900, or None for the settings' defaults), `queue` (a
+    name in LAMBDA_TASKS_QUEUES), `delay` (seconds before the first run, from 0 to 900, or up to a year with
+    LAMBDA_TASKS_OUTBOX), `group` (the parameter by whose value a queue shares its workers fairly, or a function of the
+    arguments that returns the message group), `ignore_errors` and `retry_on` (iterables of exception types),
+    `retry_delay` (seconds before jitter, with the same limits as `delay`), `retry_backoff` (double `retry_delay` with
+    each retry), `max_retries` (None for the setting's value), `singleton` (run one invocation at a time, or one per
+    value of the named parameters), `max_concurrency` (run at most that many at a time), `on_contention` ("retry",
+    "wait" or "skip", if another run holds the lock), `max_wait` (seconds or a timedelta), `unique` (accept one call at
+    a time, or one per value), `on_duplicate` ("return", "raise" or "replace", if an earlier call waits or runs),
+    `unique_for` (seconds or a timedelta), `on_crash` ("retry", or "fail" for tasks whose external effects must never be
+    repeated), `expires_in` (seconds after which a message is no longer run), `aliases` (former dotted paths of the
+    task), `sensitive` (names of parameters whose values are masked in records and logs), `atomic` (False to call the
+    function without a transaction, so that its writes commit as it goes). `retry` takes a `RetryPolicy`, or a mapping
+    from exception types to policies, in place of `retry_on`, `retry_delay`, `retry_backoff` and `max_retries`.
+    `schedule` takes `Cron`, `Every`, or a list of them: when the task runs by itself. `on_success` and `on_failure`
+    take invocations that are sent when the task has ended: `task.invocation(…)`, or a list of them.
 
     Raises TypeError for a function whose parameters are not all keyword-only and annotated and for options of the wrong
     type, and ValueError for options with invalid values.

@@ -264,6 +264,7 @@ class Batch:
                 sent_at=delivery.sent_at,
                 scheduled_for=delivery.scheduled_for,
                 flow=delivery.flow,
+                group=delivery.group,
                 redelivered=delivery.receives > 1,
                 request_id=self._request_id,
             )

@@ -20,12 +20,14 @@ from lambda_tasks.wire import ids
 from lambda_tasks.wire.attributes import (
     FIRST_SENT_ATTRIBUTE,
     FLOW_ATTRIBUTE,
+    GROUP_ATTRIBUTE,
     MESSAGE_ID_ATTRIBUTE,
     OWN_ATTRIBUTES,
     QUEUE_ATTRIBUTE,
     ROOT_ID_ATTRIBUTE,
     SCHEDULED_FOR_ATTRIBUTE,
     inherited,
+    is_group,
 )
 
 if TYPE_CHECKING:
@@ -98,6 +100,8 @@ class Job:
     database: str = "default"
     #: The mark of an invocation that others follow, as in `lambda_tasks.wire.marks`; empty if none does.
     flow: str = ""
+    #: The message group, by which a standard queue shares its workers fairly; None without one.
+    group: str | None = None
     #: A callback for when the transport did not accept the job.
     unsent: Callable[[], object] | None = field(default=None, repr=False, compare=False)
     #: A callback for when the job can no longer get lost. With a transport that keeps jobs, it is called in the
@@ -115,9 +119,17 @@ class Job:
         delay: int,
         task: Task | None,
         database: str,
+        group: str | None = None,
     ) -> Job:
-        """Return a new job, the first of its chain, with a new id."""
+        """Return a new job, the first of its chain, with a new id.
+
+        Without a `group`, its task's option selects the group. Raises `InvalidArguments` if SQS would reject it.
+        """
         message_id = ids.new_message_id()
+        if group is None and task is not None and task.group is not None:
+            from lambda_tasks.definition.groups import group_of
+
+            group = group_of(task, message)
         return cls(
             message,
             message_id,
@@ -126,6 +138,7 @@ class Job:
             delay=delay,
             task=task,
             database=database,
+            group=group,
             state=SendState(),
         )
 
@@ -156,6 +169,7 @@ class Job:
             first_sent=None if sent is None else int(sent) / 1000,
             scheduled_for=None if scheduled is None else float(scheduled),
             flow=attributes.get(FLOW_ATTRIBUTE, ""),
+            group=group if is_group(group := attributes.get(GROUP_ATTRIBUTE)) else None,
             database=database,
         )
         job.__dict__["body"] = body  # exactly as it was, without encoding the message again
@@ -188,6 +202,8 @@ class Job:
             own[SCHEDULED_FOR_ATTRIBUTE] = str(round(self.scheduled_for))
         if self.flow:
             own[FLOW_ATTRIBUTE] = self.flow
+        if self.group is not None:
+            own[GROUP_ATTRIBUTE] = self.group
         return {**self.attributes, **own}
 
 
@@ -220,6 +236,8 @@ class Run:
     scheduled_for: float | None = None
     #: The mark of an invocation that others follow; empty if none does.
     flow: str = ""
+    #: The message group; None if its message has none.
+    group: str | None = None
     #: Whether other invocations may follow its end, as its call or the decorator of its task says.
     is_followed: bool = False
     #: Whether the message was received before. If so, its record is expected to exist.
@@ -327,6 +345,7 @@ class Run:
             first_sent=self.first_sent if carries_first_sent(self.task, self.root_id) else None,
             scheduled_for=self.scheduled_for,
             flow=self.flow,
+            group=self.group,
             database=self.database,
         )
 

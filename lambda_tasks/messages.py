@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from lambda_tasks import registry
 from lambda_tasks.database.commits import open_transaction
@@ -17,6 +25,7 @@ from lambda_tasks.recording.storable import unstorable
 from lambda_tasks.sending import outgoing
 from lambda_tasks.settings import MAX_KEPT_DELAY
 from lambda_tasks.wire import ids
+from lambda_tasks.wire.attributes import is_group
 from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, MAX_RETRY_NUMBER, TASK_NAME, Invocation
 
 
@@ -30,6 +39,12 @@ def _task_name(name: str) -> str:
     if not TASK_NAME.fullmatch(name):
         raise ValueError("must be the dotted path of a task, as in shop.mail.send")
     return name
+
+
+def _group(group: str | None) -> str | None:
+    if group is not None and not is_group(group):
+        raise ValueError("must be 1 to 128 ASCII letters, digits and punctuation characters, without spaces")
+    return group
 
 
 _Arguments = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
@@ -94,6 +109,13 @@ class SQSLambdaTask(BaseModel):
     message: SQSLambdaTaskMessage
     delay: Annotated[int, Field(ge=0, le=MAX_KEPT_DELAY)] = 0
     queue: Annotated[str, Field(min_length=1)] = "default"
+    #: The message group of `using(group=…)`. Without it, the task's option selects the group.
+    group: Annotated[str | None, AfterValidator(_group)] = None
+
+    @model_serializer(mode="wrap")
+    def _without_missing_group(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        shape: dict[str, Any] = serialize(self)
+        return {name: value for name, value in shape.items() if name != "group" or value is not None}
 
     def execute_on_commit(self) -> TaskHandle[Any]:
         """Send the invocation when the transaction commits, or immediately without a transaction.
@@ -118,4 +140,5 @@ class SQSLambdaTask(BaseModel):
             delay=self.delay,
             task=task or registry.known_task(self.message.task_name),
             database=open_transaction(),
+            group=self.group,
         )

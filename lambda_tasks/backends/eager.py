@@ -80,5 +80,6 @@ class EagerBackend(BaseBackend):
             task=job.task,
             scheduled_for=job.scheduled_for,
             flow=job.flow,
+            group=job.group,
             limited=False,
         )

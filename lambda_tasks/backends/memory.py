@@ -53,6 +53,7 @@ def event_record(job: Job, *, receive_count: int = 1) -> dict[str, Any]:
             "SentTimestamp": now,
             "SenderId": "local",
             "ApproximateFirstReceiveTimestamp": now,
+            **({} if job.group is None else {"MessageGroupId": job.group}),
         },
         "messageAttributes": {
             name: {"stringValue": value, "stringListValues": [], "binaryListValues": [], "dataType": "String"}

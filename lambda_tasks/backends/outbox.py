@@ -33,7 +33,7 @@ from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.settings import MAX_KEPT_DELAY, PREFIX, strategy
 from lambda_tasks.strategies import get_store, instance
 from lambda_tasks.wire import ids
-from lambda_tasks.wire.attributes import inherited
+from lambda_tasks.wire.attributes import GROUP_ATTRIBUTE, inherited
 from lambda_tasks.wire.invocation import in_ascii
 
 logger = get_logger("lambda_tasks.outbox")
@@ -181,7 +181,10 @@ class OutboxBackend(BaseBackend):
         found = unsent.values_list("pk", "attributes").first()
         if found is None:
             return False
-        attributes = {**found[1], **inherited(job.attributes)}  # the context belongs to the arguments
+        # The context and the group belong to the arguments.
+        kept = {name: value for name, value in found[1].items() if name != GROUP_ATTRIBUTE}
+        group = {} if job.group is None else {GROUP_ATTRIBUTE: job.group}
+        attributes = {**kept, **inherited(job.attributes), **group}
         return bool(unsent.update(task_name=job.task_name, body=job.body, attributes=attributes))
 
     def kept(self, message_ids: Sequence[str]) -> set[str]:

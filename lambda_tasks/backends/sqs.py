@@ -84,7 +84,10 @@ class _Entry:
 
     def fields(self) -> dict[str, Any]:
         """Return the job in the format of SQS."""
+        # On a standard queue, a group has no order: it only makes the queue fair.
+        group = {} if self.job.group is None else {"MessageGroupId": self.job.group}
         return {
+            **group,
             "MessageBody": self.job.body,
             "DelaySeconds": self.job.delay,
             "MessageAttributes": {

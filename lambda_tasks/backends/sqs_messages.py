@@ -8,7 +8,7 @@ from typing import Final
 
 from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.jobs import Job, carries_first_sent
-from lambda_tasks.wire.attributes import FIRST_SENT_ATTRIBUTE, OWN_ATTRIBUTES
+from lambda_tasks.wire.attributes import FIRST_SENT_ATTRIBUTE, OWN_ATTRIBUTES, is_group
 
 MAX_BYTES: Final = 1_048_576
 MAX_ATTRIBUTES: Final = 10
@@ -41,6 +41,11 @@ def check_attributes(job: Job, attributes: Mapping[str, str]) -> None:
         raise InvalidArguments(
             f"The message of {job.task_name} must have at most {MAX_ATTRIBUTES} attributes, not {len(attributes)} "
             f"({', '.join(attributes)})."
+        )
+    if job.group is not None and not is_group(job.group):
+        raise InvalidArguments(
+            f"The group of {job.task_name} must be 1 to 128 ASCII letters, digits and punctuation characters, without "
+            f"spaces, not {job.group!r}."
         )
     for name, value in attributes.items():
         if name not in OWN_ATTRIBUTES and not _is_name(name):

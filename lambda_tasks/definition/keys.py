@@ -35,6 +35,12 @@ _ON_DUPLICATE: Final = ("return", "raise", "replace")
 #: The bytes of the digest in the key of a lock. Two values with the same digest would only wait for each other.
 _SHORT: Final = 16
 _KEY_OPTIONS: Final = ("singleton", "unique")
+#: The options that read arguments, with the reason why none of them may be sensitive.
+_READING_OPTIONS: Final = {
+    "singleton": "a digest may reveal a short value",
+    "unique": "a digest may reveal a short value",
+    "group": "SQS shows the group of a message",
+}
 
 
 class Keyed(Protocol):
@@ -144,9 +150,9 @@ def refuse_lock_errors(options: Keyed, types: Iterable[type[BaseException]], opt
 
 
 def check_parameters(task: Any) -> None:
-    """Raise TypeError if a key of `task` is made from a parameter that does not exist, or that is sensitive."""
+    """Raise TypeError if a key or the group of `task` is made from a parameter that is missing or sensitive."""
     parameters = task.signature.parameters
-    for option in _KEY_OPTIONS:
+    for option, danger in _READING_OPTIONS.items():
         names, optional = _parameters_of(getattr(task, option), option, task.name)
         if unknown := [name for name in names if name not in parameters]:
             existing = ", ".join(parameters) or "none"
@@ -155,8 +161,8 @@ def check_parameters(task: Any) -> None:
             )
         if hidden := [name for name in (*names, *optional) if name in task.sensitive]:
             raise TypeError(
-                f"{option} must not use the sensitive parameter {', '.join(hidden)} of {task.name}, because a digest "
-                "may reveal a short value. Use another parameter, such as a primary key."
+                f"{option} must not use the sensitive parameter {', '.join(hidden)} of {task.name}, because "
+                f"{danger}. Use another parameter, such as a primary key."
             )
 
 
@@ -251,6 +257,19 @@ def _values(task: KeyedTask, option: str, kwargs: Mapping[str, Any], arguments: 
 def _returned(
     task: KeyedTask, option: str, function: Callable[..., object], arguments: Mapping[str, Any]
 ) -> list[KeyPart]:
+    returned: Any = call(task, function, arguments)
+    parts: list[Any] = list(returned) if isinstance(returned, tuple) else [returned]
+    for part in parts:
+        if not isinstance(part, str | int | float) or part != part or part in (math.inf, -math.inf):
+            raise TypeError(
+                f"The function in {option} of {task.name} must return a string, a finite number or a tuple of them, "
+                f"not a value of type {type(part).__name__}."
+            )
+    return parts
+
+
+def call(task: KeyedTask, function: Callable[..., object], arguments: Mapping[str, Any]) -> object:
+    """Call the function in an option with those decoded `arguments`, and defaults, that it takes."""
     defaults = {
         name: parameter.default
         for name, parameter in task.signature.parameters.items()
@@ -261,12 +280,4 @@ def _returned(
     accepted = inspect.signature(function).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         given = {name: value for name, value in given.items() if name in accepted}
-    returned: Any = function(**given)
-    parts: list[Any] = list(returned) if isinstance(returned, tuple) else [returned]
-    for part in parts:
-        if not isinstance(part, str | int | float) or part != part or part in (math.inf, -math.inf):
-            raise TypeError(
-                f"The function in {option} of {task.name} must return a string, a finite number or a tuple of them, "
-                f"not a value of type {type(part).__name__}."
-            )
-    return parts
+    return function(**given)

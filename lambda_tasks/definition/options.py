@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
-from lambda_tasks.definition import keys
+from lambda_tasks.definition import groups, keys
 from lambda_tasks.definition.atomicity import check_atomic
+from lambda_tasks.definition.groups import GroupOption
 from lambda_tasks.definition.keys import ONE_DAY, KeyOption, OnContention, OnDuplicate
 from lambda_tasks.exceptions import exception_types, refuse_to_ignore_retries
 from lambda_tasks.settings import delay_seconds, timeout_seconds, whole_number
@@ -28,6 +29,7 @@ class OptionsWithoutRetries(TypedDict, total=False):
     soft_timeout: int | None
     hard_timeout: int | None
     queue: str
+    group: GroupOption
     ignore_errors: ExceptionTypes
     singleton: KeyOption | list[str]
     max_concurrency: int | None
@@ -71,6 +73,7 @@ class Options:
     soft_timeout: int | None = None
     hard_timeout: int | None = None
     queue: str = "default"
+    group: GroupOption = None
     ignore_errors: tuple[type[BaseException], ...] = ()
     retry: RetryPolicy | Mapping[type[BaseException], RetryPolicy] | None = None
     retry_on: tuple[type[BaseException], ...] = ()
@@ -144,6 +147,7 @@ class Options:
             raise TypeError(f"queue must be the name of a queue in LAMBDA_TASKS_QUEUES, not {self.queue!r}.")
         if not self.queue:
             raise ValueError("queue must be the name of a queue in LAMBDA_TASKS_QUEUES, not ''.")
+        groups.check_option(self.group)
         delay_seconds(self.delay, "delay")
 
     def _check_errors(self) -> None:

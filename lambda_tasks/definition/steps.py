@@ -9,6 +9,7 @@ from typing import Any, Final
 from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.recording.described import described
 from lambda_tasks.settings import MAX_KEPT_DELAY
+from lambda_tasks.wire.attributes import is_group
 from lambda_tasks.wire.invocation import Invocation
 
 
@@ -37,7 +38,7 @@ AFTER_SUCCESS: Final = frozenset({"result", "task_id"})
 AFTER_FAILURE: Final = frozenset({"task_id", "error"})
 IN_FLOW: Final = frozenset({"flow_id"})
 
-_FIELDS: Final = frozenset({"task_name", "kwargs", "takes", "queue", "delay", "on_success", "on_failure"})
+_FIELDS: Final = frozenset({"task_name", "kwargs", "takes", "queue", "delay", "group", "on_success", "on_failure"})
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Step:
     queue: str = "default"
     #: Seconds before a worker may receive it.
     delay: int = 0
+    #: The message group of `using(group=…)`. Without it, the task's option selects the group when it is sent.
+    group: str | None = None
     on_success: tuple[Step, ...] = ()
     on_failure: tuple[Step, ...] = ()
 
@@ -62,6 +65,7 @@ class Step:
             "takes": dict(self.takes),
             "queue": self.queue,
             "delay": self.delay,
+            "group": self.group,
             "on_success": [step.serialize() for step in self.on_success],
             "on_failure": [step.serialize() for step in self.on_failure],
         }
@@ -136,6 +140,7 @@ def read(data: object, kind: type[Step] = Step, *, where: str = "The invocation"
         takes=_takes(data.get("takes", {}), where),
         queue=_queue(data.get("queue", "default"), where),
         delay=_delay(data.get("delay", 0), where),
+        group=_group(data.get("group"), where),
         on_success=_followers(data, "on_success", where),
         on_failure=_followers(data, "on_failure", where),
     )
@@ -161,6 +166,12 @@ def _delay(delay: object, where: str) -> int:
     if isinstance(delay, bool) or not isinstance(delay, int) or not 0 <= delay <= MAX_KEPT_DELAY:
         raise ValueError(f"{where} must have a delay from 0 to {MAX_KEPT_DELAY} seconds, not {described(delay)}.")
     return delay
+
+
+def _group(group: object, where: str) -> str | None:
+    if group is not None and not is_group(group):
+        raise ValueError(f"{where} must have a message group that SQS accepts in group, not {described(group)}.")
+    return group  # type: ignore[return-value]  # a string
 
 
 def _followers(data: Mapping[Any, Any], name: str, where: str) -> tuple[Step, ...]:

@@ -68,6 +68,11 @@ class CurrentTask:
         return self._watch.run.queue
 
     @property
+    def group(self) -> str | None:
+        """The message group, such as that of a tenant, which retries have as well; None without one."""
+        return self._watch.run.group
+
+    @property
     def attempt(self) -> int:
         """1 for the first invocation of the chain, and one more for each retry."""
         return self._watch.run.n_retries + 1

@@ -92,6 +92,8 @@ class Details(TypedDict, total=False):
     scheduled_for: float | None
     #: The mark of an invocation that others follow, as in its message.
     flow: str
+    #: The message group.
+    group: str | None
     #: Whether the message was received before, so that it probably has a record.
     redelivered: bool
     #: The id of the Lambda invocation.
@@ -169,6 +171,7 @@ def prepare(message: Invocation, *, message_id: str, **details: Unpack[Details])
         sent_at=details.get("sent_at"),
         scheduled_for=details.get("scheduled_for"),
         flow=(flow := details.get("flow", "")),
+        group=details.get("group"),
         is_followed=flow != "" or task.is_followed,
         redelivered=details.get("redelivered", False),
         request_id=details.get("request_id"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lambda_tasks import registry
+from lambda_tasks.definition.groups import group_if_valid
 from lambda_tasks.definition.steps import Step, read
 from lambda_tasks.jobs import Job, carries_first_sent
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
@@ -47,8 +48,9 @@ class Due:
         """Return the job that sends the invocation."""
         task = task_named(self.step.task_name)
         chain = {"kind": marks.CHAIN, "flow_id": self.chain_id} if self.chain_id else {}
+        message = self.step.message(self.values)
         return Job(
-            message=self.step.message(self.values),
+            message=message,
             message_id=self.message_id,
             root_id=self.message_id,
             queue=self.step.queue,
@@ -58,6 +60,7 @@ class Due:
             # A derived id contains no time.
             first_sent=time.time() if task is None or carries_first_sent(task, self.message_id) else None,
             flow=marks.mark(call=self.step.is_followed, **chain),
+            group=self.step.group or group_if_valid(task, message),
             database=database,
         )
 

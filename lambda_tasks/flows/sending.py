@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import transaction
 
 from lambda_tasks import registry
+from lambda_tasks.definition.groups import group_of
 from lambda_tasks.definition.steps import Step
 from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.flows import rows
@@ -103,14 +104,17 @@ def send_group(
 
 
 def _job(step: Step, message_id: str, kind: str, flow_id: str, database: str) -> Job:
+    task = registry.known_task(step.task_name)
+    message = step.message({"flow_id": flow_id})
     return Job(
-        message=step.message({"flow_id": flow_id}),
+        message=message,
         message_id=message_id,
         root_id=message_id,
         queue=step.queue,
         delay=step.delay,
-        task=registry.known_task(step.task_name),
+        task=task,
         flow=marks.mark(call=step.is_followed, kind=kind, flow_id=flow_id),
+        group=step.group if step.group is not None or task is None else group_of(task, message),
         database=database,
         state=SendState(),
     )

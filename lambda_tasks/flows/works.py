@@ -76,6 +76,7 @@ class TaskInvocation(Step, Generic[R_co]):
             delay=self.delay,
             task=task,
             database=self.database or database(),
+            group=self.group,
         )
 
 

@@ -17,6 +17,7 @@ from django.db import connections, transaction
 
 from lambda_tasks import failpoints
 from lambda_tasks.database.errors import DATABASE_ERRORS
+from lambda_tasks.definition.groups import group_if_valid
 from lambda_tasks.exceptions import TaskLostError, UnknownTask
 from lambda_tasks.execution import resolving
 from lambda_tasks.flows import ending, recovery, rows
@@ -246,6 +247,7 @@ def _job(lost: Lost, task: Task, database: str) -> Job:
         first_sent=_first_sent(lost) if carries_first_sent(task, lost.root_id) else None,
         flow=recovery.mark_of(lost.root_id, database) if rows.are_in(database) else "",
         scheduled_for=_scheduled_for(lost, task),
+        group=group_if_valid(task, _message(lost)),
         database=database,
         unsent=partial(_withdraw, lost),
     )

@@ -11,6 +11,7 @@ from django.db import transaction
 from lambda_tasks import registry
 from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.database.errors import DATABASE_ERRORS
+from lambda_tasks.definition.groups import group_if_valid
 from lambda_tasks.exceptions import CannotRunAgain, DuplicateTask, InvalidMessage, UnknownTask
 from lambda_tasks.execution.arguments import arguments_of
 from lambda_tasks.jobs import Job
@@ -159,13 +160,10 @@ def _job(record: TaskRecord, database: str) -> Job:
             "cancel it first."
         )
     task = _task(record)
-    job = Job.of_call(
-        Invocation(task.name, _kwargs(record, task)),
-        queue=_queue(record, task),
-        delay=0,
-        task=task,
-        database=database,
-    )
+    message = Invocation(task.name, _kwargs(record, task))
+    job = Job.of_call(message, queue=_queue(record, task), delay=0, task=None, database=database)
+    # The operator cannot correct a wrong group, unlike the caller of a task.
+    job = replace(job, task=task, group=group_if_valid(task, message))
     return replace(job, scheduled_for=_scheduled_for(record, task)) if task.schedule else job
 
 

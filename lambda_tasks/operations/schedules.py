@@ -23,6 +23,7 @@ from lambda_tasks import failpoints, registry
 from lambda_tasks.database.clock import EpochNow, epoch_now
 from lambda_tasks.database.commits import open_transaction
 from lambda_tasks.database.errors import DATABASE_ERRORS
+from lambda_tasks.definition.groups import group_if_valid
 from lambda_tasks.definition.schedules import key_of
 from lambda_tasks.exceptions import DuplicateTask
 from lambda_tasks.jobs import Job
@@ -73,13 +74,15 @@ class Entry:
         return self._job(ids.new_message_id(), moment, database)
 
     def _job(self, message_id: str, moment: int, database: str) -> Job:
+        message = Invocation(self.task.name, self.task.signature.encode(self.schedule.kwargs))
         return Job(
-            Invocation(self.task.name, self.task.signature.encode(self.schedule.kwargs)),
+            message,
             message_id,
             root_id=message_id,
             queue=self.schedule.queue or self.task.queue,
             task=self.task,
             scheduled_for=float(moment),
+            group=group_if_valid(self.task, message),
             database=database,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,6 +18,8 @@ FIRST_SENT_ATTRIBUTE: Final = "lambda_tasks.first_sent"
 SCHEDULED_FOR_ATTRIBUTE: Final = "lambda_tasks.scheduled_for"
 #: In invocations that others follow: see `lambda_tasks.wire.marks`.
 FLOW_ATTRIBUTE: Final = "lambda_tasks.flow"
+#: In invocations with a message group: the group. SQS has it as MessageGroupId, too, but not every transport has one.
+GROUP_ATTRIBUTE: Final = "lambda_tasks.group"
 #: The context of the call, if the settings have one. A plugin writes it, so it is not one of OWN_ATTRIBUTES.
 CONTEXT_ATTRIBUTE: Final = "lambda_tasks.context"
 
@@ -28,8 +31,18 @@ OWN_ATTRIBUTES: Final = frozenset(
         FIRST_SENT_ATTRIBUTE,
         SCHEDULED_FOR_ATTRIBUTE,
         FLOW_ATTRIBUTE,
+        GROUP_ATTRIBUTE,
     }
 )
+
+
+#: Matches what SQS accepts as a MessageGroupId.
+_GROUP: Final = re.compile("[!-~]{1,128}")
+
+
+def is_group(value: object) -> bool:
+    """Return whether SQS accepts `value` as the group of a message."""
+    return isinstance(value, str) and _GROUP.fullmatch(value) is not None
 
 
 def inherited(attributes: Mapping[str, str]) -> dict[str, str]:

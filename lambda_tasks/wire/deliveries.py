@@ -14,11 +14,13 @@ from lambda_tasks.wire import ids
 from lambda_tasks.wire.attributes import (
     FIRST_SENT_ATTRIBUTE,
     FLOW_ATTRIBUTE,
+    GROUP_ATTRIBUTE,
     MESSAGE_ID_ATTRIBUTE,
     OWN_ATTRIBUTES,
     QUEUE_ATTRIBUTE,
     ROOT_ID_ATTRIBUTE,
     SCHEDULED_FOR_ATTRIBUTE,
+    is_group,
 )
 
 
@@ -92,6 +94,14 @@ class Delivery:
     def flow(self) -> str:
         """The mark of an invocation that others follow; empty if none does."""
         return self.texts.get(FLOW_ATTRIBUTE, "")
+
+    @property
+    def group(self) -> str | None:
+        """The message group; None without one."""
+        for group in (_system(self.record, "MessageGroupId"), self.texts.get(GROUP_ATTRIBUTE)):
+            if is_group(group):
+                return str(group)
+        return None
 
     @property
     def attributes(self) -> dict[str, str]:

@@ -56,8 +56,8 @@ MUTATIONS: Final = (
     Mutation(
         "a retry is not followed",
         "jobs.py",
-        "            flow=self.flow,\n            database=self.database,\n",
-        "            database=self.database,\n",
+        "            flow=self.flow,\n            group=self.group,\n",
+        "            group=self.group,\n",
         FOLLOWING + "::TestEnds::test_retry_is_not_an_end",
     ),
     Mutation(

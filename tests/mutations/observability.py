@@ -44,8 +44,8 @@ MUTATIONS: Final = (
     Mutation(
         "a replaced call keeps the context of the earlier one",
         "backends/outbox.py",
-        "        attributes = {**found[1], **inherited(job.attributes)}",
-        "        attributes = {**found[1]}",
+        "        attributes = {**kept, **inherited(job.attributes), **group}",
+        "        attributes = {**kept, **group}",
         CONTEXT + "::TestPropagation",
     ),
     Mutation(

@@ -105,8 +105,8 @@ MUTATIONS: Final = (
     Mutation(
         "a task that was lost loses its scheduled time",
         "operations/reaping.py",
-        "        scheduled_for=_scheduled_for(lost, task),\n        database=database,\n",
-        "        database=database,\n",
+        "        scheduled_for=_scheduled_for(lost, task),\n        group=",
+        "        group=",
         FAULTS + "::test_lost_tick_keeps_its_scheduled_time",
     ),
     Mutation(

@@ -46,12 +46,13 @@ def with_brackets(*, key: UUID | None) -> None: ...
     retry_delay=30,
     singleton=True,
     delay=900,
+    group="price",
     on_crash="fail",
     retry_backoff=True,
     max_retries=10,
     expires_in=3600,
     aliases=["shop.tasks.with_many_options"],
-    sensitive=("price",),
+    sensitive=("since",),
 )
 def with_options(*, since: datetime, price: Decimal) -> list[int]:
     return []

@@ -15,6 +15,7 @@ lambda_task(hard_timeout=5.5)  # error: call-overload
 lambda_task(retry_on=(int,))  # error: arg-type
 lambda_task(ignore_errors=KeyError)  # error: call-overload
 lambda_task(singleton=5)  # error: call-overload
+lambda_task(group=5)  # error: call-overload
 lambda_task(on_crash="ignore")  # error: call-overload
 lambda_task(retry_backoff=2)  # error: call-overload
 lambda_task(max_retries="5")  # error: call-overload
@@ -37,6 +38,7 @@ LambdaTaskWrapper(function, retry_on=OSError)  # error: arg-type
 
 task = LambdaTaskWrapper(function)
 task.using(delay="5")  # error: arg-type
+task.using(group=5)  # error: arg-type
 task.using(retry_delay=5)  # error: call-arg
 task.using(expires_in=5)  # error: call-arg
 task.using(60)  # error: call-arg
