@@ -63,9 +63,9 @@ def group_of(task: GroupedTask, message: Invocation) -> str | None:
     group = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
     if not is_group(group):
         raise InvalidArguments(
-            f"The group of {task.name} must be an integer or a string of {_CONSTRAINT}, not {described(value)}. Let "
-            "the function in its option group return such a string, such as a primary key or a digest, or None to "
-            "send without a group."
+            f"The group of {task.name} must be an integer or a string of {_CONSTRAINT}, not {described(value)}. Set "
+            "group to a function that returns such a string, for example a primary key or a digest, or None to send "
+            "without a group."
         )
     return group
 

@@ -73,6 +73,11 @@ def ask_for_later() -> None:
     raise RetryLater(delay=1)
 
 
+@lambda_options(group="key")
+@task
+def of_tenant(key: str) -> None: ...
+
+
 @lambda_options(unique="key")
 @task
 def once(key: str, note: str = "") -> str:

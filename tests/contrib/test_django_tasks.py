@@ -490,6 +490,11 @@ class TestOptions:
         assert examples.once.enqueue("b").id != first.id
         queue.run_until_idle()
 
+    def test_call_has_its_message_group(self, queue: TaskQueue) -> None:
+        examples.of_tenant.enqueue("tenant-7")
+        assert [job.group for job in queue.jobs] == ["tenant-7"]
+        queue.clear()
+
     def test_kept_call_gets_the_new_arguments(self, settings: Any) -> None:
         use_outbox(settings)
         later = examples.latest.using(run_after=timezone.now() + timedelta(days=1))

@@ -106,7 +106,7 @@ class TestSelectedGroups:
     )
     def test_wrong_group_is_refused_at_the_call(self, option: Any, arguments: dict[str, Any], shown: str) -> None:
         with pytest.raises(
-            InvalidArguments, match=r"The group of .*charge must be an integer or a string .*Let"
+            InvalidArguments, match=r"The group of .*charge must be an integer or a string .* Set group to a function"
         ) as error:
             job_of(task_with(option), **arguments)
         assert f"not {shown}" in str(error.value)
