@@ -66,4 +66,25 @@ MUTATIONS: Final = (
         "",
         OPTION,
     ),
+    Mutation(
+        "a lost task loses its group",
+        "operations/reaping.py",
+        "        group=group_if_valid(task, _message(lost)),\n",
+        "",
+        f"{SENDING}::TestTasks",
+    ),
+    Mutation(
+        "a scheduled run has no group",
+        "operations/schedules.py",
+        "            group=group_if_valid(self.task, message),\n",
+        "",
+        f"{SENDING}::TestTasks",
+    ),
+    Mutation(
+        "a message from the dead letter queue loses its group",
+        "operations/dead_letters.py",
+        '        entry["MessageGroupId"] = group\n',
+        "        pass\n",
+        f"{SENDING}::TestSqs",
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
@@ -14,11 +15,15 @@ from lambda_tasks.backends.memory import event_record
 from lambda_tasks.backends.rows import job_of
 from lambda_tasks.backends.sqs import SQSBackend
 from lambda_tasks.decorators import lambda_task
+from lambda_tasks.definition.schedules import Every
 from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
 from lambda_tasks.models import OutboxMessage, TaskRecord
+from lambda_tasks.operations.dead_letters import dead_letter_queues, redrive
+from lambda_tasks.operations.reaping import reap
 from lambda_tasks.operations.rerunning import run_again
+from lambda_tasks.operations.schedules import Entry
 from lambda_tasks.testing import TaskQueue, collect_tasks
 from lambda_tasks.wire.attributes import GROUP_ATTRIBUTE
 from lambda_tasks.wire.deliveries import Delivery
@@ -89,6 +94,18 @@ class TestSqs:
             report.execute_on_commit()
         assert sorted(map(str, map(group_on_sqs, sqs.receive()))) == ["7", "8", "None"]
 
+    def test_redriven_message_keeps_its_group(self, sqs: Sqs) -> None:
+        dead = sqs.client.get_queue_attributes(QueueUrl=sqs.queues["other"], AttributeNames=["QueueArn"])
+        policy = {"deadLetterTargetArn": dead["Attributes"]["QueueArn"], "maxReceiveCount": "5"}
+        attributes = {"RedrivePolicy": json.dumps(policy)}
+        sqs.client.set_queue_attributes(QueueUrl=sqs.queues["default"], Attributes=attributes)
+        body = bill._call((), {"tenant_id": 7}).to_body()
+        sqs.client.send_message(QueueUrl=sqs.queues["other"], MessageBody=body, MessageGroupId="7")
+        [queue] = dead_letter_queues(["default"])
+        errors = redrive(queue, limit=1).errors
+        [message] = sqs.receive()
+        assert (errors, group_on_sqs(message)) == ([], "7")
+
     def test_group_of_a_plugin_is_checked(self, sqs: Sqs) -> None:
         job = Job(message=mail._call((), {"tenant_id": 7}), message_id="1", root_id="1", group="tenant 7")
         with pytest.raises(InvalidArguments, match=r"The group of .*mail must be 1 to 128 ASCII .*, not 'tenant 7'"):
@@ -148,6 +165,19 @@ class TestTasks:
         report.using(on_success=bill.invocation(tenant_id="tenant 7")).execute_on_commit()
         queue.run_until_idle()
         assert seen == [None, None]
+
+    def test_lost_task_is_sent_again_in_its_group(self, queue: TaskQueue) -> None:
+        bill.execute_on_commit(tenant_id=7)
+        queue.crash_at("task:enter")
+        queue.run()
+        queue.clear()
+        queue.advance(86_400)
+        assert reap().sent_again == 1
+        assert [job.group for job in queue.jobs] == ["7"]
+
+    def test_scheduled_run_has_its_group(self) -> None:
+        schedule = Every(minutes=5, kwargs={"tenant_id": 7})
+        assert Entry("bills", bill, schedule).job(0, "default").group == "7"
 
     def test_record_runs_again_in_its_group(self, queue: TaskQueue) -> None:
         mail.execute_on_commit(tenant_id=7)
