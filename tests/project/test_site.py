@@ -198,7 +198,7 @@ class TestMarksOfNewFeatures:
 
     @pytest.mark.parametrize("page", ["settings", "decorator"])
     def test_added_name_is_marked_in_the_reference(self, page: str) -> None:
-        """Write `*New in 1.1.*` below the heading of what the changelog lists under Added."""
+        """Write `*New in 2.0.*` below the heading of what the changelog lists under Added."""
         newest, *earlier = versions().values()
         new = names_added(newest) - {name for text in earlier for name in re.findall(r"\w+", text)}
         headings = re.findall(
@@ -208,10 +208,10 @@ class TestMarksOfNewFeatures:
         assert [name for name in headings if name in new and not any(name in heading for heading in marked)] == []
 
     def test_mark_in_code_stays(self) -> None:
-        assert hook.NEW_IN.sub(hook.STYLED, "Write `*New in 1.1.*`.") == "Write `*New in 1.1.*`."
+        assert hook.NEW_IN.sub(hook.STYLED, "Write `*New in 2.0.*`.") == "Write `*New in 2.0.*`."
 
     def test_mark_has_a_style_on_the_site(self) -> None:
         assert (
-            hook.NEW_IN.sub(hook.STYLED, "*New in 1.1.* An option.")
-            == '<span class="new-in">New in 1.1</span> An option.'
+            hook.NEW_IN.sub(hook.STYLED, "*New in 2.0.* An option.")
+            == '<span class="new-in">New in 2.0</span> An option.'
         )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: MkDocs counts its warnings: with `strict`, one of them ends the build.
 _LOG: Final = logging.getLogger("mkdocs.hooks.site")
-#: A mark in Markdown, such as *New in 1.1.*, and the emphasis that it has on the site.
+#: A mark in Markdown, such as *New in 2.0.*, and the emphasis that it has on the site.
 NEW_IN: Final = re.compile(r"(?<!`)\*New in (\d+\.\d+)\.\*(?!`)")
 STYLED: Final = r'<span class="new-in">New in \1</span>'
 #: What a browser loads by itself: the addresses of links that readers follow are not among them.
