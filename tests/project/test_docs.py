@@ -652,12 +652,12 @@ def test_dotted_paths_on_pages_exist() -> None:
             assert _exists(path), f"{page.relative_to(ROOT)} names {path}"
 
 
-#: Quoted names that are not modules: loggers, message attributes, events of spans, keys, checks.
+#: Quoted names that are not modules: loggers, message attributes, events and metrics of traces, keys, checks.
 NO_MODULES: Final = re.compile(
     r"lambda_tasks\.("
     r"task|executor|outgoing|timeouts|outbox|flows|health|schedules|local|"
     r"message_id|root_id|queue|first_sent|scheduled_for|flow|context|group|"
-    r"retry|ignored|returned|singleton_lock.*|[EWI]\d{3})$"
+    r"retry|ignored|returned|attempt|outcome|outcomes|reason|skipped|state|takeovers|(waiting|outbox)\.\w+|singleton_lock.*|[EWI]\d{3})$"
 )
 
 
