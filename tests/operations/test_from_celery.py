@@ -318,7 +318,7 @@ class TestCommand:
 
         call_command(Checked(stdout=StringIO()), "from_celery", str(SHOP), skip_checks=False)
         assert checked == []
-        call_command(Checked(stdout=StringIO()), "template", skip_checks=False)
+        call_command(Checked(stdout=StringIO()), "list", skip_checks=False)
         assert checked == ["checked"]
 
     @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import lambda_tasks
 from lambda_tasks import handler, plugins, secret_loader, strategies
 from lambda_tasks.backends import eager
 from lambda_tasks.backends.sqs import SQSBackend
+from lambda_tasks.contrib import opentelemetry
 from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.locks.memory import MemoryLock
@@ -39,6 +40,7 @@ LOCKS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "strategies": lambda: strategies._building,
     "backends/sqs": lambda: SQS._making_client,
     "locks/memory": lambda: MEMORY._changing,
+    "contrib/opentelemetry": lambda: opentelemetry._flushing,
     "forks": ForkSafeLock,
 }
 #: Modules of the local worker: its process starts others by their command, and never forks.
