@@ -164,7 +164,10 @@ class TestRedisLock(RedisContract):
 class TestRedisLockOnFakeRedis(RedisContract):
     @pytest.fixture
     def lock(self) -> RedisLock:
-        return RedisLock(client=fakeredis.FakeRedis(server=fakeredis.FakeServer()))
+        client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
+        # The first connection creates fakeredis's database, and two first ones at the same time create two.
+        client.ping()
+        return RedisLock(client=client)
 
     def elsewhere(self, lock: Any) -> BaseLock:
         return RedisLock(client=lambda: fakeredis.FakeRedis(connection_pool=lock.client.connection_pool))
