@@ -21,7 +21,7 @@ from lambda_tasks.backends.base import BaseBackend, Kept, SendResult, Taken
 from lambda_tasks.backends.batches import messages_in
 from lambda_tasks.backends.relay import DEAD, WAITING, Relay, Relayed
 from lambda_tasks.backends.rows import job_of
-from lambda_tasks.database.clock import DatabaseNow
+from lambda_tasks.database.clock import DatabaseNow, FromNow
 from lambda_tasks.database.slots import Slot
 from lambda_tasks.database.statements import Insertion, OrmInsertion, Statements, insertion_of_many
 from lambda_tasks.exceptions import InvalidMessage, InvalidSetting, UnknownDatabase
@@ -240,8 +240,8 @@ def _inserting(connection: BaseDatabaseWrapper) -> Insertion | OrmInsertion:
     times = {
         "created_at": DatabaseNow(),
         # Cast, because databases cannot infer the type of NULL.
-        "run_at": DatabaseNow() + Cast(Slot("run_in", DurationField()), DurationField()),
-        "due_at": DatabaseNow() + Slot("due_in", DurationField()),
+        "run_at": FromNow(Cast(Slot("run_in", DurationField()), DurationField())),
+        "due_at": FromNow(Slot("due_in", DurationField())),
     }
     anew = ("task_name", "queue", "body", "attributes", "run_at", "due_at", "attempts", "error", "holder")
     return insertion_of_many(OutboxMessage(**columns, **times), connection, anew=anew)

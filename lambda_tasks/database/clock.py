@@ -59,7 +59,9 @@ class FromNow(Func):
     """The database's time a while after the statement runs. `duration` is an expression for a timedelta.
 
     SQLite has no type for durations: Django adds them by a Python function that SQLite calls, which takes longer than
-    the rest of the statement. SQLite's own function of time can do the same.
+    the rest of the statement. SQLite's own function of time can do the same. It also returns milliseconds, as
+    `DatabaseNow` does. SQLite compares times as strings, and Django's function returns microseconds: the same moment in
+    that form would be later.
     """
 
     output_field: ClassVar[DateTimeField[Any, Any]] = DateTimeField()

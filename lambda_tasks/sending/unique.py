@@ -20,7 +20,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DurationField
 
 from lambda_tasks import failpoints
-from lambda_tasks.database.clock import DatabaseNow
+from lambda_tasks.database.clock import DatabaseNow, FromNow, from_now
 from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.database.slots import Slot
 from lambda_tasks.database.statements import Insertion, OrmInsertion, Statements, insertion_of_many
@@ -141,7 +141,7 @@ def _inserting(connection: BaseDatabaseWrapper) -> Insertion | OrmInsertion:
     model = apps.get_model("lambda_tasks", "UniqueKey")
     fields: dict[str, Any] = {field.name: field for field in model._meta.concrete_fields}
     columns = {name: Slot(name, fields[name]) for name in ("key", "task_name", "message_id")}
-    expires_at = DatabaseNow() + Slot("held_for", DurationField())
+    expires_at = FromNow(Slot("held_for", DurationField()))
     return insertion_of_many(model(**columns, expires_at=expires_at), connection, anew=("task_name",), unique="key")
 
 
@@ -151,9 +151,8 @@ def _held_for(job: Job) -> timedelta:
 
 
 def _hand_over(key: str, job: Job) -> None:
-    _keys(job.database).filter(pk=key).update(
-        message_id=job.message_id, task_name=job.task_name, expires_at=DatabaseNow() + _held_for(job)
-    )
+    expires_at = from_now(_held_for(job).total_seconds())
+    _keys(job.database).filter(pk=key).update(message_id=job.message_id, task_name=job.task_name, expires_at=expires_at)
 
 
 def _free(key: str, job: Job) -> None:
@@ -238,7 +237,7 @@ def _end_if_possible(job: Job, holder: Holder) -> None:
 
 def delete_old_keys(database: str, *, days: int, limit: int) -> int:
     """Delete up to `limit` keys that expired more than `days` days ago and whose holders have ended."""
-    old = _keys(database).filter(expires_at__lt=DatabaseNow() - timedelta(days=days)).order_by("expires_at")
+    old = _keys(database).filter(expires_at__lt=from_now(-timedelta(days=days).total_seconds())).order_by("expires_at")
     if connections[database].features.has_select_for_update_skip_locked:
         old = old.select_for_update(skip_locked=True)
     with transaction.atomic(using=database):
