@@ -24,6 +24,8 @@ _FLOWS: Final = (
 )
 #: They wait for their processes and databases half of the time, so two would leave a part of two cores unused.
 _AT_A_TIME: Final = 3
+#: Of a simulation that failed, so many lines are printed again: its seeds, what it found, or how it ended.
+_LAST_LINES: Final = 20
 COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("tests.simulation", "sweep", "--kinds", *_KINDS),
     # `make protocols` has all of them, in four times the time.
@@ -51,11 +53,16 @@ def run(command: tuple[str, ...]) -> tuple[int, float, str]:
 
 
 def main() -> int:
-    failed = 0
+    failed = []
     with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
         for command, (code, seconds, output) in zip(COMMANDS, pool.map(run, COMMANDS), strict=True):
             print(f"\n$ python -m {' '.join(command)}\n{output}{'FAILED' if code else 'passed'} in {seconds:.0f} s.")
-            failed += code != 0
+            if code:
+                failed.append((command, output))
+    # Again at the end, because of a long log a reader may have only the end.
+    for command, output in failed:
+        print(f"\nFAILED: python -m {' '.join(command)}")
+        print("\n".join(f"FAILED: {line}" for line in output.splitlines()[-_LAST_LINES:]))
     return 1 if failed else 0
 
 

@@ -24,6 +24,7 @@ from tests.simulation.invariants import USUAL, check
 from tests.simulation.invocations import Strike
 from tests.simulation.queue import Message
 from tests.simulation.report import OF_OUTBOX, OF_SCHEDULES, Report
+from tests.simulation.shop.flows import remember_orders
 from tests.simulation.world import PAST_ANY_LEASE, Invocation, Placement, World, order_of
 
 #: Failpoints of workers that have committed only their claim, and the kind of task that reaches them.
@@ -102,6 +103,7 @@ class _World(World):
     def crash(self) -> None:
         """Crash the server, which affects every worker."""
         self._seen = TaskRecord.objects.in_bulk()
+        remember_orders()  # whose messages may be sent before the server is there again
         connections.close_all()
         self._server.crash()
         self.figures.crashes += 1

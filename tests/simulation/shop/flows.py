@@ -56,9 +56,20 @@ def reported(*, task_id: UUID) -> None:
     take_effect(order_of_task(task_id) + OWN_FAILURE)
 
 
+#: The numbers of orders by the ids of their tasks, for while the database does not answer.
+_known: dict[str, int] = {}
+
+
+def remember_orders() -> None:
+    placed = Order._default_manager.exclude(message_id=None)
+    _known.update({str(message_id): number for message_id, number in placed.values_list("message_id", "number")})
+
+
 def order_of_task(task_id: object) -> int:
-    number: int = Order._default_manager.get(message_id=task_id).number
-    return number
+    """Return the number of the order that a task with this id was sent for."""
+    if str(task_id) not in _known:
+        remember_orders()
+    return _known[str(task_id)]
 
 
 @lambda_task(on_success=follower.invocation(order=RESULT), on_failure=reported.invocation(task_id=TASK_ID))
