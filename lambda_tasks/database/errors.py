@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from django.db import InterfaceError, InternalError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from lambda_tasks.database.infrastructure import ends_session
+from lambda_tasks.database.infrastructure import ends_session, sqlstate
 from lambda_tasks.exceptions import InvalidSetting
 
 T = TypeVar("T")
@@ -40,18 +40,13 @@ def is_conflict(error: BaseException) -> bool:
     if not isinstance(error, OperationalError):
         return False
     code = error.args[0] if error.args else None
-    return _sqlstate(error) in _SQLSTATES or code in _MYSQL_CODES or code == "database is locked"
+    return sqlstate(error) in _SQLSTATES or code in _MYSQL_CODES or code == "database is locked"
 
 
 def is_lock_timeout(error: BaseException) -> bool:
     """Return whether a statement waited for another transaction's lock until the lock timeout."""
     code = error.args[0] if error.args else None
-    return isinstance(error, OperationalError) and (_sqlstate(error) in _LOCK_TIMEOUTS or code in _LOCK_TIMEOUTS)
-
-
-def _sqlstate(error: BaseException) -> str | None:
-    cause = error.__cause__
-    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)  # psycopg, psycopg2
+    return isinstance(error, OperationalError) and (sqlstate(error) in _LOCK_TIMEOUTS or code in _LOCK_TIMEOUTS)
 
 
 def connection_lost(database: str, error: BaseException, session: object) -> bool:
@@ -93,7 +88,7 @@ def on_sound_connection(database: str, action: Callable[[], T]) -> T:
     try:
         return action()
     except (*DATABASE_ERRORS, InternalError) as error:
-        if isinstance(error, InternalError) and _sqlstate(error) != _READ_ONLY:
+        if isinstance(error, InternalError) and sqlstate(error) != _READ_ONLY:
             raise
         conflict = is_conflict(error)
         maybe_old = maybe_old and not _pool_is_empty(error)

@@ -51,8 +51,8 @@ def is_infrastructure(error: BaseException) -> bool:
         return False
     if is_read_only(error):
         return True
-    sqlstate, code = _sqlstate(error), _code(error)
-    if sqlstate is not None and (sqlstate in _SQLSTATES or sqlstate.startswith(_SQLSTATE_CLASSES)):
+    state, code = sqlstate(error), _code(error)
+    if state is not None and (state in _SQLSTATES or state.startswith(_SQLSTATE_CLASSES)):
         return True
     return code.startswith(_SQLITE_MESSAGES) if isinstance(code, str) else code in _MYSQL_CODES
 
@@ -67,7 +67,7 @@ def is_read_only(error: BaseException) -> bool:
         return "read-only" in text or "read_only" in text
     if isinstance(code, str) and code.startswith(_SQLITE_READ_ONLY):
         return True
-    return _sqlstate(error) == _READ_ONLY_SQLSTATE or code == _READ_ONLY_MODE
+    return sqlstate(error) == _READ_ONLY_SQLSTATE or code == _READ_ONLY_MODE
 
 
 def ends_session(error: BaseException) -> bool:
@@ -80,7 +80,8 @@ def ends_session(error: BaseException) -> bool:
     return isinstance(error, DatabaseError) and _code(error) in _SESSION_ENDED
 
 
-def _sqlstate(error: BaseException) -> str | None:
+def sqlstate(error: BaseException) -> str | None:
+    """Return PostgreSQL's code of the driver's error that Django has wrapped."""
     cause = error.__cause__
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)  # psycopg, psycopg2
 

@@ -61,6 +61,15 @@ def had_errors(connection: BaseDatabaseWrapper) -> bool:
     return bool(connection.errors_occurred)
 
 
+def commits_itself(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether `commit()` is Django's own, and does nothing if the session has committed before.
+
+    That is so with psycopg 3. psycopg2 would send another COMMIT.
+    """
+    unchanged = "commit" not in vars(connection) and type(connection).commit is BaseDatabaseWrapper.commit
+    return unchanged and hasattr(connection.connection, "pgconn")
+
+
 # MySQL and MariaDB
 
 

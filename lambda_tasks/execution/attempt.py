@@ -37,6 +37,9 @@ class Attempt:
     stage: Stage = Stage.BEGIN
     #: Whether the task's transaction is known to be committed.
     committed: bool = False
+    #: Whether the server may still execute a request that records SUCCESS and commits, whose answer is lost. The claim
+    #: settles it: once it is released, or another outcome is recorded, that request finds no row.
+    in_doubt: bool = False
     #: The outcome that the task's transaction has written. It is valid if `committed`.
     success: Succeeded = field(default_factory=Succeeded)
     #: Django's list of `on_commit` callbacks of the transaction, which a commit empties one by one.

@@ -25,7 +25,7 @@ from lambda_tasks.exceptions import (
     TransactionBroken,
 )
 from lambda_tasks.execution.attempt import Attempt, Stage
-from lambda_tasks.execution.settling import committed, give_back, pause_after
+from lambda_tasks.execution.settling import committed, give_back, pause_after, settle
 from lambda_tasks.jobs import Run, log_error
 from lambda_tasks.limits import watchdog
 from lambda_tasks.limits.alarms import HardTimeLimitExceeded, NoLimits, SoftTimeLimitExceeded, TimeLimits
@@ -93,22 +93,43 @@ def after_lost_connection(attempt: Attempt, error: BaseException) -> Outcome:
     run = attempt.run
     end_session(connections[run.database])
     try:
-        # With FOR UPDATE, a strict isolation level refuses to read a row that was committed while it waited.
-        if on_sound_connection(run.database, lambda: get_store().has_succeeded(run)):
-            run_logger.warning("%s is committed; only the response to COMMIT was lost.", run.task_name)
-            attempt.committed = True
-            send_what_followed(attempt)
+        if was_committed(attempt):
             return attempt.success
+        attempt.in_doubt = attempt.stage is Stage.COMMIT
         if attempt.called and run.task.on_crash == "fail":
             return _crashed_with_connection(run, error)
         cost = cost_its_session(attempt, error)
         if cost and run.takeovers >= app_settings.max_takeovers:
             return _crashed_with_session(run, error)
         give_back(attempt, crashed=cost)
+        if attempt.in_doubt and was_committed(attempt):
+            return attempt.success
     except Exception as second:
         reason = f"{_what_happened(run, error)}, and its claim could not be released"
         raise Redeliver(reason, visible_in=pause_after(second)) from second
     raise Redeliver(_what_happened(run, error), visible_in=pause_after(error)) from error
+
+
+def was_committed(attempt: Attempt) -> bool:
+    """Return whether the record shows that COMMIT succeeded, and then send what the task has enqueued."""
+    run = attempt.run
+    # With FOR UPDATE, a strict isolation level refuses to read a row that was committed while it waited.
+    if not on_sound_connection(run.database, lambda: get_store().has_succeeded(run)):
+        return False
+    run_logger.warning("%s is committed; only the response to COMMIT was lost.", run.task_name)
+    attempt.committed = True
+    send_what_followed(attempt)
+    return True
+
+
+def settle_in_doubt(attempt: Attempt, outcome: Outcome) -> Outcome:
+    """Record an outcome, unless the request whose answer was lost has committed in the meantime."""
+    try:
+        return settle(attempt, outcome)
+    except Redeliver as redeliver:
+        if isinstance(redeliver.__cause__, LeaseLost) and was_committed(attempt):
+            return attempt.success
+        raise
 
 
 def cost_its_session(attempt: Attempt, error: BaseException) -> bool:
@@ -119,9 +140,11 @@ def cost_its_session(attempt: Attempt, error: BaseException) -> bool:
     counted, too. A session lost during COMMIT is not counted, and neither is a database that refuses to record the
     outcome.
     """
-    if attempt.stage is Stage.RECORD:
-        return is_read_only(error) or not is_infrastructure(error)
-    return attempt.stage is Stage.CALL
+    if attempt.stage is Stage.CALL:
+        return True
+    if is_read_only(error):
+        return attempt.stage is not Stage.BEGIN  # a session that may only read can still commit, but not record
+    return attempt.stage is Stage.RECORD and not is_infrastructure(error)
 
 
 def _crashed_with_session(run: Run, error: BaseException) -> Failed:

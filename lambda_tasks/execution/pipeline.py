@@ -33,7 +33,7 @@ from lambda_tasks.exceptions import Redeliver, RetryLater, TaskCancelled, Transa
 from lambda_tasks.execution.arguments import arguments_of
 from lambda_tasks.execution.attempt import Attempt, Stage
 from lambda_tasks.execution.claiming import claim
-from lambda_tasks.execution.errors import after_error, log_failed_callback
+from lambda_tasks.execution.errors import after_error, log_failed_callback, settle_in_doubt
 from lambda_tasks.execution.locking import held_lock, lock_in_transaction
 from lambda_tasks.execution.resolving import resolve
 from lambda_tasks.execution.settling import committed, end_flow, resume_flow, settle, write
@@ -117,7 +117,7 @@ def execute(message: Invocation, *, message_id: str, **details: Unpack[Details])
             outcome = perform(attempt) if refusal is None else refusal
             if isinstance(outcome, Wait):
                 return wait_for_lock(attempt, outcome)
-            outcome = settle(attempt, outcome)
+            outcome = settle_in_doubt(attempt, outcome) if attempt.in_doubt else settle(attempt, outcome)
         except Redeliver as redeliver:
             extend_pause(redeliver, attempt)
             notify(hooks().lambda_task_returned, run=attempt.run, error=redeliver)
@@ -229,7 +229,8 @@ def perform(attempt: Attempt) -> Outcome | Wait:
             return outcome
         log_failed_callback(attempt.run, error)
     finally:
-        attempt.following = []  # do not keep the jobs of a rolled-back transaction alive
+        if not attempt.in_doubt:
+            attempt.following = []  # do not keep the jobs of a rolled-back transaction alive
         if limits.interrupted:
             # The alarm may have interrupted a query on any connection, and the task may have continued without it.
             close_broken_connections()
@@ -296,10 +297,21 @@ def transact(attempt: Attempt, limits: TimeLimits | NoLimits) -> None:
         if run.is_followed:
             end_flow(run, Succeeded(result))
         attempt.success = Succeeded(result)
-        get_store().record(run, attempt.success)  # commits or rolls back with the work
-        attempt.stage = Stage.COMMIT
-        failpoints.reached("finish:before_commit")
+        end_transaction(attempt, alone=alone)
     failpoints.reached("finish:after_commit")
+
+
+def end_transaction(attempt: Attempt, *, alone: bool) -> None:
+    """Record SUCCESS as the last statement of the task's transaction, and COMMIT with it if the store can."""
+    run, store = attempt.run, get_store()
+    if alone:
+        attempt.stage = Stage.COMMIT
+        if store.record_and_commit(run, attempt.success):
+            return
+        attempt.stage = Stage.RECORD
+    store.record(run, attempt.success)  # commits or rolls back with the work
+    attempt.stage = Stage.COMMIT
+    failpoints.reached("finish:before_commit")
 
 
 def refuse_broken_transaction(run: Run, connection: BaseDatabaseWrapper, earlier: object) -> None:

@@ -18,6 +18,7 @@ from lambda_tasks.outcomes import (
     Outcome,
     Progress,
     ReportedProgress,
+    Succeeded,
 )
 
 
@@ -66,6 +67,15 @@ class BaseStore(ABC):
         Raise `LeaseLost` if the run no longer holds the claim, and `ResultNotSerializable` for a result that cannot be
         stored. In both cases nothing is written.
         """
+
+    def record_and_commit(self, run: Run, outcome: Succeeded) -> bool:
+        """Record the SUCCESS of `run` and commit its transaction, in one request to the database.
+
+        Called instead of `record()`, as the last statement of the run's own transaction, and raises the same errors.
+        Return False, and do nothing, if that is impossible: `record()` and Django's COMMIT follow. After True, Django's
+        `commit()` must have nothing left to commit. The default implementation returns False.
+        """
+        return False
 
     @abstractmethod
     def release(self, run: Run) -> None:

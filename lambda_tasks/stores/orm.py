@@ -19,7 +19,7 @@ from lambda_tasks import failpoints
 from lambda_tasks.database.clock import DatabaseNow, LeaseNow, from_now
 from lambda_tasks.database.errors import LOCKED_PAUSE
 from lambda_tasks.database.statements import Statements
-from lambda_tasks.exceptions import InvalidSetting, LeaseLost
+from lambda_tasks.exceptions import InvalidSetting
 from lambda_tasks.fitting import Recorded, misfit, misfit_of_ids, misfit_of_sender
 from lambda_tasks.jobs import Job, Run
 from lambda_tasks.models import TaskReason, TaskRecord, TaskStatus
@@ -45,6 +45,7 @@ from lambda_tasks.recording.tracebacks import traceback_text
 from lambda_tasks.results import json_result
 from lambda_tasks.stores import cancelling, following, keyed
 from lambda_tasks.stores.base import BaseStore
+from lambda_tasks.stores.committing import end_and_commit, lease_lost
 from lambda_tasks.stores.reasons import reason_of
 from lambda_tasks.stores.rows import (
     EXISTING,
@@ -60,7 +61,7 @@ from lambda_tasks.stores.rows import (
     expired_since,
     held,
     lost_of,
-    supports_asynchronous_commit,
+    takes_several_statements,
 )
 
 #: The traceback of an invocation whose worker sent a retry, and died before it could record the error.
@@ -154,14 +155,21 @@ class ORMStore(BaseStore):
                     run, TaskStatus.FAILED, result=None, traceback=run.traceback_text(error), reason=reason
                 )
         if not written:
-            raise LeaseLost(f"This run no longer holds the claim on {run.message_id}.")
+            raise lease_lost(run)
+
+    def record_and_commit(self, run: Run, outcome: Succeeded) -> bool:
+        connection = connections[run.database]
+        # A subclass with a method of its own records in its own way.
+        if connection.vendor != "postgresql" or type(self).record is not ORMStore.record:
+            return False
+        return end_and_commit(self._statements, run, json_result(outcome.result), connection)
 
     def release(self, run: Run) -> None:
         self._mine(run).update(claim=None, lease_until=LeaseNow())
 
     def wait(self, run: Run, *, seconds: float) -> None:
         if not keyed.wait(self._mine(run), seconds):
-            raise LeaseLost(f"This run no longer holds the claim on {run.message_id}.")
+            raise lease_lost(run)
 
     def release_crashed(self, run: Run) -> None:
         counted = F("takeovers") + 1
@@ -214,7 +222,7 @@ class ORMStore(BaseStore):
                 f"({', '.join(sorted(connections.settings))}), not {self.database!r}. Correct the alias, or add the "
                 "database."
             )
-        if self._durable_claims or supports_asynchronous_commit(connections[self.database]):
+        if self._durable_claims or takes_several_statements(connections[self.database]):
             return []
         return [
             Warning(
@@ -304,7 +312,7 @@ class ORMStore(BaseStore):
         connection = connections[run.database]
         # In the caller's transaction, as in eager mode, the setting would apply to the caller's COMMIT.
         in_transaction = connection.in_atomic_block or not connection.get_autocommit()
-        return in_transaction or not supports_asynchronous_commit(connection)
+        return in_transaction or not takes_several_statements(connection)
 
     def _read(self, run: Run) -> Existing | None:
         row = (

@@ -79,8 +79,8 @@ def claiming_asynchronously(connection: BaseDatabaseWrapper) -> Statement | OrmC
     return replace(insert, sql=f"SET LOCAL synchronous_commit TO OFF; {insert.sql}")
 
 
-def supports_asynchronous_commit(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether the COMMIT of a single statement can be asynchronous, that is, not wait for the disk."""
+def takes_several_statements(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether one request can contain several statements, which is so on PostgreSQL only."""
     # With server-side parameter binding, a message can contain only one statement.
     bound_by_server = connection.settings_dict["OPTIONS"].get("server_side_binding", False)
     return connection.vendor == "postgresql" and not bound_by_server

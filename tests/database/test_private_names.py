@@ -587,7 +587,7 @@ class TestPostgreSQL:
                 pytest.skip("only a superuser may change the settings or read the file")
             other.ensure_connection()
             error = provoked(provoke, one, other)
-        assert (errors._sqlstate(error), meaning(error)) == (code, known_by), f"{ERRORS}: {error}"
+        assert (errors.sqlstate(error), meaning(error)) == (code, known_by), f"{ERRORS}: {error}"
 
 
 # A server whose global settings may be changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -37,6 +38,7 @@ from lambda_tasks.strategies import get_backend, get_lock, get_store
 from lambda_tasks.timeouts import HardTimeLimitExceeded, SoftTimeLimitExceeded
 from lambda_tasks.wire import ids
 from tests.app.models import Effect
+from tests.commits import replace_next_commit
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -407,19 +409,18 @@ class TestAtomicity:
         assert TaskRecord.objects.get().status == "SUCCESS"
         assert "ZeroDivisionError" in caplog.text
 
-    def test_record_settles_a_lost_commit_response(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        lose_commit_responses(monkeypatch, commit_first=True)
+    def test_record_settles_a_lost_commit_response(self) -> None:
+        lose_commit_response(commit_first=True)
 
         assert isinstance(run(leave_effect, name="a"), Succeeded)
         assert TaskRecord.objects.get().status == "SUCCESS"
         assert effects() == ["a"]
 
-    def test_message_runs_again_after_a_lost_commit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_message_runs_again_after_a_lost_commit(self) -> None:
         message_id = ids.new_message_id()
-        with monkeypatch.context() as patch:
-            lose_commit_responses(patch, commit_first=False)
-            with pytest.raises(Redeliver, match="lost its database connection"):
-                run(leave_effect, message_id=message_id, name="a")
+        lose_commit_response(commit_first=False)
+        with pytest.raises(Redeliver, match="lost its database connection"):
+            run(leave_effect, message_id=message_id, name="a")
         assert effects() == []
 
         assert isinstance(run(leave_effect, message_id=message_id, name="a"), Succeeded)
@@ -735,18 +736,16 @@ def in_another_worker(work: Any) -> None:
         raise errors[0]
 
 
-def lose_commit_responses(patch: pytest.MonkeyPatch, *, commit_first: bool) -> None:
+def lose_commit_response(*, commit_first: bool) -> None:
     """Cut the connection at the next COMMIT: after the server receives it, or before."""
-    commit = connection._commit
 
-    def cut() -> None:
-        patch.undo()
+    def cut(commit: Callable[[], object]) -> None:
         if commit_first:
             commit()
         connection.connection.close()
         raise OperationalError("server closed the connection unexpectedly")
 
-    patch.setattr(connection, "_commit", cut)
+    replace_next_commit(cut)
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from django.db import connections
 
 from tests.services import Server
 
-#: COMMIT as psycopg (simple query protocol) and PyMySQL (COM_QUERY) send it, in a separate message.
-COMMITS: Final = (b"Q\x00\x00\x00\x0bCOMMIT\x00", b"\x07\x00\x00\x00\x03COMMIT")
+#: COMMIT as psycopg (simple query protocol) and PyMySQL (COM_QUERY) send it: in a message of its own, or on
+#: PostgreSQL at the end of one.
+COMMITS: Final = (b"Q\x00\x00\x00\x0bCOMMIT\x00", b"; COMMIT\x00", b"\x07\x00\x00\x00\x03COMMIT")
 #: Seconds for actions that take almost no time on one machine.
 PATIENCE: Final = 20.0
 #: Bytes that a silent proxy still accepts from a client: few, so that the client blocks soon.
@@ -49,6 +50,8 @@ class Strike(Enum):
     LOSE_ANSWER_TO_COMMIT = auto()
     #: The server gets the COMMIT, and the client's connection ends while the server is still processing it.
     CUT_AFTER_COMMIT = auto()
+    #: The same, but the connections end with `cut_struck()`.
+    HOLD_AFTER_COMMIT = auto()
     #: The server never gets the COMMIT: both connections end.
     CUT_BEFORE_COMMIT = auto()
 
@@ -93,6 +96,10 @@ class Proxy:
     def cut(self) -> None:
         """End all connections, and accept new ones."""
         self._do(self._close_links)
+
+    def cut_struck(self) -> None:
+        """End the connections of the request that was struck."""
+        self._do(lambda: [self._end_link(client) for client in list(self._doomed)])
 
     def become_unavailable(self) -> None:
         """End all connections and refuse new ones, as if the server were gone."""
@@ -197,10 +204,10 @@ class Proxy:
         strike, self._strike = self._strike, None
         if strike is not Strike.CUT_BEFORE_COMMIT:
             server.sendall(data)
-        if strike in (Strike.LOSE_ANSWER, Strike.LOSE_ANSWER_TO_COMMIT):
-            self._doomed.add(client)
-        else:
+        if strike in (Strike.CUT_BEFORE_COMMIT, Strike.CUT_AFTER_COMMIT):
             self._end_link(client)
+        else:
+            self._doomed.add(client)
         self._struck.set()
 
     def _close_links(self) -> None:

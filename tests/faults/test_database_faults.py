@@ -195,6 +195,7 @@ def _tasks_work_here(database: str, settings: Any) -> Iterator[None]:
     ran.clear()
     noted.clear()
     meanwhile.clear()
+    vars(connections[database]).pop("commit", None)  # a test with an outbox has wrapped it
     yield
     connections[database].close()  # the next test must not use this connection
 
@@ -429,12 +430,17 @@ def test_worker_waits_for_a_commit_under_way(
     if level:
         isolate(monkeypatch, database, level)
     message = message_of(leave, name="a")
-    meanwhile["a"] = lambda: proxy.strike(Strike.CUT_AFTER_COMMIT)
+    meanwhile["a"] = lambda: proxy.strike(Strike.HOLD_AFTER_COMMIT)
     with slow_commit(fails=fails), another_connection() as other, other.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(4711)")
 
         def let_go() -> None:
             proxy.wait_until_struck()
+            wait_until(
+                "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() "
+                "AND wait_event_type = 'Lock' AND query LIKE '%COMMIT' AND pid <> pg_backend_pid()"
+            )
+            proxy.cut_struck()
             wait_until(
                 "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() "
                 "AND wait_event_type = 'Lock' AND query LIKE '%FOR UPDATE%' AND pid <> pg_backend_pid()"

@@ -10,9 +10,7 @@ MUTATIONS: Final = (
     Mutation(
         "SUCCESS is written after the transaction",
         "execution/pipeline.py",
-        "        get_store().record(run, attempt.success)  # commits or rolls back with the work\n"
-        "        attempt.stage = Stage.COMMIT\n"
-        '        failpoints.reached("finish:before_commit")\n',
+        "        end_transaction(attempt, alone=alone)\n",
         '        failpoints.reached("finish:before_commit")\n    get_store().record(run, attempt.success)\n',
     ),
     Mutation(
@@ -53,8 +51,8 @@ MUTATIONS: Final = (
     Mutation(
         "an alarm can fire while SUCCESS is written",
         "execution/pipeline.py",
-        "        attempt.success = Succeeded(result)\n        get_store().record(run, attempt.success)",
-        "            attempt.success = Succeeded(result)\n            get_store().record(run, attempt.success)",
+        "        attempt.success = Succeeded(result)\n        end_transaction(attempt, alone=alone)",
+        "            attempt.success = Succeeded(result)\n            end_transaction(attempt, alone=alone)",
     ),
     Mutation(
         "an error whose attributes cannot be set leaves its task without an end",

@@ -8,11 +8,68 @@ from tests.mutations import Mutation
 
 DATABASE: Final = "tests/faults/test_database_faults.py"
 SINGLETON: Final = "tests/faults/test_singleton_faults.py"
+END_AND_COMMIT: Final = "tests/faults/test_end_and_commit.py"
 STORES: Final = "tests/contracts/test_stores.py"
 MODEL: Final = "tests/faults/test_claim_model.py"
 CRASH: Final = "tests/faults/test_server_crash.py"
 
 MUTATIONS: Final = (
+    Mutation(
+        "the fence of the request that also commits is missing",
+        "stores/committing.py",
+        "CASE WHEN count(*) = 1 THEN",
+        "CASE WHEN count(*) < 2 THEN",
+        END_AND_COMMIT + "::test_lost_claim_rolls_the_work_back",
+    ),
+    Mutation(
+        "any error of its data is taken for a lost claim",
+        "stores/committing.py",
+        "        if _CLAIM_LOST not in str(error):\n            raise\n",
+        "",
+        END_AND_COMMIT + "::test_error_at_commit_is_the_tasks_own",
+    ),
+    Mutation(
+        "a request commits before the outbox has written its messages",
+        "database/private_names.py",
+        '"commit" not in vars(connection) and ',
+        "",
+        END_AND_COMMIT + "::test_messages_of_the_outbox_are_written_before_commit",
+    ),
+    Mutation(
+        "a subclass of the store is not asked",
+        "stores/orm.py",
+        " or type(self).record is not ORMStore.record",
+        "",
+        END_AND_COMMIT + "::test_subclass_with_its_own_method_is_called",
+    ),
+    Mutation(
+        "a session that the task has ended is lost during COMMIT",
+        "stores/committing.py",
+        "    if session.closed:\n        return True\n",
+        "",
+        "tests/faults/test_lost_sessions.py",
+    ),
+    Mutation(
+        "the end of an idle session is not seen before COMMIT",
+        "stores/committing.py",
+        "    return bool(news.poll(0))\n",
+        "    return False\n",
+        "tests/faults/test_lost_sessions.py",
+    ),
+    Mutation(
+        "a commit after the question is not noticed",
+        "execution/errors.py",
+        "        if attempt.in_doubt and was_committed(attempt):\n            return attempt.success\n",
+        "",
+        END_AND_COMMIT + "::TestRequestUnderWay",
+    ),
+    Mutation(
+        "a commit before a failure is recorded is not noticed",
+        "execution/pipeline.py",
+        "settle_in_doubt(attempt, outcome) if attempt.in_doubt else settle(attempt, outcome)",
+        "settle(attempt, outcome)",
+        END_AND_COMMIT + "::TestRequestUnderWay",
+    ),
     Mutation(
         "a conflict during a claim stops the batch",
         "execution/claiming.py",
@@ -86,22 +143,22 @@ MUTATIONS: Final = (
     Mutation(
         "the record is read only once after a lost COMMIT",
         "execution/errors.py",
-        "if on_sound_connection(run.database, lambda: get_store().has_succeeded(run)):",
-        "if get_store().has_succeeded(run):",
+        "if not on_sound_connection(run.database, lambda: get_store().has_succeeded(run)):",
+        "if not get_store().has_succeeded(run):",
         DATABASE + "::test_worker_waits_for_a_commit_under_way",
     ),
     Mutation(
         "the record is not read after a lost COMMIT",
         "execution/errors.py",
-        "if on_sound_connection(run.database, lambda: get_store().has_succeeded(run)):",
-        "if False:",
+        "if not on_sound_connection(run.database, lambda: get_store().has_succeeded(run)):",
+        "if True:",
         DATABASE + "::TestCommit",
     ),
     Mutation(
         "the claim is kept after a lost connection",
         "execution/errors.py",
-        "        give_back(attempt, crashed=cost)\n    except Exception as second:\n",
-        "    except Exception as second:\n",
+        "        give_back(attempt, crashed=cost)\n        if attempt.in_doubt",
+        "        if attempt.in_doubt",
         DATABASE + "::TestCommit",
     ),
     Mutation(
@@ -276,8 +333,8 @@ MUTATIONS: Final = (
     Mutation(
         "the result is lost with the answer to COMMIT",
         "execution/errors.py",
-        "            return attempt.success\n        if attempt.called",
-        "            return type(attempt.success)()\n        if attempt.called",
+        "            return attempt.success\n        attempt.in_doubt",
+        "            return type(attempt.success)()\n        attempt.in_doubt",
         DATABASE + "::TestCommit",
     ),
     Mutation(
@@ -346,8 +403,8 @@ MUTATIONS: Final = (
     Mutation(
         "a claim changes an outer atomic block",
         "stores/orm.py",
-        "return in_transaction or not supports_asynchronous_commit(connection)",
-        "return not supports_asynchronous_commit(connection)",
+        "return in_transaction or not takes_several_statements(connection)",
+        "return not takes_several_statements(connection)",
         STORES + "::test_claim_does_not_change_an_outer_transaction",
     ),
     Mutation(

@@ -17,6 +17,7 @@ from django.apps import apps
 from django.db import connection
 
 from lambda_tasks.limits.alarms import TimeLimits
+from tests.commits import replace_next_commit
 from tests.simulation.transport import FileBackend, locks
 
 #: A closed port of this machine.
@@ -59,17 +60,15 @@ def database_unavailable() -> None:
 def commit_answer_lost() -> None:
     """Lose the answer to the next COMMIT, which reaches the database."""
     database: Any = connection  # private attributes that Django's types lack
-    commit = database._commit
 
-    def commit_and_lose_the_answer() -> None:
-        database._commit = commit  # only once
+    def commit_and_lose_the_answer(commit: Callable[[], object]) -> None:
         commit()
         session_ended()
         database.connection.close()
         with database.wrap_database_errors:
             raise database.Database.OperationalError("server closed the connection unexpectedly")
 
-    database._commit = commit_and_lose_the_answer
+    replace_next_commit(commit_and_lose_the_answer)
 
 
 def records_locked() -> None:

@@ -64,10 +64,7 @@ PROTOCOLS: Final = (
     without(
         "SUCCESS is written after the transaction",
         "execution/pipeline.py",
-        "        get_store().record(run, attempt.success)  # commits or rolls back with the work\n"
-        "        attempt.stage = Stage.COMMIT\n"
-        '        failpoints.reached("finish:before_commit")\n'
-        '    failpoints.reached("finish:after_commit")\n',
+        '        end_transaction(attempt, alone=alone)\n    failpoints.reached("finish:after_commit")\n',
         '        failpoints.reached("finish:before_commit")\n'
         '    failpoints.reached("finish:after_commit")\n'
         "    get_store().record(run, attempt.success)\n",
@@ -91,6 +88,14 @@ PROTOCOLS: Final = (
         "stores/rows.py",
         "filter(NOT_ENDED, pk=message_id, claim=claim)\n",
         "filter(pk=message_id)\n",
+        "plain",
+        FROZEN,
+    ),
+    without(
+        "the fence of the request that also commits is missing",
+        "stores/committing.py",
+        "CASE WHEN count(*) = 1 THEN",
+        "CASE WHEN count(*) < 2 THEN",
         "plain",
         FROZEN,
     ),
@@ -145,7 +150,7 @@ PROTOCOLS: Final = (
     without(
         "tasks are dropped if the answer to COMMIT is lost",
         "execution/errors.py",
-        "            send_what_followed(attempt)\n",
+        "    send_what_followed(attempt)\n",
         "",
         "spawning",
         "answer to COMMIT lost",

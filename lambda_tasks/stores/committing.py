@@ -1,0 +1,75 @@
+"""Record SUCCESS and COMMIT in one request, which saves a task one of its four round trips to PostgreSQL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from select import POLLIN, poll
+from typing import Any, Final
+
+from django.db import DataError
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from lambda_tasks import failpoints
+from lambda_tasks.database.private_names import commits_itself
+from lambda_tasks.database.statements import OrmCall, Statement, Statements
+from lambda_tasks.exceptions import LeaseLost
+from lambda_tasks.jobs import Run
+from lambda_tasks.models import TaskStatus
+from lambda_tasks.stores.rows import ending, takes_several_statements
+
+#: No number, which PostgreSQL's error about that quotes. No other error contains it.
+_CLAIM_LOST: Final = "lambda_tasks: claim lost"
+#: Evaluated for the number of updated rows. Without the number, PostgreSQL would convert it while it plans.
+_FENCE: Final = (
+    f"SELECT CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{_CLAIM_LOST} ' || count(*) AS integer) END FROM ended"
+)
+
+
+def ending_and_committing(connection: BaseDatabaseWrapper) -> Statement | OrmCall:
+    """Compile the UPDATE that records a SUCCESS, followed by COMMIT.
+
+    PostgreSQL runs nothing of a request after an error. So the fence is an error: if the UPDATE finds no row, the first
+    statement converts a string that is not a number, and COMMIT is not run.
+    """
+    statement = ending(connection)
+    if isinstance(statement, OrmCall):
+        return statement
+    return replace(statement, sql=f"WITH ended AS ({statement.sql} RETURNING 1) {_FENCE}; COMMIT")
+
+
+def end_and_commit(statements: Statements, run: Run, result: Any, connection: BaseDatabaseWrapper) -> bool:
+    """Record the SUCCESS of `run` and commit. Return False, and do nothing, where that takes two requests.
+
+    That is so if other code may run something before COMMIT. It is also so if the session has already ended: a session
+    that the task has cost is counted, and one that is lost during COMMIT is not.
+    """
+    if not (takes_several_statements(connection) and commits_itself(connection)) or _has_news(connection.connection):
+        return False
+    statement = statements.of(ending_and_committing, connection)
+    if isinstance(statement, OrmCall):
+        return False
+    values = {"id": run.message_id, "claim": run.claim, "status": TaskStatus.SUCCESS, "traceback": None}
+    failpoints.reached("finish:before_commit")
+    try:
+        statement.run(connection, {**values, "result": result})
+    except DataError as error:
+        if _CLAIM_LOST not in str(error):
+            raise
+        raise lease_lost(run) from None
+    return True
+
+
+def lease_lost(run: Run) -> LeaseLost:
+    return LeaseLost(f"This run no longer holds the claim on {run.message_id}.")
+
+
+def _has_news(session: Any) -> bool:
+    """Return whether the session has ended, or the server has sent something else that was not asked for.
+
+    This asks the driver and the operating system, not the server.
+    """
+    if session.closed:
+        return True
+    news = poll()
+    news.register(session.pgconn.socket, POLLIN)
+    return bool(news.poll(0))
