@@ -32,6 +32,7 @@ PROGRAMS: Final = {
     "execute-postgres": ["benchmarks.execute", "--database", "postgres"],
     "execute-sqlite": ["benchmarks.execute", "--database", "sqlite"],
     "instructions": ["benchmarks.instructions"],
+    "network": ["benchmarks.network"],
     "hooks": ["benchmarks.hooks"],
     "peers": ["benchmarks.peers"],
     "cold-start": ["benchmarks.cold_start"],
