@@ -35,6 +35,10 @@ class InvalidMessage(LambdaTasksError, ValueError):
     """A message from the queue is not a valid task invocation."""
 
 
+class ArgumentsMissing(InvalidMessage):
+    """The arguments of a message are stored outside of it, and are missing, or were changed."""
+
+
 class InvalidEvent(LambdaTasksError, ValueError):
     """The handler received an invalid event. Any response to it would delete messages."""
 

@@ -18,6 +18,7 @@ from lambda_tasks import registry
 from lambda_tasks.database.commits import open_transaction
 from lambda_tasks.exceptions import MaxRetriesExceededError
 from lambda_tasks.execution import pipeline
+from lambda_tasks.execution.fetching import fetched
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.jobs import Job
 from lambda_tasks.outcomes import Failed, Outcome, Skipped
@@ -68,8 +69,13 @@ class SQSLambdaTaskMessage(BaseModel):
 
     @classmethod
     def from_body(cls, body: str) -> SQSLambdaTaskMessage:
-        """Read the body of a message, or raise `InvalidMessage`, which does not quote the arguments."""
+        """Read the body of a message, or raise `InvalidMessage`, which does not quote the arguments.
+
+        Arguments that are stored outside of the message are read, too. Raise `ArgumentsMissing` if they do not exist.
+        """
         call = Invocation.of_body(body)
+        if call.stored is not None:
+            call = fetched(call)
         return cls(task_name=call.task_name, kwargs=call.kwargs, n_retries=call.n_retries)
 
     @property

@@ -363,6 +363,20 @@ class EnqueuedTask(models.Model):
         return f"{self.task_name} [{self.pk}]"
 
 
+class StoredArguments(models.Model):
+    """Arguments that are too large for a message, and when a message with their key was last sent or received."""
+
+    id = models.UUIDField(_("key"), primary_key=True, editable=False)
+    content = models.TextField(_("arguments"), editable=False)
+    used_at = models.DateTimeField(_("last used"), db_index=True, editable=False)
+
+    class Meta:
+        verbose_name = verbose_name_plural = _("stored arguments")
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
 class UniqueKey(models.Model):
     """The invocation that holds a unique key, until it has ended. The caller's transaction inserts it."""
 

@@ -55,8 +55,9 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
 
     The status does not matter. The task keeps its own record, and the records of messages that are still in the
     outbox: such a message may have been sent already, and must not run again. Requests to cancel of that age are
-    deleted, too. In a worker, the task stops after half of its time, and the next run deletes the rest. Raises
-    ValueError unless the number of days is from 1 to 36500: with 0, the records of running tasks would be deleted.
+    deleted, too, and so are large arguments that no message needs. In a worker, the task stops after half of
+    its time, and the next run deletes the rest. Raises ValueError unless the number of days is from 1 to 36500: with 0,
+    the records of running tasks would be deleted.
     """
     return delete_old_records(retention_days)
 
@@ -94,7 +95,15 @@ def delete_old_records(retention_days: int, *, report: Callable[[int], object] =
         assert last is not None  # a record without a time is not old
         left = old.filter(start_time__gte=last - timedelta(seconds=1))
     _delete_old_keys(retention_days)
+    _delete_old_arguments(retention_days)
     return deleted
+
+
+def _delete_old_arguments(days: int) -> None:
+    """Delete arguments that were stored outside of their messages, and that no message refers to."""
+    from lambda_tasks.backends.unused_arguments import delete_unused
+
+    delete_unused(days)
 
 
 def _delete_old_keys(days: int) -> None:

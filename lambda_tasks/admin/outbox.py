@@ -367,6 +367,9 @@ def _invocation(message: OutboxMessage) -> Invocation | None:
 def _visible(invocation: Invocation) -> tuple[dict[str, Any], str | Promise]:
     """Return the arguments with (possibly) sensitive values masked, and a note that explains the masks."""
     kwargs = invocation.kwargs
+    if invocation.stored is not None:
+        note = _("The arguments are too large for a message, and are stored outside of it: %(place)s.")
+        return {}, note % {"place": invocation.stored}
     try:
         task = find_task(invocation.task_name)
     except Exception:  # its module may fail in any way

@@ -9,9 +9,11 @@ from typing import Any
 from django.core.checks import CheckMessage
 
 from lambda_tasks.backends.callbacks import accept_callbacks
+from lambda_tasks.exceptions import ArgumentsMissing
 from lambda_tasks.jobs import Job
 from lambda_tasks.sending.results import Kept, Refused, SendResult, Taken, Unsent
 from lambda_tasks.settings import MAX_DELAY, app_settings
+from lambda_tasks.wire.stored import Stored
 
 __all__ = ["BaseBackend", "Kept", "Refused", "SendResult", "Taken", "Unsent"]
 
@@ -42,6 +44,25 @@ class BaseBackend(ABC):
             app_settings.queue_url(job.queue, task_name=job.task_name)
         else:
             app_settings.refuse_unknown_queue(job.queue, task_name=job.task_name)
+
+    def stow(self, job: Job) -> Job:
+        """Store arguments outside of the message if they are too large for it, and return the job that is sent.
+
+        Called for each job before it waits for its COMMIT, in the open transaction of its database. The message of the
+        returned job refers to the arguments (`Invocation.stored`). If the job refers to some already, as a retry does,
+        note that they are needed from now on, or after its delay. The default implementation stores nothing.
+        """
+        return job
+
+    def fetch(self, stored: Stored) -> str:
+        """Return the arguments that `stow()` has stored, as JSON.
+
+        Raise `ArgumentsMissing` if they do not exist, and any other exception if they cannot be read now.
+        """
+        raise ArgumentsMissing(
+            f"The arguments are stored outside of the message ({stored}), and {type(self).__name__} cannot read them. "
+            "Select SQSBackend in LAMBDA_TASKS_BACKEND, or implement fetch()."
+        )
 
     @abstractmethod
     def send(self, jobs: Sequence[Job]) -> Iterable[SendResult]:

@@ -148,7 +148,7 @@ class Rows:
                 job = job_of(message, now=message.now, max_delay=self._transport.max_delay, database=database)
                 batch.rows[key] = replace(batch.rows[key], hidden=_hidden(job))
                 self._transport.validate(job)  # the settings may have changed
-                jobs.append(job)
+                jobs.append(job if job.message.stored is None else self._transport.stow(job))
             except (InvalidMessage, InvalidArguments, MessageTooLarge) as error:
                 batch.dead[key] = error
             except SoftTimeLimitExceeded:

@@ -35,6 +35,7 @@ from lambda_tasks.strategies import get_store, instance
 from lambda_tasks.wire import ids
 from lambda_tasks.wire.attributes import GROUP_ATTRIBUTE, inherited
 from lambda_tasks.wire.invocation import in_ascii
+from lambda_tasks.wire.stored import Stored
 
 logger = get_logger("lambda_tasks.outbox")
 
@@ -97,6 +98,12 @@ class OutboxBackend(BaseBackend):
             )
         self.transport.validate(job)
 
+    def stow(self, job: Job) -> Job:
+        return self.transport.stow(job)
+
+    def fetch(self, stored: Stored) -> str:
+        return self.transport.fetch(stored)
+
     def keep(self, jobs: Sequence[Job], *, using: str) -> None:
         connection = connections[using]
         inserting = self._statements.of(_inserting, connection)
@@ -152,8 +159,13 @@ class OutboxBackend(BaseBackend):
         for database in self.databases:
             for message in messages_in(database).filter(pk=message_id).annotate(now=DatabaseNow()):
                 with suppress(InvalidMessage):  # another program wrote the row: it has no task to tell of
-                    return job_of(message, now=message.now, max_delay=self.max_delay, database=database)
+                    job = job_of(message, now=message.now, max_delay=self.max_delay, database=database)
+                    return job if job.message.stored is None else self._with_arguments(job)
         return None
+
+    def _with_arguments(self, job: Job) -> Job:
+        assert job.message.stored is not None
+        return replace(job, message=job.message.with_stored(self.fetch(job.message.stored)))
 
     def discard(self, message_id: str) -> None:
         for database in self.databases:
@@ -181,6 +193,7 @@ class OutboxBackend(BaseBackend):
         found = unsent.values_list("pk", "attributes").first()
         if found is None:
             return False
+        job = self.stow(job)
         # The context and the group belong to the arguments.
         kept = {name: value for name, value in found[1].items() if name != GROUP_ATTRIBUTE}
         group = {} if job.group is None else {GROUP_ATTRIBUTE: job.group}

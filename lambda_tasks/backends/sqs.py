@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, Any, Final
 from django.core.checks import CheckMessage, Error, Warning
 
 from lambda_tasks.backends.base import BaseBackend, Refused, SendResult, Taken, Unsent
-from lambda_tasks.backends.sqs_messages import MAX_BYTES, RETRY_HEADROOM, attributes_of_retry, check_attributes
+from lambda_tasks.backends.sqs_messages import (
+    MAX_BYTES,
+    MAX_LARGE_BYTES,
+    MAX_REFERENCE,
+    attributes_of_retry,
+    check_attributes,
+    size_with_retry,
+)
 from lambda_tasks.backends.sqs_messages import size as size_of
+from lambda_tasks.backends.visibility import entries_by_queue
 from lambda_tasks.exceptions import InvalidSetting, MessageTooLarge
 from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.jobs import Job
@@ -31,20 +39,20 @@ from lambda_tasks.wire.queue_urls import (
     looks_like_aws,
     problem_of,
     server_of,
-    url_of,
 )
 from lambda_tasks.wire.real_queues import guarded
+from lambda_tasks.wire.stored import Stored
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
     from botocore.exceptions import ClientError
 
+    from lambda_tasks.backends.large_arguments import LargeArguments
+
 logger = get_logger("lambda_tasks.backends.sqs")
 
 #: The most entries of a batch (SendMessageBatch in the API reference of SQS).
 MAX_ENTRIES: Final = 10
-#: Seconds: twelve hours.
-MAX_VISIBILITY_TIMEOUT: Final = 43_200
 #: Open connections that a client keeps, for all threads of a process that send at the same time.
 _CONNECTIONS: Final = 50
 #: Seconds of waiting per request from which threads are worth their cost: SQS itself takes several
@@ -140,7 +148,9 @@ class SQSBackend(BaseBackend):
     works);
     `max_message_bytes` for queues that accept less than 1 MiB; `connect_timeout` and `read_timeout` in
     seconds, and `max_attempts`, of each request; `max_threads`, how many requests of one commit are sent
-    in parallel.
+    in parallel;
+    `large_arguments`, where arguments are stored that are too large for a message: `"database"`, `"s3://bucket/prefix"`,
+    or a list of them, of which the first one stores, and all are read; `max_large_bytes`, the most bytes of them.
     """
 
     def __init__(
@@ -152,9 +162,12 @@ class SQSBackend(BaseBackend):
         read_timeout: float = 5,
         max_attempts: int = 2,
         max_threads: int = 8,
+        large_arguments: str | Sequence[str] | None = None,
+        max_large_bytes: int = MAX_LARGE_BYTES,
     ) -> None:
         try:
             self.max_threads = whole_number(1)(max_threads, "max_threads")
+            max_large_bytes = whole_number(MAX_BYTES)(max_large_bytes, "max_large_bytes")
         except ValueError as error:
             raise TypeError(str(error)) from None  # like any other invalid option
         self.max_message_bytes = max_message_bytes
@@ -172,6 +185,9 @@ class SQSBackend(BaseBackend):
         #: Seconds that the latest request to a server waited for its answer, among requests without threads.
         self._waited: dict[Server, float] = {}
         self._region_is_configured = False
+        self._large_arguments: LargeArguments | None = None
+        if large_arguments is not None:
+            self._large_arguments = _large_arguments(large_arguments, max_bytes=max_large_bytes)
 
     def validate(self, job: Job) -> None:
         """Refuse queues that are unknown or have no usable URL, and messages and attributes that SQS rejects."""
@@ -180,12 +196,30 @@ class SQSBackend(BaseBackend):
             raise InvalidSetting(_named(job.queue, problem))
         attributes = attributes_of_retry(job)
         check_attributes(job, attributes)
-        size = size_of(job.body, attributes) + RETRY_HEADROOM
-        if size > self.max_message_bytes:
+        size = size_with_retry(job, attributes)
+        if size <= self.max_message_bytes:
+            return
+        rest = size_of("", attributes) + MAX_REFERENCE
+        if self._large_arguments is None or job.message.stored is not None or rest > self.max_message_bytes:
             raise MessageTooLarge(
                 f"The message of {job.task_name} must have at most {self.max_message_bytes:,} bytes with its "
-                f"attributes, not {size:,}. Store the data elsewhere and send its key."
+                f"attributes, not {size:,}. Store the data elsewhere and send its key, or set the option "
+                "large_arguments of SQSBackend."
             )
+        self._large_arguments.refuse(job, size)
+
+    def stow(self, job: Job) -> Job:
+        if (stored := job.message.stored) is not None:
+            (self._large_arguments or _large_arguments()).renew(stored, delay=job.delay)
+            return job
+        large = self._large_arguments
+        if large is None or size_with_retry(job, attributes_of_retry(job)) <= self.max_message_bytes:
+            return job
+        return large.stow(job)
+
+    def fetch(self, stored: Stored) -> str:
+        # Without the option, messages that were sent with it can still arrive.
+        return (self._large_arguments or _large_arguments()).fetch(stored)
 
     def check(self) -> list[CheckMessage]:
         """Report URLs of queues that cannot be used (E030), that need a region (W030), or that look misspelt (W031)."""
@@ -244,7 +278,7 @@ class SQSBackend(BaseBackend):
             yield from chain(first, answers)
 
     def postpone(self, records: Sequence[tuple[Mapping[str, Any], float]]) -> None:
-        for url, entries in _entries_by_queue(records).items():
+        for url, entries in entries_by_queue(records).items():
             for start in range(0, len(entries), MAX_ENTRIES):
                 batch = [{"Id": str(i), **entry} for i, entry in enumerate(entries[start : start + MAX_ENTRIES])]
                 try:
@@ -349,6 +383,12 @@ class SQSBackend(BaseBackend):
         return guarded(boto3.client("sqs", **{**options, "config": options["config"].merge(given)}))
 
 
+def _large_arguments(*places: Any, **options: Any) -> LargeArguments:
+    from lambda_tasks.backends.large_arguments import LargeArguments  # few projects use them
+
+    return LargeArguments(*places, **options)
+
+
 def _by_queue(jobs: Sequence[Job]) -> dict[str, list[_Entry]]:
     """Return the entries for each queue, by the queue's URL."""
     urls: dict[str, str] = {}
@@ -402,18 +442,6 @@ def _refuses_contents(error: ClientError) -> bool:
     """Return whether SQS rejects a request for the contents of its messages, not for its sender, time or queue."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     return code.rpartition(".")[2] in _ABOUT_CONTENTS
-
-
-def _entries_by_queue(records: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str, list[dict[str, Any]]]:
-    by_queue: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    if not LambdaTasksSettings.queues.is_set:
-        return by_queue
-    for record, seconds in records:
-        url = url_of(str(record.get("eventSourceARN", "")), app_settings.queues.values())
-        if url and record.get("receiptHandle"):
-            timeout = min(int(seconds), MAX_VISIBILITY_TIMEOUT)
-            by_queue[url].append({"ReceiptHandle": record["receiptHandle"], "VisibilityTimeout": timeout})
-    return by_queue
 
 
 def _named(queue: str, problem: str) -> str:

@@ -29,11 +29,12 @@ from lambda_tasks.database.errors import (
 from lambda_tasks.database.guards import Guard
 from lambda_tasks.database.private_names import closed_in_transaction, entries_on_commit, error_caught_in
 from lambda_tasks.definition.keys import locks
-from lambda_tasks.exceptions import Redeliver, RetryLater, TaskCancelled, TransactionBroken
+from lambda_tasks.exceptions import ArgumentsMissing, Redeliver, RetryLater, TaskCancelled, TransactionBroken
 from lambda_tasks.execution.arguments import arguments_of
 from lambda_tasks.execution.attempt import Attempt, Stage
 from lambda_tasks.execution.claiming import claim
 from lambda_tasks.execution.errors import after_error, log_failed_callback, settle_in_doubt
+from lambda_tasks.execution.fetching import fetched, has_ended
 from lambda_tasks.execution.locking import held_lock, lock_in_transaction
 from lambda_tasks.execution.resolving import resolve
 from lambda_tasks.execution.settling import committed, end_flow, resume_flow, settle, write
@@ -107,7 +108,13 @@ def execute(message: Invocation, *, message_id: str, **details: Unpack[Details])
     queue is unavailable. Errors in the message itself are raised before anything is recorded.
     """
     with task_logger.bound(message_id, partial(log_fields, message, message_id, details)):
-        attempt = Attempt(prepare(message, message_id=message_id, **details))
+        try:
+            run = prepare(message, message_id=message_id, **details)
+        except ArgumentsMissing:
+            if has_ended(message_id):
+                return Skipped("finished")
+            raise
+        attempt = Attempt(run)
         refusal = claim(attempt)
         if isinstance(refusal, Skipped):
             if attempt.run.is_followed:
@@ -150,6 +157,8 @@ def prepare(message: Invocation, *, message_id: str, **details: Unpack[Details])
     database = get_store().database
     connection = connections[database]
     refuse_misconfiguration(task, connection)
+    if message.stored is not None:
+        message = fetched(message)
     soft, hard = clamped(*task.timeouts(), deadline)
     return Run(
         message=message,

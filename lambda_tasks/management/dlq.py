@@ -132,5 +132,5 @@ def _row(letter: DeadLetter, arguments: bool) -> tuple[object, ...]:
         utc(letter.sent),
         letter.receives,
     )
-    kwargs = None if letter.kwargs is None else json.dumps(letter.kwargs, ensure_ascii=False)
+    kwargs = letter.stored or (None if letter.kwargs is None else json.dumps(letter.kwargs, ensure_ascii=False))
     return (*row, kwargs) if arguments else row

@@ -76,6 +76,8 @@ class DeadLetter:
     #: The name of the task; empty if the message is not an invocation, and `problem` says why.
     task_name: str = ""
     kwargs: dict[str, Any] | None = None
+    #: Where the arguments are, if they are not in the message, because they are too large for it.
+    stored: str = ""
     n_retries: int = 0
     receives: int = 0
     sent: datetime | None = None
@@ -183,8 +185,10 @@ def _letter(queue: DeadLetterQueue, message: Mapping[str, Any]) -> DeadLetter:
     except InvalidMessage as error:
         return replace(letter, problem=str(error))
     task = registry.known_task(call.task_name)
-    kwargs = None if task is None else masked(call.kwargs, task.sensitive)
-    return replace(letter, task_name=call.task_name, kwargs=kwargs, n_retries=call.n_retries)
+    letter = replace(letter, task_name=call.task_name, n_retries=call.n_retries)
+    if call.stored is not None:
+        return replace(letter, stored=str(call.stored))
+    return replace(letter, kwargs=None if task is None else masked(call.kwargs, task.sensitive))
 
 
 def _id_of(message: Mapping[str, Any]) -> str:

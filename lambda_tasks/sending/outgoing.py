@@ -13,7 +13,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from lambda_tasks import failpoints, registry
-from lambda_tasks.database.commits import before_commit, rescue_callbacks
+from lambda_tasks.database.commits import before_commit, is_open, rescue_callbacks
 from lambda_tasks.database.private_names import callbacks_in, entries_on_commit
 from lambda_tasks.exceptions import InvalidArguments, UnreachableTask, UnreachableTaskWarning
 from lambda_tasks.handles import TaskHandle, Withdrawn
@@ -47,8 +47,21 @@ def send_immediately(job: Job) -> TaskHandle[Any]:
             "transaction, which may be rolled back. Call execute_on_commit()."
         )
     prepare(job, direct=True)
-    dispatch([job], direct=True)
+    dispatch([_stowed_outside(job)], direct=True)
     return handle_of(job)
+
+
+def _stowed_outside(job: Job) -> Job:
+    """Return the job as it is sent past the open transaction, which must not contain its arguments."""
+    stowed = get_backend().direct.stow(job)
+    reference = stowed.message.stored if stowed is not job else None
+    if reference is not None and reference.is_in_database and is_open(connections[job.database]):
+        raise InvalidArguments(
+            f"The arguments of {job.task_name} are too large for a message, and execute_now() cannot store them in "
+            f"database {job.database!r}, whose transaction may be rolled back. Call execute_on_commit(), or store "
+            "large arguments in S3."
+        )
+    return stowed
 
 
 def handle_of(job: Job) -> TaskHandle[Any]:
@@ -70,8 +83,10 @@ def accept(job: Job, leave: Callable[[Job], object]) -> TaskHandle[Any]:
 def leave_on_commit(job: Job) -> None:
     """Send the checked `job` when the transaction on its database commits."""
     connection = connections[job.database]
-    if get_backend().keeps:
+    backend = get_backend()
+    if backend.keeps:
         before_commit(connection, _keep_leaving)
+    job = backend.stow(job)
     rescue_callbacks(connection, _send_dropped)
     departure = _Departure(job, _waiting_room(job.database))
     if job.state is not None:

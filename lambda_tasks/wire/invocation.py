@@ -11,6 +11,8 @@ from typing import Any, Final
 from lambda_tasks.exceptions import InvalidMessage
 from lambda_tasks.recording.storable import MAX_DEPTH, shown, unstorable
 from lambda_tasks.wire.foreign import kind_of, kind_of_text
+from lambda_tasks.wire.stored import Stored
+from lambda_tasks.wire.stored import problem_of as problem_of_stored
 
 _NAME_PART: Final = r"[^\s.\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 #: Matches task names: dotted paths of at least two parts, without spaces, control characters and lone surrogates.
@@ -21,7 +23,7 @@ MAX_RETRY_NUMBER: Final = 2**31 - 1
 #: The number of unknown fields that an error names.
 _NAMED: Final = 5
 _REMEDY: Final = ". The fields of an invocation are task_name, kwargs and n_retries"
-_FIELDS: Final = frozenset({"task_name", "kwargs", "n_retries"})
+_FIELDS: Final = frozenset({"task_name", "kwargs", "n_retries", "stored", "signature"})
 #: Matches a possible NUL or lone surrogate, escaped or not. Only if it matches, every string is checked.
 _SUSPICIOUS: Final = re.compile(r"\\u(?:0000|[dD][89a-fA-F])|[\ud800-\udfff]")
 
@@ -50,6 +52,8 @@ class Invocation:
     task_name: str
     kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
     n_retries: int = 0
+    #: Where the arguments are, if they are too large for a message. A message has no `kwargs` then: see `with_stored`.
+    stored: Stored | None = None
 
     @classmethod
     def of_body(cls, body: str) -> Invocation:
@@ -65,7 +69,8 @@ class Invocation:
         if problem is not None:
             # Raise outside of the except block, so that an error that contains the body is not chained to this one.
             raise InvalidMessage(f"The message is not a valid task invocation: {problem}")
-        return cls(content["task_name"], content.get("kwargs", {}), content.get("n_retries", 0))
+        stored = Stored.of_json(content["stored"]) if "stored" in content else None
+        return cls(content["task_name"], content.get("kwargs", {}), content.get("n_retries", 0), stored)
 
     def problem(self) -> str | None:
         """Return why `of_body` would reject this invocation; None if it would not."""
@@ -75,12 +80,37 @@ class Invocation:
     def to_body(self) -> str:
         """Return the body of a message as JSON, in which only the characters that SQS rejects are escaped."""
         shape: dict[str, Any] = {"task_name": self.task_name, "kwargs": self.kwargs}
-        body = _encoder.encode(shape | {"n_retries": self.n_retries} if self.n_retries else shape)
-        return body if body.isascii() else _UNSENDABLE.sub(_escaped, body)
+        if self.stored is not None:
+            shape = {"task_name": self.task_name, "stored": self.stored.to_json()}
+        return _encoded(shape | {"n_retries": self.n_retries} if self.n_retries else shape)
+
+    def kwargs_text(self) -> str:
+        """Return the arguments as JSON in the same form, to be stored outside of the message."""
+        return _encoded(self.kwargs)
+
+    def with_stored(self, text: str) -> Invocation:
+        """Return this invocation with the arguments in `text`, which was stored outside of its message.
+
+        Raise `InvalidMessage`, which does not quote the arguments, if the text does not contain arguments.
+        """
+        try:
+            kwargs = _decoder.decode(text)
+            problem = _problem_of_kwargs(kwargs, text)
+        except (RecursionError, ValueError):
+            problem = "is not valid JSON"
+        if problem is not None:
+            # Outside of the except block, as in `of_body`.
+            raise InvalidMessage(f"The stored arguments of {self.task_name} are invalid: {problem}")
+        return replace(self, kwargs=kwargs)
 
     def next_retry(self) -> Invocation:
         """Return the invocation that retries this one."""
         return replace(self, n_retries=self.n_retries + 1)
+
+
+def _encoded(content: dict[str, Any]) -> str:
+    text = _encoder.encode(content)
+    return text if text.isascii() else _UNSENDABLE.sub(_escaped, text)
 
 
 def _escaped(character: re.Match[str]) -> str:
@@ -110,6 +140,7 @@ def _problem_of(content: Any, body: str | None) -> str | None:
         _problem_of_name(content)
         or _problem_of_retries(content.get("n_retries", 0))
         or _problem_of_kwargs(content.get("kwargs", {}), body)
+        or (_problem_of_reference(content) if "stored" in content else None)
     )
 
 
@@ -137,6 +168,13 @@ def _problem_of_retries(n_retries: Any) -> str | None:
     if type(n_retries) is not int or not 0 <= n_retries <= MAX_RETRY_NUMBER:
         return f"n_retries: must be an integer from 0 to {MAX_RETRY_NUMBER}"
     return None
+
+
+def _problem_of_reference(content: dict[str, Any]) -> str | None:
+    if "kwargs" in content:
+        return "stored: must be left out of a message with kwargs"
+    problem = problem_of_stored(content["stored"])
+    return None if problem is None else f"stored: {problem}"
 
 
 def _problem_of_kwargs(kwargs: Any, body: str | None) -> str | None:

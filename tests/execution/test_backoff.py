@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lambda_tasks.backends.sqs import MAX_VISIBILITY_TIMEOUT
+from lambda_tasks.backends.visibility import MAX_VISIBILITY_TIMEOUT
 from lambda_tasks.execution import backoff
 from lambda_tasks.execution.backoff import foreign_pause, handed_back_pause, in_words, outage_pause, survived_outage
 

@@ -32,6 +32,7 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("tests.simulation.protocols", "--seeds=5", "--first-seed=11", "--every=4", "--jobs=3"),
     ("tests.simulation", "sweep", *_FLOWS),
     ("tests.simulation", "sweep", *_OUTBOX),
+    ("tests.simulation", "sweep", "--kinds", "large", "--points", "arguments:", "retry:"),
     ("tests.simulation", "chaos", "--seeds", "6"),
     ("tests.simulation", "chaos", "--seeds", "2", "--kinds", "djangos", "plain"),
     ("tests.simulation", "chaos", "--seeds", "3", "--outbox=yes"),

@@ -83,6 +83,7 @@ EXPECTED: Final = {
     "replacing": Expected(1, SUCCESS),
     "postponed": Expected(1, SUCCESS),
     "djangos": Expected(1, SUCCESS, retries=1, retried=(TaskReason.ERROR, "Again")),
+    "large": Expected(1, SUCCESS, retries=1, retried=(TaskReason.ERROR, "Again")),
     # Of tasks that follow each other, the first one.
     "followed": Expected(1, SUCCESS),
     "followed_failing": Expected(0, FAILED, "Broken"),
@@ -102,7 +103,7 @@ EXPECTED_OF_OTHERS: Final = {
 }
 #: The kinds of tasks that customers order in random worlds, unless the command names some. A further kind would make
 #: other worlds of the same seeds.
-USUAL: Final = tuple(kind for kind in EXPECTED if kind != "djangos")
+USUAL: Final = tuple(kind for kind in EXPECTED if kind not in ("djangos", "large"))
 #: The end of a task that was cancelled.
 CANCELLED: Final = Expected(0, FAILED, "TaskCancelled", retries=None)
 

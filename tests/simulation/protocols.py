@@ -411,6 +411,29 @@ PROTOCOLS: Final = (
         points=("flow:after_commit", "flow:last_member"),
         often=("drop",),
     ),
+    without(
+        "large arguments are stored after COMMIT",
+        "backends/places.py",
+        "        rows.create(id=stored.key, content=text, used_at=from_now(job.delay))\n",
+        "        from django.db import transaction\n"
+        "        create = lambda: rows.create(id=stored.key, content=text, used_at=from_now(job.delay))\n"
+        "        transaction.on_commit(create, using=job.database)\n",
+        "large",
+        "killed",
+        "answer to COMMIT lost",
+        outbox=True,
+    ),
+    without(
+        "large arguments are deleted when a worker has read them",
+        "execution/fetching.py",
+        "    complete = message.with_stored(get_backend().fetch(message.stored))\n",
+        "    complete = message.with_stored(get_backend().fetch(message.stored))\n"
+        "    from lambda_tasks.models import StoredArguments\n"
+        "    StoredArguments.objects.filter(pk=message.stored.key).delete()\n",
+        "large",
+        "killed",
+        points=("task:enter",),
+    ),
 )
 
 

@@ -124,6 +124,9 @@ def _cases(folder: Path, kinds: Sequence[str]) -> Iterator[Case]:
         if kind in kinds:
             points = [point for point in points_of_customer(folder, kind) if point.startswith("unique:")]
             yield from _customers(kind, points, orders=2)
+    if "large" in kinds:
+        points = [point for point in points_of_customer(folder, "large") if point.startswith("arguments:")]
+        yield from _customers("large", points)
     yield from (case for case in _cancellations() if case.kind in kinds)
     if app_settings.outbox:
         yield from _relays()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import redis
 
@@ -15,10 +15,16 @@ from lambda_tasks.backends.base import BaseBackend, Taken
 from lambda_tasks.jobs import Job
 from lambda_tasks.locks.redis import RedisLock
 from lambda_tasks.strategies import get_lock
+from lambda_tasks.wire.stored import Stored
+
+if TYPE_CHECKING:
+    from lambda_tasks.backends.large_arguments import LargeArguments
 
 #: Part of the keys that tell which locks are held, and how many milliseconds earlier than the locks they expire.
 _PROMISE: Final = "promise "
 _MARGIN: Final = 1_000
+#: The end of the name of the task whose arguments are stored outside of its messages.
+LARGE: Final = ".large"
 
 
 class SendFailed(Exception):
@@ -34,6 +40,22 @@ class FileBackend(BaseBackend):
     #: Whether every send fails without effect, in this process and in processes that are forked meanwhile.
     unavailable: ClassVar[bool] = False
 
+    def stow(self, job: Job) -> Job:
+        """Store the arguments of one task outside of its messages, as if they were too large."""
+        if job.message.stored is not None:
+            _large_arguments().renew(job.message.stored, delay=job.delay)
+            return job
+        if not job.task_name.endswith(LARGE):
+            return job
+        stowed = _large_arguments().stow(job)
+        assert stowed.message.stored is not None
+        # For the simulation itself, which must know the order even if the protocol loses its arguments.
+        self.file.with_name(stowed.message.stored.key).write_text(str(job.message.kwargs["order"]))
+        return stowed
+
+    def fetch(self, stored: Stored) -> str:
+        return _large_arguments().fetch(stored)
+
     def send(self, jobs: Sequence[Job]) -> list[Taken]:
         failure, FileBackend.next_failure = FileBackend.next_failure, None
         if failure == "before" or FileBackend.unavailable:
@@ -47,6 +69,12 @@ class FileBackend(BaseBackend):
         if failure == "after":
             raise SendFailed("the answer was lost")
         return [Taken(job) for job in jobs]
+
+
+def _large_arguments() -> LargeArguments:
+    from lambda_tasks.backends.large_arguments import LargeArguments  # after Django is set up
+
+    return LargeArguments()
 
 
 def _as_sent(job: Job) -> dict[str, Any]:

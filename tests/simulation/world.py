@@ -26,6 +26,7 @@ from lambda_tasks.models import (
     CancelRequest,
     EnqueuedTask,
     OutboxMessage,
+    StoredArguments,
     TaskFlow,
     TaskFlowMember,
     TaskReason,
@@ -66,7 +67,7 @@ _TIME_LEFT: Final = 900_000
 
 _MODELS: Final = (
     *(Order, Effect, Counter, Span, TaskRecord, OutboxMessage, CancelRequest, UniqueKey, TaskFlow, TaskFlowMember),
-    EnqueuedTask,
+    *(EnqueuedTask, StoredArguments),
 )
 _ENDED: Final = (TaskStatus.SUCCESS, TaskStatus.FAILED)
 
@@ -507,7 +508,10 @@ def order_of(message: Message) -> int:
 @lru_cache(maxsize=4_096)
 def order_in(body: str) -> int:
     """Return the number of the order in the body of a message."""
-    kwargs: dict[str, Any] = json.loads(body)["kwargs"]
+    content = json.loads(body)
+    if "stored" in content:
+        return int(FileBackend.file.with_name(content["stored"]["key"]).read_text())
+    kwargs: dict[str, Any] = content["kwargs"]
     return int(kwargs["order"]) if "order" in kwargs else order_of_task(kwargs["task_id"]) + OWN_FAILURE
 
 

@@ -83,6 +83,14 @@ def retried(*, order: int) -> None:
         raise Again
 
 
+@lambda_task(retry_on=(Again,))
+def large(*, order: int) -> None:
+    """Succeed in the first retry. The transport stores its arguments outside of the messages."""
+    take_effect(order)
+    if retry_number() < 1:
+        raise Again
+
+
 #: The policy of several kinds of tasks. Its delays are those of the simulated queue.
 POLICY: Final = RetryPolicy(on=(Again,), max_retries=2, max_age=timedelta(days=30), delay=5, backoff=True)
 
