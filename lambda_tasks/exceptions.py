@@ -39,6 +39,10 @@ class ArgumentsMissing(InvalidMessage):
     """The arguments of a message are stored outside of it, and are missing, or were changed."""
 
 
+class InvalidSignature(InvalidMessage):
+    """A message is not signed, or not by a key in LAMBDA_TASKS_SIGNING_KEYS."""
+
+
 class InvalidEvent(LambdaTasksError, ValueError):
     """The handler received an invalid event. Any response to it would delete messages."""
 

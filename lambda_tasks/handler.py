@@ -40,6 +40,7 @@ from lambda_tasks.settings import app_settings, settled
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.wire.deliveries import Delivery, deliveries
 from lambda_tasks.wire.invocation import Invocation
+from lambda_tasks.wire.signing import verify
 
 if TYPE_CHECKING:
     from lambda_tasks.definition.task import Task
@@ -211,12 +212,14 @@ class Batch:
         self._shortened: list[Task] = []
         self._started_any = False
         self._postponed: list[tuple[Mapping[str, Any], float]] = []
+        self._signing_keys: list[str] = []
         self.failed: list[str] = []
         self.database_unavailable = False
 
     def run(self) -> None:
         """Run the deliveries one after another; each of them ends acknowledged or in `failed`."""
         failpoints.reached("batch:start")
+        self._signing_keys = app_settings.signing_keys
         self._waiting = suspects_last(self._waiting)
         for index, delivery in enumerate(self._waiting):
             failpoints.reached("batch:next")
@@ -243,7 +246,7 @@ class Batch:
         log_context.set((delivery.message_id, partial(self._log_fields, delivery)))  # it ends with the context
         outcome: Outcome | Skipped | None = None
         try:
-            message = Invocation.of_body(delivery.body)
+            message = Invocation.of_body(self._verified(delivery) if self._signing_keys else delivery.body)
             log_context.set((delivery.message_id, partial(self._log_fields, delivery, message)))
             task = resolving.resolve(message.task_name, self._deadline)
             if not self._time_for(task, delivery.receives):
@@ -283,6 +286,11 @@ class Batch:
         finally:
             if not isinstance(outcome, Succeeded | Skipped):
                 close_connections()
+
+    def _verified(self, delivery: Delivery) -> str:
+        """Return the body of a message that is signed, or raise `InvalidSignature`."""
+        verify(delivery.body, delivery.texts, self._signing_keys)
+        return delivery.body
 
     def _log_fields(self, delivery: Delivery, message: Invocation | None = None) -> Fields:
         """Return the fields of lines about a delivery before and after its task is executed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Generic, TypeVar, overload
 
 from django.conf import settings as django_settings
@@ -33,6 +33,8 @@ MAX_KEPT_DELAY: Final = 31_536_000
 #: The seconds between the end of its lease and the time at which an invocation counts as lost. The value is the
 #: visibility timeout for a function with a timeout of ten minutes: until then, SQS normally redelivers the message.
 LOST_AFTER: Final = 3_600
+#: The characters that a secret key must have at least: 24 random bytes in base64.
+SHORTEST_KEY: Final = 32
 
 _UNSET: Final = object()
 
@@ -202,6 +204,36 @@ def _context(value: Any, name: str) -> dict[str, str]:
     return dict(value)
 
 
+def _keys(value: Any, name: str) -> list[str]:
+    """Check that a setting is a list of keys, or raise TypeError or ValueError, without quoting a key."""
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{name} must be a list of keys, the newest first, not {_type_of(value)}.")
+    for place, key in enumerate(value):
+        if not isinstance(key, str):
+            raise TypeError(f"{name} must contain only strings. Item {place} is of the type {_type_of(key)}.")
+        if len(key) < SHORTEST_KEY:
+            raise ValueError(
+                f"{name} must contain keys of at least {SHORTEST_KEY} characters. Item {place} has {len(key)}. "
+                "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` prints a key."
+            )
+    return list(value)
+
+
+def _type_of(value: Any) -> str:
+    return f"{type(value).__name__} (not shown, because it may be a key)"
+
+
+def _flag_or_moment(value: Any, name: str) -> bool | datetime:
+    """Check that a setting is a flag, or the time at which it ends, or raise TypeError or ValueError."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, datetime):
+        raise TypeError(f"{name} must be True, False or a datetime, not {described(value)}.")
+    if value.tzinfo is None:
+        raise ValueError(f"{name} must be a datetime with a time zone, not {value!r}. Add tzinfo=timezone.utc.")
+    return value
+
+
 #: Increases with each change of a Django setting, as by `override_settings`.
 _changes = 0
 #: Inside `settled()`: the number of changes before it, and the values that were read since.
@@ -311,6 +343,8 @@ class LambdaTasksSettings:
     context = Setting(_context, {})
     modules = Setting(_strings, ())
     imports = Setting(_either("open", "tasks"), "open")
+    signing_keys = Setting(_keys, ())
+    accept_unsigned = Setting(_flag_or_moment, False)
     unknown_arguments = Setting(_either("refuse", "drop"), "refuse")
     admin_links = Setting(_links, {})
 

@@ -29,6 +29,8 @@ class BaseBackend(ABC):
     leaves_process: bool = True
     #: Whether jobs are written into the caller's transaction: then `keep()` is called before its COMMIT.
     keeps: bool = False
+    #: Whether `stow()` is called for jobs that do not refer to stored arguments yet.
+    stows: bool = False
     #: The longest delay of a job that the transport takes, in seconds.
     max_delay: int = MAX_DELAY
     #: The maximum number of retries if LAMBDA_TASKS_MAX_RETRIES is not set. None means the default of the setting.
@@ -48,9 +50,10 @@ class BaseBackend(ABC):
     def stow(self, job: Job) -> Job:
         """Store arguments outside of the message if they are too large for it, and return the job that is sent.
 
-        Called for each job before it waits for its COMMIT, in the open transaction of its database. The message of the
-        returned job refers to the arguments (`Invocation.stored`). If the job refers to some already, as a retry does,
-        note that they are needed from now on, or after its delay. The default implementation stores nothing.
+        Called with `stows` for each job before it waits for its COMMIT, in the open transaction of its database. The
+        message of the returned job refers to the arguments (`Invocation.stored`). If the job refers to some already, as
+        a retry does, note that they are needed from now on, or after its delay. The default implementation stores
+        nothing.
         """
         return job
 

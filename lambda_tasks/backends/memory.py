@@ -10,6 +10,7 @@ from typing import Any
 from lambda_tasks.backends.base import BaseBackend, Taken
 from lambda_tasks.jobs import Job
 from lambda_tasks.settings import MAX_DELAY
+from lambda_tasks.wire.signing import signed_if_configured
 
 
 class MemoryBackend(BaseBackend):
@@ -42,7 +43,7 @@ class MemoryBackend(BaseBackend):
 
 def event_record(job: Job, *, receive_count: int = 1) -> dict[str, Any]:
     """Return `job` as an entry of `Records` in the event that Lambda makes of SQS messages."""
-    body = job.message.to_body()
+    body = signed_if_configured(job.message.to_body(), job.message_attributes())
     now = str(int(time.time() * 1000))
     return {
         "messageId": job.message_id,

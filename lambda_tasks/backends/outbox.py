@@ -73,6 +73,7 @@ class OutboxBackend(BaseBackend):
             raise TypeError(f"transport must be a transport other than an outbox, not {described(path)}")
         self.transport: BaseBackend = behind
         self.leaves_process = behind.leaves_process
+        self.stows = behind.stows
         self._databases = databases
         self._relay = Relay(behind)
         self._statements = Statements()
@@ -193,7 +194,7 @@ class OutboxBackend(BaseBackend):
         found = unsent.values_list("pk", "attributes").first()
         if found is None:
             return False
-        job = self.stow(job)
+        job = self.stow(job) if self.stows else job
         # The context and the group belong to the arguments.
         kept = {name: value for name, value in found[1].items() if name != GROUP_ATTRIBUTE}
         group = {} if job.group is None else {GROUP_ATTRIBUTE: job.group}

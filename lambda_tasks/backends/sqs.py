@@ -18,11 +18,12 @@ from django.core.checks import CheckMessage, Error, Warning
 from lambda_tasks.backends.base import BaseBackend, Refused, SendResult, Taken, Unsent
 from lambda_tasks.backends.sqs_messages import (
     MAX_BYTES,
+    MARGIN,
     MAX_LARGE_BYTES,
     MAX_REFERENCE,
     attributes_of_retry,
     check_attributes,
-    size_with_retry,
+    excessive_size,
 )
 from lambda_tasks.backends.sqs_messages import size as size_of
 from lambda_tasks.backends.visibility import entries_by_queue
@@ -41,6 +42,7 @@ from lambda_tasks.wire.queue_urls import (
     server_of,
 )
 from lambda_tasks.wire.real_queues import guarded
+from lambda_tasks.wire.signing import signed
 from lambda_tasks.wire.stored import Stored
 
 if TYPE_CHECKING:
@@ -84,9 +86,10 @@ _UNKNOWN_PARTITION: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A job, its attributes, and the size of both as SQS counts it, in bytes."""
+    """A job, its message, and the size of that as SQS counts it, in bytes."""
 
     job: Job
+    body: str
     attributes: Mapping[str, str]
     size: int
 
@@ -96,7 +99,7 @@ class _Entry:
         group = {} if self.job.group is None else {"MessageGroupId": self.job.group}
         return {
             **group,
-            "MessageBody": self.job.body,
+            "MessageBody": self.body,
             "DelaySeconds": self.job.delay,
             "MessageAttributes": {
                 name: {"DataType": "String", "StringValue": value} for name, value in self.attributes.items()
@@ -145,10 +148,8 @@ class SQSBackend(BaseBackend):
     """Sends to the queues of LAMBDA_TASKS_QUEUES with one boto3 client per process and server.
 
     Options: `endpoint_url` for requests to another address than that of the queue's URL (AWS_ENDPOINT_URL_SQS also
-    works);
-    `max_message_bytes` for queues that accept less than 1 MiB; `connect_timeout` and `read_timeout` in
-    seconds, and `max_attempts`, of each request; `max_threads`, how many requests of one commit are sent
-    in parallel;
+    works); `max_message_bytes` for queues that accept less than 1 MiB; `connect_timeout` and `read_timeout` in seconds,
+    and `max_attempts`, of each request; `max_threads`, how many requests of one commit are sent in parallel;
     `large_arguments`, where arguments are stored that are too large for a message: `"database"`, `"s3://bucket/prefix"`,
     or a list of them, of which the first one stores, and all are read; `max_large_bytes`, the most bytes of them.
     """
@@ -186,6 +187,7 @@ class SQSBackend(BaseBackend):
         self._waited: dict[Server, float] = {}
         self._region_is_configured = False
         self._large_arguments: LargeArguments | None = None
+        self.stows = large_arguments is not None
         if large_arguments is not None:
             self._large_arguments = _large_arguments(large_arguments, max_bytes=max_large_bytes)
 
@@ -196,14 +198,14 @@ class SQSBackend(BaseBackend):
             raise InvalidSetting(_named(job.queue, problem))
         attributes = attributes_of_retry(job)
         check_attributes(job, attributes)
-        size = size_with_retry(job, attributes)
-        if size <= self.max_message_bytes:
+        limit = self.max_message_bytes
+        if size_of(job.body, attributes) <= limit - MARGIN or not (size := excessive_size(job, attributes, limit)):
             return
-        rest = size_of("", attributes) + MAX_REFERENCE
-        if self._large_arguments is None or job.message.stored is not None or rest > self.max_message_bytes:
+        too_large = size_of("", attributes) + MAX_REFERENCE > limit
+        if self._large_arguments is None or job.message.stored is not None or too_large:
             raise MessageTooLarge(
-                f"The message of {job.task_name} must have at most {self.max_message_bytes:,} bytes with its "
-                f"attributes, not {size:,}. Store the data elsewhere and send its key, or set the option "
+                f"The message of {job.task_name} must have at most {limit:,} bytes with its attributes, "
+                f" not {size:,}. Store the data elsewhere and send its key, or set the option "
                 "large_arguments of SQSBackend."
             )
         self._large_arguments.refuse(job, size)
@@ -213,13 +215,12 @@ class SQSBackend(BaseBackend):
             (self._large_arguments or _large_arguments()).renew(stored, delay=job.delay)
             return job
         large = self._large_arguments
-        if large is None or size_with_retry(job, attributes_of_retry(job)) <= self.max_message_bytes:
+        if large is None or not excessive_size(job, attributes_of_retry(job), self.max_message_bytes):
             return job
         return large.stow(job)
 
     def fetch(self, stored: Stored) -> str:
-        # Without the option, messages that were sent with it can still arrive.
-        return (self._large_arguments or _large_arguments()).fetch(stored)
+        return (self._large_arguments or _large_arguments()).fetch(stored)  # it may be sent before the option changed
 
     def check(self) -> list[CheckMessage]:
         """Report URLs of queues that cannot be used (E030), that need a region (W030), or that look misspelt (W031)."""
@@ -392,12 +393,14 @@ def _large_arguments(*places: Any, **options: Any) -> LargeArguments:
 def _by_queue(jobs: Sequence[Job]) -> dict[str, list[_Entry]]:
     """Return the entries for each queue, by the queue's URL."""
     urls: dict[str, str] = {}
+    keys = app_settings.signing_keys
     by_url: dict[str, list[_Entry]] = defaultdict(list)
     for job in jobs:
         if job.queue not in urls:
             urls[job.queue] = app_settings.queue_url(job.queue, task_name=job.task_name)
         attributes = job.message_attributes()
-        by_url[urls[job.queue]].append(_Entry(job, attributes, size_of(job.body, attributes)))
+        body = signed(job.body, attributes, keys[0]) if keys else job.body
+        by_url[urls[job.queue]].append(_Entry(job, body, attributes, size_of(body, attributes)))
     return by_url
 
 

@@ -8,7 +8,9 @@ from typing import Final
 
 from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.jobs import Job, carries_first_sent
+from lambda_tasks.settings import app_settings
 from lambda_tasks.wire.attributes import FIRST_SENT_ATTRIBUTE, OWN_ATTRIBUTES, is_group
+from lambda_tasks.wire.signing import SIGNATURE_BYTES
 
 MAX_BYTES: Final = 1_048_576
 #: The most bytes of a message with arguments that are stored outside of it, unless an option says otherwise. Records
@@ -19,6 +21,8 @@ MAX_REFERENCE: Final = 4_096
 MAX_ATTRIBUTES: Final = 10
 #: Bytes by which a retry may be larger than the first message: its `n_retries`.
 RETRY_HEADROOM: Final = len(',"n_retries":2147483647')
+#: The bytes by which a signed retry may be larger than the first message without a signature.
+MARGIN: Final = RETRY_HEADROOM + SIGNATURE_BYTES
 _ATTRIBUTE_NAME: Final = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9_.-]{0,254}[A-Za-z0-9_-])?")
 _ILLEGAL_CHARACTER: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -29,9 +33,13 @@ def size(body: str, attributes: Mapping[str, str]) -> int:
     return _bytes(body) + _bytes(texts) + len("String") * len(attributes)
 
 
-def size_with_retry(job: Job, attributes: Mapping[str, str]) -> int:
-    """Return the size of the message of `job`, or of its largest retry, with these attributes."""
-    return size(job.body, attributes) + RETRY_HEADROOM
+def excessive_size(job: Job, attributes: Mapping[str, str], limit: int) -> int:
+    """Return the size of the message of `job`, or of its largest retry, if it is more than `limit` bytes; otherwise 0.
+
+    That is the size with a signature, if messages are signed.
+    """
+    whole = size(job.body, attributes) + RETRY_HEADROOM + (SIGNATURE_BYTES if app_settings.signing_keys else 0)
+    return whole if whole > limit else 0
 
 
 def _bytes(text: str) -> int:

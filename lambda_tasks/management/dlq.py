@@ -78,7 +78,7 @@ class DeadLetters(Subcommand):
 
         discover_tasks()  # whose sensitive arguments are masked
         letters = [letter for queue in queues for letter in peek(queue, limit=limit)]
-        hidden = set() if arguments else {"kwargs"}
+        hidden = set() if arguments else {"kwargs", "stored"}
         fields = [{key: value for key, value in asdict(each).items() if key not in hidden} for each in letters]
         names = ", ".join(queue.name for queue in queues)
         self.output.result(fields, None if letters else f"No messages in {names}.")

@@ -25,6 +25,7 @@ from lambda_tasks.wire import ids
 from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE, QUEUE_ATTRIBUTE
 from lambda_tasks.wire.invocation import Invocation
 from lambda_tasks.wire.queue_urls import problem_of, server_of
+from lambda_tasks.wire.signing import signed_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -342,12 +343,19 @@ def _entry(place: int, message: Mapping[str, Any]) -> dict[str, Any]:
         name: {key: value for key, value in each.items() if not key.endswith("ListValues")}
         for name, each in message.get("MessageAttributes", {}).items()
     }
+    body = message["Body"]
     if MESSAGE_ID_ATTRIBUTE not in attributes and len(attributes) < _MAX_ATTRIBUTES and _is_invocation(message):
+        before = _texts(attributes)
         attributes[MESSAGE_ID_ATTRIBUTE] = {"DataType": "String", "StringValue": _id_of(message)}
-    entry = {"Id": str(place), "MessageBody": message["Body"], "MessageAttributes": attributes}
+        body = signed_again(body, before, _texts(attributes))
+    entry = {"Id": str(place), "MessageBody": body, "MessageAttributes": attributes}
     if group := message.get("Attributes", {}).get("MessageGroupId"):
         entry["MessageGroupId"] = group
     return entry
+
+
+def _texts(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {name: value for name, each in attributes.items() if isinstance(value := each.get("StringValue"), str)}
 
 
 def _is_invocation(message: Mapping[str, Any]) -> bool:

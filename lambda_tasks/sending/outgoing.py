@@ -53,7 +53,8 @@ def send_immediately(job: Job) -> TaskHandle[Any]:
 
 def _stowed_outside(job: Job) -> Job:
     """Return the job as it is sent past the open transaction, which must not contain its arguments."""
-    stowed = get_backend().direct.stow(job)
+    backend = get_backend().direct
+    stowed = backend.stow(job) if backend.stows else job
     reference = stowed.message.stored if stowed is not job else None
     if reference is not None and reference.is_in_database and is_open(connections[job.database]):
         raise InvalidArguments(
@@ -86,7 +87,8 @@ def leave_on_commit(job: Job) -> None:
     backend = get_backend()
     if backend.keeps:
         before_commit(connection, _keep_leaving)
-    job = backend.stow(job)
+    if backend.stows or job.message.stored is not None:
+        job = backend.stow(job)
     rescue_callbacks(connection, _send_dropped)
     departure = _Departure(job, _waiting_room(job.database))
     if job.state is not None:

@@ -82,11 +82,12 @@ class Invocation:
         shape: dict[str, Any] = {"task_name": self.task_name, "kwargs": self.kwargs}
         if self.stored is not None:
             shape = {"task_name": self.task_name, "stored": self.stored.to_json()}
-        return _encoded(shape | {"n_retries": self.n_retries} if self.n_retries else shape)
+        body = _encoder.encode(shape | {"n_retries": self.n_retries} if self.n_retries else shape)
+        return body if body.isascii() else _UNSENDABLE.sub(_escaped, body)
 
     def kwargs_text(self) -> str:
         """Return the arguments as JSON in the same form, to be stored outside of the message."""
-        return _encoded(self.kwargs)
+        return _UNSENDABLE.sub(_escaped, _encoder.encode(self.kwargs))
 
     def with_stored(self, text: str) -> Invocation:
         """Return this invocation with the arguments in `text`, which was stored outside of its message.
@@ -106,11 +107,6 @@ class Invocation:
     def next_retry(self) -> Invocation:
         """Return the invocation that retries this one."""
         return replace(self, n_retries=self.n_retries + 1)
-
-
-def _encoded(content: dict[str, Any]) -> str:
-    text = _encoder.encode(content)
-    return text if text.isascii() else _UNSENDABLE.sub(_escaped, text)
 
 
 def _escaped(character: re.Match[str]) -> str:

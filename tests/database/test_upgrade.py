@@ -44,6 +44,7 @@ SINCE: Final = (
     "0010_rerun",
     "0011_admin_permissions",
     "0012_enqueued_tasks",
+    "0013_stored_arguments",
 )
 ORM_STORE: Final = "lambda_tasks.stores.orm.ORMStore"
 

@@ -43,8 +43,8 @@ MUTATIONS: Final = (
     Mutation(
         "a malformed message counts as the first task",
         "handler.py",
-        "        try:\n            message = Invocation.of_body",
-        "        self._started_any, started = True, self._started_any\n        try:\n            message = Invocation.of_body",
+        "        try:\n            message = Invocation.of_body(",
+        "        self._started_any, started = True, self._started_any\n        try:\n            message = Invocation.of_body(",
         BATCHES + "::TestTime",
     ),
     Mutation(

@@ -86,8 +86,8 @@ MUTATIONS: Final = (
     Mutation(
         "dead letters show sensitive arguments",
         "operations/dead_letters.py",
-        "kwargs = None if task is None else masked(call.kwargs, task.sensitive)",
-        "kwargs = call.kwargs",
+        "kwargs=None if task is None else masked(call.kwargs, task.sensitive)",
+        "kwargs=call.kwargs",
         LETTERS + "::TestPeek",
     ),
     Mutation(

@@ -22,7 +22,7 @@ MUTATIONS: Final = (
     Mutation(
         "outbox: messages are stored after the commit",
         "sending/outgoing.py",
-        "    if get_backend().keeps:\n        before_commit(connection, _keep_leaving)\n",
+        "    if backend.keeps:\n        before_commit(connection, _keep_leaving)\n",
         "",
         CALLERS,
     ),

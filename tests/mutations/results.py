@@ -184,7 +184,7 @@ MUTATIONS: Final = (
     Mutation(
         "execute_now() waits in the outbox",
         "sending/outgoing.py",
-        "    dispatch([job], direct=True)\n",
+        "    dispatch([_stowed_outside(job)], direct=True)\n",
         "    dispatch([job])\n",
         RESULTS + "::TestSendingNow",
     ),

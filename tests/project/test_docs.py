@@ -60,6 +60,7 @@ from lambda_tasks.operations import checks, infrastructure, ping
 from lambda_tasks.settings import MAX_DELAY, MAX_KEPT_DELAY, LambdaTasksSettings, Setting, app_settings
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
 from lambda_tasks.wire.attributes import OWN_ATTRIBUTES
+from lambda_tasks.wire.invocation import Invocation
 from tests.operations.infrastructure import QUEUES, described, properties, resources
 from tests.operations.test_checks import only
 
@@ -598,7 +599,7 @@ def test_fields_of_messages_are_documented() -> None:
 def test_message_bodies_on_pages_are_valid(page: Path) -> None:
     for block in blocks(page, "json"):
         if "task_name" in block.code:
-            SQSLambdaTaskMessage.from_body(block.code)
+            Invocation.of_body(block.code)
 
 
 def test_numbers_on_pages_match_the_code() -> None:

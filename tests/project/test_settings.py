@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -107,6 +108,16 @@ TABLE: dict[str, tuple[Any, list[Any], list[Any]]] = {
         ["shop.context.tenant", None, ["shop.context.tenant"], {"tenant": None}, {"tenant": ""}, {5: "shop.x"}],
     ),
     "LAMBDA_TASKS_IMPORTS": ("open", ["open", "tasks"], ["closed", "", None, True, ["tasks"]]),
+    "LAMBDA_TASKS_SIGNING_KEYS": (
+        [],
+        [["x" * 32], ("x" * 32, "y" * 50)],
+        ["x" * 32, None, [None], ["x" * 31], {"x" * 32: 1}],
+    ),
+    "LAMBDA_TASKS_ACCEPT_UNSIGNED": (
+        False,
+        [True, False, datetime(2027, 1, 15, tzinfo=timezone.utc)],
+        ["2027-01-15", None, 1, datetime(2027, 1, 15)],  # noqa: DTZ001
+    ),
     "LAMBDA_TASKS_UNKNOWN_ARGUMENTS": ("refuse", ["refuse", "drop"], ["ignore", "", None, True, ["drop"]]),
     "LAMBDA_TASKS_ADMIN_LINKS": (
         {},

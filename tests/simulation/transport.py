@@ -39,6 +39,7 @@ class FileBackend(BaseBackend):
     next_failure: ClassVar[str | None] = None
     #: Whether every send fails without effect, in this process and in processes that are forked meanwhile.
     unavailable: ClassVar[bool] = False
+    stows = True
 
     def stow(self, job: Job) -> Job:
         """Store the arguments of one task outside of its messages, as if they were too large."""

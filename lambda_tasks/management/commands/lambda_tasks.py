@@ -24,6 +24,7 @@ from lambda_tasks.management.relay import Relay
 from lambda_tasks.management.retry import Retry
 from lambda_tasks.management.run import Run
 from lambda_tasks.management.schedules import Schedules
+from lambda_tasks.management.sign import Sign
 from lambda_tasks.management.stats import Stats
 from lambda_tasks.management.status import Inspect, Status
 from lambda_tasks.management.template import Template
@@ -45,6 +46,7 @@ SUBCOMMANDS: Final[tuple[type[Subcommand], ...]] = (
     DeadLetters,
     Worker,
     Invoke,
+    Sign,
     Relay,
     Tick,
     Schedules,

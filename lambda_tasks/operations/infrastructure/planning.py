@@ -38,6 +38,7 @@ from lambda_tasks.recording.storable import shown
 from lambda_tasks.secret_loader import PREFIX, arns_of_secrets
 from lambda_tasks.settings import MAX_TIMEOUT, app_settings
 from lambda_tasks.wire.invocation import Invocation
+from lambda_tasks.wire.signing import signed_if_configured
 
 HANDLER: Final = "lambda_tasks.handler.handler"
 #: The batch size for which a function's timeout has room, if the limit of Lambda allows it.
@@ -299,6 +300,7 @@ def _cleanup(options: Options, queues: Sequence[QueuePlan]) -> CleanupPlan | Non
     target = queues[0].key
     body = json.dumps({"task_name": "lambda_tasks.tasks.cleanup_task_records", "kwargs": {"retention_days": days}})
     Invocation.of_body(body)  # raises an error for a body that no worker could read
+    body = signed_if_configured(body, {})
     return CleanupPlan(
         queue=target,
         expression=_CLEANUP_EXPRESSION,
