@@ -39,6 +39,10 @@ class ArgumentsMissing(InvalidMessage):
     """The arguments of a message are stored outside of it, and are missing, or were changed."""
 
 
+class ArgumentsUnreadable(InvalidMessage):
+    """Arguments of a message are encrypted, and no key in LAMBDA_TASKS_ENCRYPTION_KEYS can decrypt them."""
+
+
 class InvalidSignature(InvalidMessage):
     """A message is not signed, or not by a key in LAMBDA_TASKS_SIGNING_KEYS."""
 

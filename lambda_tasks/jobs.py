@@ -187,7 +187,16 @@ class Job:
     @cached_property
     def body(self) -> str:
         """The body of the message. It is created once, so that the body that was checked at the call is sent."""
-        return self.message.to_body()
+        return (self.sent_message if self.task is not None and self.task.sensitive else self.message).to_body()
+
+    @property
+    def sent_message(self) -> Invocation:
+        """The message as it is sent: with sensitive arguments encrypted, if the settings have keys for that."""
+        if self.task is None or not self.task.sensitive:
+            return self.message
+        from lambda_tasks.wire.encryption import encrypted  # few tasks have such arguments
+
+        return encrypted(self.message, self.task.sensitive)
 
     def message_attributes(self) -> dict[str, str]:
         """Return all attributes of the message. Plugins cannot replace the library's own attributes."""

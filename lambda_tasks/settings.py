@@ -5,10 +5,12 @@ Each access reads the value from the Django settings. A batch of messages reads 
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timedelta
+from importlib.util import find_spec
 from typing import Any, Final, Generic, TypeVar, overload
 
 from django.conf import settings as django_settings
@@ -35,6 +37,8 @@ MAX_KEPT_DELAY: Final = 31_536_000
 LOST_AFTER: Final = 3_600
 #: The characters that a secret key must have at least: 24 random bytes in base64.
 SHORTEST_KEY: Final = 32
+#: The bytes of a key of Fernet, in base64.
+FERNET_KEY_BYTES: Final = 32
 
 _UNSET: Final = object()
 
@@ -219,6 +223,24 @@ def _keys(value: Any, name: str) -> list[str]:
     return list(value)
 
 
+def _fernet_keys(value: Any, name: str) -> list[str]:
+    """Check that a setting is a list of keys of Fernet, and that its library is installed."""
+    keys = _keys(value, name)
+    for place, key in enumerate(keys):
+        try:
+            is_key = len(urlsafe_b64decode(key)) == FERNET_KEY_BYTES
+        except ValueError:
+            is_key = False
+        if not is_key:
+            raise ValueError(
+                f"{name} must contain keys of Fernet, which item {place} is not. `python -c 'from cryptography.fernet "
+                "import Fernet; print(Fernet.generate_key().decode())'` prints a key."
+            )
+    if keys and find_spec("cryptography") is None:
+        raise ValueError(f"{name} needs the package cryptography. Install django-lambda-tasks[encryption].")
+    return keys
+
+
 def _type_of(value: Any) -> str:
     return f"{type(value).__name__} (not shown, because it may be a key)"
 
@@ -345,6 +367,7 @@ class LambdaTasksSettings:
     imports = Setting(_either("open", "tasks"), "open")
     signing_keys = Setting(_keys, ())
     accept_unsigned = Setting(_flag_or_moment, False)
+    encryption_keys = Setting(_fernet_keys, ())
     unknown_arguments = Setting(_either("refuse", "drop"), "refuse")
     admin_links = Setting(_links, {})
 

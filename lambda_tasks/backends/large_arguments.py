@@ -63,7 +63,7 @@ class LargeArguments:
 
     def stow(self, job: Job) -> Job:
         """Store the arguments of `job`, and return it with a reference to them in place of the arguments."""
-        stored = self._first.store(job.message.kwargs_text(), job)
+        stored = self._first.store(job.sent_message.kwargs_text(), job)
         failpoints.reached("arguments:stored")
         return replace(job, message=replace(job.message, stored=stored))
 

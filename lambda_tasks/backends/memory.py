@@ -43,7 +43,7 @@ class MemoryBackend(BaseBackend):
 
 def event_record(job: Job, *, receive_count: int = 1) -> dict[str, Any]:
     """Return `job` as an entry of `Records` in the event that Lambda makes of SQS messages."""
-    body = signed_if_configured(job.message.to_body(), job.message_attributes())
+    body = signed_if_configured(job.body, job.message_attributes())
     now = str(int(time.time() * 1000))
     return {
         "messageId": job.message_id,

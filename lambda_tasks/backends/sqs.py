@@ -17,8 +17,8 @@ from django.core.checks import CheckMessage, Error, Warning
 
 from lambda_tasks.backends.base import BaseBackend, Refused, SendResult, Taken, Unsent
 from lambda_tasks.backends.sqs_messages import (
-    MAX_BYTES,
     MARGIN,
+    MAX_BYTES,
     MAX_LARGE_BYTES,
     MAX_REFERENCE,
     attributes_of_retry,
@@ -34,13 +34,7 @@ from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.sending.side_by_side import SideBySide
 from lambda_tasks.settings import LambdaTasksSettings, app_settings, whole_number
-from lambda_tasks.wire.queue_urls import (
-    Server,
-    client_options,
-    looks_like_aws,
-    problem_of,
-    server_of,
-)
+from lambda_tasks.wire.queue_urls import Server, client_options, looks_like_aws, problem_of, server_of
 from lambda_tasks.wire.real_queues import guarded
 from lambda_tasks.wire.signing import signed
 from lambda_tasks.wire.stored import Stored
@@ -205,7 +199,7 @@ class SQSBackend(BaseBackend):
         if self._large_arguments is None or job.message.stored is not None or too_large:
             raise MessageTooLarge(
                 f"The message of {job.task_name} must have at most {limit:,} bytes with its attributes, "
-                f" not {size:,}. Store the data elsewhere and send its key, or set the option "
+                f"not {size:,}. Store the data elsewhere and send its key, or set the option "
                 "large_arguments of SQSBackend."
             )
         self._large_arguments.refuse(job, size)

@@ -1,4 +1,4 @@
-"""Read the arguments of a message that are stored outside of it, before anything is recorded."""
+"""Read arguments that are stored outside of their message, or encrypted in it, before anything is recorded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from lambda_tasks import failpoints
 from lambda_tasks.strategies import get_backend, get_store
 
 if TYPE_CHECKING:
+    from lambda_tasks.definition.task import Task
     from lambda_tasks.wire.invocation import Invocation
 
 
@@ -21,6 +22,13 @@ def fetched(message: Invocation) -> Invocation:
     complete = message.with_stored(get_backend().fetch(message.stored))
     failpoints.reached("arguments:fetched")
     return complete
+
+
+def readable(message: Invocation, task: Task) -> Invocation:
+    """Return `message` with its sensitive arguments decrypted, or raise `ArgumentsUnreadable`."""
+    from lambda_tasks.wire.encryption import decrypted  # few tasks have such arguments
+
+    return decrypted(message, task.sensitive)
 
 
 def has_ended(message_id: str) -> bool:

@@ -34,7 +34,7 @@ from lambda_tasks.execution.arguments import arguments_of
 from lambda_tasks.execution.attempt import Attempt, Stage
 from lambda_tasks.execution.claiming import claim
 from lambda_tasks.execution.errors import after_error, log_failed_callback, settle_in_doubt
-from lambda_tasks.execution.fetching import fetched, has_ended
+from lambda_tasks.execution.fetching import fetched, has_ended, readable
 from lambda_tasks.execution.locking import held_lock, lock_in_transaction
 from lambda_tasks.execution.resolving import resolve
 from lambda_tasks.execution.settling import committed, end_flow, resume_flow, settle, write
@@ -159,6 +159,8 @@ def prepare(message: Invocation, *, message_id: str, **details: Unpack[Details])
     refuse_misconfiguration(task, connection)
     if message.stored is not None:
         message = fetched(message)
+    if task.sensitive:
+        message = readable(message, task)
     soft, hard = clamped(*task.timeouts(), deadline)
     return Run(
         message=message,

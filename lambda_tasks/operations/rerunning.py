@@ -201,13 +201,15 @@ def _kwargs(record: TaskRecord, task: Task) -> dict[str, Any]:
 
 def _kept_kwargs(record: TaskRecord, masked: list[str]) -> dict[str, Any]:
     """Return the arguments in the message of the record, if the outbox still has it."""
+    from lambda_tasks.wire.encryption import decrypted  # few tasks have such arguments
+
     job = get_backend().find(str(record.pk))
     if job is None or MASK in job.message.kwargs.values():
         raise CannotRunAgain(
             f"{record} cannot be run again, because the record masks sensitive arguments: {', '.join(masked)}. Call "
             "the task with their values."
         )
-    return job.message.kwargs
+    return decrypted(job.message, masked).kwargs
 
 
 def _queue(record: TaskRecord, task: Task) -> str:

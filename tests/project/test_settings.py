@@ -26,6 +26,7 @@ from lambda_tasks.stores.null import NullStore
 from lambda_tasks.stores.orm import ORMStore
 from lambda_tasks.strategies import get_backend, get_lock, get_store
 
+FERNET_KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 QUEUE = {"default": "https://sqs.eu-west-1.amazonaws.com/123456789012/default"}
 
 
@@ -117,6 +118,11 @@ TABLE: dict[str, tuple[Any, list[Any], list[Any]]] = {
         False,
         [True, False, datetime(2027, 1, 15, tzinfo=timezone.utc)],
         ["2027-01-15", None, 1, datetime(2027, 1, 15)],  # noqa: DTZ001
+    ),
+    "LAMBDA_TASKS_ENCRYPTION_KEYS": (
+        [],
+        [[FERNET_KEY], (FERNET_KEY, FERNET_KEY)],
+        [FERNET_KEY, None, [None], ["x" * 44], ["A" * 44], {FERNET_KEY: 1}],
     ),
     "LAMBDA_TASKS_UNKNOWN_ARGUMENTS": ("refuse", ["refuse", "drop"], ["ignore", "", None, True, ["drop"]]),
     "LAMBDA_TASKS_ADMIN_LINKS": (
