@@ -192,7 +192,7 @@ class Job:
     @property
     def sent_message(self) -> Invocation:
         """The message as it is sent: with sensitive arguments encrypted, if the settings have keys for that."""
-        if self.task is None or not self.task.sensitive:
+        if self.task is None or not self.task.sensitive or self.message.stored is not None:
             return self.message
         from lambda_tasks.wire.encryption import encrypted  # few tasks have such arguments
 

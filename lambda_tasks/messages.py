@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -57,6 +57,9 @@ class SQSLambdaTaskMessage(BaseModel):
 
     # Arguments may be secrets, so neither the repr() nor pydantic's errors quote them.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+    #: As in `Invocation`, which has such a reference only until it is read.
+    stored: ClassVar[None] = None
 
     task_name: _TaskName
     kwargs: _Arguments = Field(default_factory=dict, repr=False)

@@ -35,9 +35,10 @@ def delete_unused(retention_days: int) -> None:
 
 def _delete_unused_in(database: str, days: int) -> None:
     unused = StoredArguments.objects.using(database).filter(used_at__lt=from_now(-days * _DAY))
-    if not unused.exists():
+    oldest = unused.order_by("used_at")
+    if oldest.values_list("pk").first() is None:
         return
-    left = unused.exclude(pk__in=_waiting()).order_by("used_at")
+    left = oldest.exclude(pk__in=_waiting())
     while keys := list(left.values_list("pk", flat=True)[:_BATCH_SIZE]):
         # A worker may have used one of them meanwhile.
         if not unused.filter(pk__in=keys).delete()[0]:

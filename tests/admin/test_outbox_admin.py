@@ -29,6 +29,8 @@ from lambda_tasks.decorators import lambda_task
 from lambda_tasks.jobs import Job
 from lambda_tasks.models import OutboxMessage
 from lambda_tasks.recording.masking import MASK
+from lambda_tasks.wire.invocation import Invocation
+from lambda_tasks.wire.stored import Stored
 
 pytestmark = pytest.mark.django_db
 
@@ -385,6 +387,13 @@ class TestDetail:
         page = staff.get(detail(shown)).content.decode()
         assert "4242 4242" not in page
         assert "order_id&quot;: 7" in page
+
+    def test_place_of_large_arguments_is_shown(self, staff: Client) -> None:
+        shown = message(task_name=charge.name)
+        stored = Stored.of("{}", place="database:default", key=str(shown.pk))
+        OutboxMessage.objects.filter(pk=shown.pk).update(body=Invocation(charge.name, stored=stored).to_body())
+        text = visible_text(staff.get(detail(shown)))
+        assert f"are stored outside of it: 2 bytes in database:default, key {shown.pk}." in text
 
     @pytest.mark.parametrize("task_name", ["shop.tasks.gone", "tests.broken_module.task", "lambda_tasks.tasks.gone"])
     def test_all_arguments_of_an_unknown_task_are_masked(self, staff: Client, task_name: str) -> None:

@@ -70,6 +70,11 @@ def measure_later(*, text: str) -> int:
     return len(text)
 
 
+@lambda_task(unique=True, on_duplicate="replace")
+def measure_latest(*, text: str) -> int:
+    return len(text)
+
+
 @lambda_task(sensitive=("text",))
 def keep_quiet(*, text: str) -> int:
     return len(text)
@@ -407,6 +412,16 @@ class TestOutbox:
         delete_old_records(7)
         assert rows().count() == 1
 
+    @on_each_database
+    def test_replaced_call_gets_the_new_arguments(self, in_database: str, sqs: Sqs) -> None:
+        handle = measure_latest.using(delay=5_000, database=in_database).execute_on_commit(text=LARGE)
+        measure_latest.using(delay=5_000, database=in_database).execute_on_commit(text=LARGE + LARGE)
+        message = OutboxMessage.objects.using(in_database).get()
+        assert str(message.pk) == str(handle.message_id)
+        get_backend().send_now([message.pk], using=in_database)  # type: ignore[attr-defined]
+        work(sqs)
+        assert record_of(str(message.pk)).result == 2 * len(LARGE)
+
     @on_one_database
     def test_kept_message_has_its_arguments(self, in_database: str) -> None:
         message_id = str(
@@ -471,15 +486,16 @@ class TestBucket:
 
     @on_one_database
     def test_old_object_is_copied_to_itself(self, in_bucket: Any, sqs: Sqs, monkeypatch: Any) -> None:
-        call(measure, text=LARGE)
-        monkeypatch.setattr(bucket, "RENEWED_AFTER", -1)
-        key = objects(in_bucket)[0]
-        in_bucket.put_object_tagging(Bucket=BUCKET, Key=key, Tagging={"TagSet": [{"Key": "old", "Value": "yes"}]})
-        before = in_bucket.head_object(Bucket=BUCKET, Key=key)["LastModified"]
-        work(sqs)
-        after = in_bucket.head_object(Bucket=BUCKET, Key=key)
-        assert after["LastModified"] >= before
-        assert after["ContentType"] == "application/json"
+        in_bucket.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+        for renewed_after, versions in ((DAY, 1), (-1, 2)):
+            monkeypatch.setattr(bucket, "RENEWED_AFTER", renewed_after)
+            message_id = call(measure, text=LARGE)
+            work(sqs)
+            assert record_of(message_id).status == TaskStatus.SUCCESS
+            latest = max(objects(in_bucket))
+            found = in_bucket.list_object_versions(Bucket=BUCKET, Prefix=latest)["Versions"]
+            assert len(found) == versions
+            assert len({each["ETag"] for each in found}) == 1
 
     @on_one_database
     def test_former_places_are_read(self, in_bucket: Any, sqs: Sqs, settings: Any) -> None:

@@ -15,6 +15,8 @@ from lambda_tasks.operations import dead_letters
 from lambda_tasks.operations.dead_letters import DeadLetterError, dead_letter_queues, peek, redrive
 from lambda_tasks.recording.masking import MASK
 from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE, QUEUE_ATTRIBUTE
+from lambda_tasks.wire.invocation import Invocation
+from lambda_tasks.wire.stored import Stored
 from tests.conftest import Sqs
 from tests.operations.test_doctor import _answer as answer_of
 
@@ -106,6 +108,16 @@ class TestPeek:
         letters.add(json.dumps({"task_name": call.name, "kwargs": {"token": "a secret"}}))
         assert MASK not in printed("peek")
         assert "kwargs" not in json.loads(printed("peek", "--format", "json"))[0]
+
+    def test_place_of_large_arguments_is_printed(self, letters: Letters) -> None:
+        stored = Stored.of("{}", place="database:default", key=OWN_ID)
+        letters.add(Invocation(call.name, stored=stored).to_body(), **{QUEUE_ATTRIBUTE: "default"})
+        assert f"2 bytes in database:default, key {OWN_ID}" in " ".join(printed("peek", "--arguments").split())
+        assert json.loads(printed("peek", "--arguments", "--format", "json"))[0]["stored"] == str(stored)
+        assert "stored" not in json.loads(printed("peek", "--format", "json"))[0]
+        printed("redrive")
+        [body] = letters.sqs.bodies("default")
+        assert body == {"task_name": call.name, "stored": stored.to_json()}
 
     def test_message_has_the_id_of_its_invocation(self, letters: Letters) -> None:
         letters.add(body(), **{MESSAGE_ID_ATTRIBUTE: OWN_ID})

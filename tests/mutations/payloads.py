@@ -49,8 +49,8 @@ MUTATIONS: Final = (
     Mutation(
         "the cleanup deletes arguments of messages in the outbox",
         "backends/unused_arguments.py",
-        "unused.exclude(pk__in=_waiting())",
-        "unused",
+        "oldest.exclude(pk__in=_waiting())",
+        "oldest",
         LARGE + "::TestOutbox",
     ),
     Mutation(

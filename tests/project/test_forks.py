@@ -18,6 +18,7 @@ from django.test import override_settings
 import lambda_tasks
 from lambda_tasks import handler, plugins, secret_loader, strategies
 from lambda_tasks.backends import eager
+from lambda_tasks.backends.bucket import Bucket
 from lambda_tasks.backends.sqs import SQSBackend
 from lambda_tasks.contrib import opentelemetry
 from lambda_tasks.forks import ForkSafeLock
@@ -38,6 +39,7 @@ LOCKS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "plugins": lambda: plugins._loading,
     "secret_loader": lambda: secret_loader._lock,
     "strategies": lambda: strategies._building,
+    "backends/bucket": lambda: BUCKET._making_client,
     "backends/sqs": lambda: SQS._making_client,
     "locks/memory": lambda: MEMORY._changing,
     "contrib/opentelemetry": lambda: opentelemetry._flushing,
@@ -45,7 +47,7 @@ LOCKS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 #: Modules of the local worker: its process starts others by their command, and never forks.
 NEVER_FORKED = {"local/worker", "local/event_source", "local/runtime_api"}
-SQS, MEMORY = SQSBackend(), MemoryLock()
+SQS, MEMORY, BUCKET = SQSBackend(), MemoryLock(), Bucket("s3://shop")
 
 
 def in_child(work: Callable[[], object]) -> str:

@@ -30,10 +30,11 @@ from lambda_tasks.operations import dead_letters
 from lambda_tasks.operations.dead_letters import dead_letter_queues, redrive
 from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_backend
-from lambda_tasks.wire.attributes import CONTEXT_ATTRIBUTE, OWN_ATTRIBUTES, QUEUE_ATTRIBUTE
+from lambda_tasks.wire.attributes import CONTEXT_ATTRIBUTE, OWN_ATTRIBUTES, QUEUE_ATTRIBUTE, ROOT_ID_ATTRIBUTE
 from lambda_tasks.wire.invocation import Invocation
 from lambda_tasks.wire.signing import SIGNATURE_BYTES, signed, verify
 from tests.conftest import Sqs
+from tests.operations.infrastructure import described
 
 OLD: Final = "the old key, with 32 characters!"
 NEW: Final = "the new key, which has more than 32 characters"
@@ -264,12 +265,24 @@ def test_different_messages_have_different_signatures(first: Any, second: Any) -
     assert (len(ends) == 1) == (first == second)
 
 
+def test_value_cannot_continue_as_another_attribute() -> None:
+    two = {QUEUE_ATTRIBUTE: "a", ROOT_ID_ATTRIBUTE: "b"}
+    one = {QUEUE_ATTRIBUTE: f"a{ROOT_ID_ATTRIBUTE}b"}
+    assert signed(BODY, two, NEW) != signed(BODY, one, NEW)
+
+
 class TestOtherPrograms:
     @on_default
     def test_command_signs_a_body(self) -> None:
         output = StringIO()
         call_command("lambda_tasks", "sign", BODY, stdout=output)
         assert run({"messageId": "1", "body": output.getvalue().strip(), "attributes": {}, "messageAttributes": {}})
+
+    def test_template_signs_the_cleanup(self) -> None:
+        plan = described(LAMBDA_TASKS_SIGNING_KEYS=[NEW]).cleanup
+        assert plan is not None
+        verify(plan.body, {}, [NEW])
+        assert Invocation.of_body(plan.body).task_name == "lambda_tasks.tasks.cleanup_task_records"
 
     def test_command_needs_a_key(self, settings: Any) -> None:
         settings.LAMBDA_TASKS_SIGNING_KEYS = []
