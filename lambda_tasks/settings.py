@@ -26,15 +26,17 @@ PREFIX: Final = "LAMBDA_TASKS_"
 #: The queue that must be in LAMBDA_TASKS_QUEUES, and that tasks use unless they name another.
 DEFAULT_QUEUE: Final = "default"
 
-#: The longest timeout, in seconds. Lambda stops a function after 15 minutes.
+#: The longest timeout of a task, in seconds, unless LAMBDA_TASKS_MAX_TIMEOUT raises it.
 MAX_TIMEOUT: Final = 900
+#: The longest timeouts of functions, in seconds: of most, and of those on Lambda Managed Instances.
+MAX_FUNCTION_TIMEOUT: Final = 1_800
+MAX_INSTANCES_TIMEOUT: Final = 5_400
 #: The longest delay, in seconds, that SQS accepts as `DelaySeconds`.
 MAX_DELAY: Final = 900
 #: The longest delay, in seconds, for which the outbox keeps a message: one year.
 MAX_KEPT_DELAY: Final = 31_536_000
-#: The seconds between the end of its lease and the time at which an invocation counts as lost. The value is the
-#: visibility timeout for a function with a timeout of ten minutes: until then, SQS normally redelivers the message.
-LOST_AFTER: Final = 3_600
+#: The longest visibility timeout, in seconds, that SQS accepts: twelve hours.
+MAX_VISIBILITY_TIMEOUT: Final = 43_200
 #: The characters that a secret key must have at least: 24 random bytes in base64.
 SHORTEST_KEY: Final = 32
 #: The bytes of a key of Fernet, in base64.
@@ -57,8 +59,32 @@ def whole_number(low: int, high: int | None = None) -> Callable[[Any, str], int]
     return checked
 
 
-#: Checks for numbers in both the settings and the decorator's options.
-timeout_seconds = whole_number(1, MAX_TIMEOUT)
+def timeout_seconds(value: Any, name: str) -> int:
+    """Check that a limit is an int from 1 to LAMBDA_TASKS_MAX_TIMEOUT, or raise TypeError or ValueError."""
+    if type(value) is int and 1 <= value <= MAX_TIMEOUT:
+        return value  # most limits cost no look at the settings
+    longest = _longest_timeout()
+    try:
+        return whole_number(1, longest)(value, name)
+    except ValueError as error:
+        raise ValueError(f"{error}{_remedy_for_long_timeout(value)}") from None
+
+
+def _longest_timeout() -> int:
+    try:
+        return app_settings.max_timeout
+    except InvalidSetting:
+        raise
+    except ImproperlyConfigured:  # Django has no settings yet
+        return MAX_TIMEOUT
+
+
+def _remedy_for_long_timeout(seconds: int) -> str:
+    if seconds > MAX_INSTANCES_TIMEOUT:
+        return f" Lambda runs no function for more than {MAX_INSTANCES_TIMEOUT} s: divide the work among several tasks."
+    if seconds > 0:
+        return " If the timeout of the function is longer, set LAMBDA_TASKS_MAX_TIMEOUT to it."
+    return ""
 
 
 def delay_seconds(value: Any, name: str) -> int:
@@ -337,8 +363,9 @@ def _valid_pair(soft: int | None, hard: int | None) -> tuple[int, int]:
     if hard is not None:
         hard = max(hard, 2)
         return hard * 9 // 10, hard
-    soft = min(soft or 1, MAX_TIMEOUT - 1)
-    return soft, min(soft + max(soft // 9, 1), MAX_TIMEOUT)
+    longest = app_settings.max_timeout
+    soft = min(soft or 1, longest - 1)
+    return soft, min(soft + max(soft // 9, 1), longest)
 
 
 class LambdaTasksSettings:
@@ -349,6 +376,7 @@ class LambdaTasksSettings:
     """
 
     queues = Setting(_queues)
+    max_timeout = Setting(whole_number(MAX_TIMEOUT, MAX_INSTANCES_TIMEOUT), MAX_TIMEOUT)
     default_soft_timeout = Setting(timeout_seconds, 270)
     default_hard_timeout = Setting(timeout_seconds, 300)
     max_retries = Setting(whole_number(0), 2880)

@@ -29,7 +29,7 @@ from lambda_tasks.models import (
     TaskRerun,
     UniqueKey,
 )
-from lambda_tasks.settings import LOST_AFTER, whole_number
+from lambda_tasks.settings import whole_number
 from lambda_tasks.strategies import get_store
 
 #: The number of rows per DELETE. It is small, so that no statement holds its locks for long.
@@ -116,12 +116,13 @@ def _delete_old_keys(days: int) -> None:
 
 
 @lambda_task
-def reap_lost_tasks(*, older_than: int = LOST_AFTER) -> dict[str, int]:
+def reap_lost_tasks(*, older_than: int | None = None) -> dict[str, int]:
     """Recover tasks that are recorded as RUNNING although their worker died, and return the number of each result.
 
-    `older_than` is the number of seconds since the end of the lease. The results are `sent_again`, `failed`, and
-    `unsent`, which the next run tries again; `lambda_tasks.operations.reaping.reap` describes them. Raises ValueError
-    for a negative number of seconds.
+    `older_than` is the number of seconds since the end of the lease, by default the longest visibility timeout that a
+    queue should have, which follows LAMBDA_TASKS_MAX_TIMEOUT: 5,700 without this setting. The results are
+    `sent_again`, `failed`, and `unsent`, which the next run tries again; `lambda_tasks.operations.reaping.reap`
+    describes them. Raises ValueError for a negative number of seconds.
     """
     # Imported here because it needs the whole pipeline, and many processes import this module only to send the task.
     from lambda_tasks.operations.reaping import reap

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
-from lambda_tasks.settings import LambdaTasksSettings, app_settings
+from lambda_tasks.settings import MAX_VISIBILITY_TIMEOUT, LambdaTasksSettings, app_settings
 from lambda_tasks.wire.queue_urls import url_of
-
-#: Seconds: twelve hours.
-MAX_VISIBILITY_TIMEOUT: Final = 43_200
 
 
 def entries_by_queue(records: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str, list[dict[str, Any]]]:

@@ -8,6 +8,7 @@ from typing import Final
 from lambda_tasks.exceptions import TaskCancelled, TaskCrashedError, TaskExpiredError, TaskLostError
 from lambda_tasks.jobs import Run
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry, Succeeded
+from lambda_tasks.settings import MAX_TIMEOUT, app_settings
 
 SUCCEEDED: Final = "succeeded"
 FAILED: Final = "failed"
@@ -18,6 +19,9 @@ CANCELLED: Final = "cancelled"
 
 #: Errors with which runs end whose function was not called, or not in this process. Such a run has no duration.
 _NOT_MEASURED: Final = (TaskCancelled, TaskCrashedError, TaskExpiredError, TaskLostError)
+
+#: Boundaries of histograms, in seconds, above those for the usual limits.
+_LONG: Final = (1_800, 3_600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,12 @@ class End:
     waiting: float | None
     #: The number of workers that died while they ran the invocation.
     takeovers: int
+
+
+def longer_than_usual() -> tuple[float, ...]:
+    """Return the boundaries, in seconds, that histograms of durations need with a raised LAMBDA_TASKS_MAX_TIMEOUT."""
+    longest = app_settings.max_timeout
+    return (*(each for each in _LONG if each < longest), longest) if longest > MAX_TIMEOUT else ()
 
 
 def end_of(run: Run, outcome: Outcome) -> End:

@@ -22,6 +22,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from lambda_tasks import __version__, maintenance
 from lambda_tasks.contrib.flushing import seconds_to_flush
+from lambda_tasks.contrib.measuring import longer_than_usual
 from lambda_tasks.exceptions import RetryLater
 from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.hookspecs import hookimpl
@@ -52,8 +53,11 @@ _meter: Final = metrics.get_meter(SCOPE, __version__)
 # Only the trace travels: baggage may contain what no queue should store.
 _propagator: Final = TraceContextTextMapPropagator()
 
-#: The boundaries of the conventions, and some more, since a task may run for 15 minutes.
-_BOUNDARIES: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 300, 900)
+#: The boundaries of the conventions, and some more, since a task may run for 15 minutes, or longer by a setting.
+_BOUNDARIES: Final = (
+    *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 300, 900),
+    *longer_than_usual(),
+)
 
 _sent: Final = _meter.create_counter(
     "messaging.client.sent.messages", "{message}", "Messages that were given to the queue."

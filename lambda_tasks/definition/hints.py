@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
-from lambda_tasks.settings import MAX_TIMEOUT
+from lambda_tasks.settings import app_settings
 
 #: The page that compares both libraries, in the documentation.
 PAGE: Final = "docs/howto/from-celery.md"
@@ -48,8 +48,8 @@ OPTIONS: Final = {
     "default_retry_delay": "use retry_delay",
     "dont_autoretry_for": "use retry={Exception: RetryPolicy(…), KeyError: RetryPolicy(max_retries=0)}",
     "throws": "use ignore_errors, for errors that are not failures",
-    "time_limit": "use hard_timeout, at most 900 seconds",
-    "soft_time_limit": "use soft_timeout, less than 900 seconds",
+    "time_limit": "use hard_timeout, at most 900 seconds, or LAMBDA_TASKS_MAX_TIMEOUT",
+    "soft_time_limit": "use soft_timeout, less than 900 seconds, or LAMBDA_TASKS_MAX_TIMEOUT",
     "rate_limit": "use max_concurrency, or the maximum concurrency of the event source mapping",
     "acks_late": "remove it: a message is acknowledged after the end of its task is recorded",
     "reject_on_worker_lost": "remove it, or use on_crash='fail' for tasks that must not run again",
@@ -250,7 +250,8 @@ def fate_of_option(name: str, value: Any) -> Fate:
     """Return what `lambda_tasks.contrib.celery` does with an option of the decorator that has this value."""
     if name == "name" and isinstance(value, str) and "." not in value:
         return "dropped"  # no message of this library has such a name
-    if name in ("time_limit", "soft_time_limit") and isinstance(value, int | float) and value > MAX_TIMEOUT:
+    limits = ("time_limit", "soft_time_limit")
+    if name in limits and isinstance(value, int | float) and value > app_settings.max_timeout:
         return "refused"
     return _fate(name, value, CARRIED_OPTIONS, DROPPED_OPTIONS)
 

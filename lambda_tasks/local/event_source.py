@@ -32,9 +32,8 @@ SQS_ERRORS: Final = (BotoCoreError, ClientError)
 MAX_PER_CALL: Final = 10
 #: The maximum size of an event in Lambda, in bytes.
 MAX_EVENT_SIZE: Final = 6 * 1024 * 1024
-#: Limits of an event source mapping.
+#: The largest batch of an event source mapping.
 MAX_BATCH_SIZE: Final = 10_000
-MAX_BATCHING_WINDOW: Final = 300
 
 _COUNTS: Final = (
     "ApproximateNumberOfMessages",

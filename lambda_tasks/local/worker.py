@@ -17,7 +17,6 @@ from django.core.exceptions import ImproperlyConfigured
 from lambda_tasks.local import progress
 from lambda_tasks.local.event_source import (
     MAX_BATCH_SIZE,
-    MAX_BATCHING_WINDOW,
     MAX_PER_CALL,
     SQS_ERRORS,
     EventSource,
@@ -30,6 +29,8 @@ from lambda_tasks.local.runtime import Function, Runtime, RuntimeStartError
 from lambda_tasks.local.runtime_api import Answered, Crashed, Errored, InvocationResult, TimedOut
 from lambda_tasks.local.ticking import Ticker
 from lambda_tasks.maintenance import MAINTENANCE_EVENT
+from lambda_tasks.settings import MAX_INSTANCES_TIMEOUT, MAX_TIMEOUT, app_settings
+from lambda_tasks.wire.visibility import MAX_BATCHING_WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lambda_tasks.local")
 
 DEFAULT_HANDLER: Final = "lambda_tasks.handler.handler"
-#: The longest timeout of a Lambda function, in seconds.
-MAX_FUNCTION_TIMEOUT: Final = 900
 MAX_CONCURRENCY: Final = 1000
 #: Seconds that one poll of an empty queue takes. A message ends the poll immediately, but `stop()` does not.
 POLL_SECONDS: Final = 2
@@ -68,8 +67,8 @@ class LocalWorker:
 
     `batch_size` is 1 to 10,000. More than 10 requires a `batching_window` of 1 to 300 seconds.
 
-    `function_timeout` is in seconds. The default is Lambda's maximum, because the handler immediately returns messages
-    for which too little time is left.
+    `function_timeout` is in seconds, at most 5,400. The default is LAMBDA_TASKS_MAX_TIMEOUT, or 900 without it, because
+    the handler immediately returns messages for which too little time is left.
 
     `environment` contains additional variables for the processes.
 
@@ -93,7 +92,7 @@ class LocalWorker:
         concurrency: int = 1,
         batch_size: int = 10,
         batching_window: int = 0,
-        function_timeout: float = MAX_FUNCTION_TIMEOUT,
+        function_timeout: float | None = None,
         environment: Mapping[str, str] | None = None,
         endpoint_url: str | None = None,
         maintenance_every: float | None = None,
@@ -104,11 +103,7 @@ class LocalWorker:
             raise ValueError("queues must contain at least one name with its URL.")
         _check("concurrency", concurrency, 1, MAX_CONCURRENCY)
         _check_batches(batch_size, batching_window)
-        if not 0 < function_timeout <= MAX_FUNCTION_TIMEOUT:
-            raise ValueError(
-                f"function_timeout must be more than 0 and at most {MAX_FUNCTION_TIMEOUT} seconds, "
-                f"not {function_timeout}."
-            )
+        timeout = _function_timeout(function_timeout)
         if maintenance_every is not None and not maintenance_every > 0:
             raise ValueError(f"maintenance_every must be more than 0 seconds, or None, not {maintenance_every:g}.")
         self._queues = dict(queues)
@@ -117,7 +112,7 @@ class LocalWorker:
         self._batching_window = batching_window
         self._endpoint_url = endpoint_url
         endpoint = {"AWS_ENDPOINT_URL_SQS": endpoint_url} if endpoint_url else {}
-        self._function = Function(handler, function_timeout, environment={**endpoint, **(environment or {})})
+        self._function = Function(handler, timeout, environment={**endpoint, **(environment or {})})
         self._report_to = report
         self._report_lock = threading.RLock()  # a signal handler may report while its thread is reporting
         self._tally = _Tally()
@@ -419,6 +414,16 @@ def _short_function(queue: str, function_timeout: float, needed: float) -> str:
         f"queue {queue!r} needs. Time limits are shortened to the remaining time of an invocation. Raise "
         "--function-timeout and the timeout of the function on AWS, or lower hard_timeout."
     )
+
+
+def _function_timeout(seconds: float | None) -> float:
+    if seconds is None:  # without settings, the handler does not use Django
+        return app_settings.max_timeout if settings.configured else MAX_TIMEOUT
+    if not 0 < seconds <= MAX_INSTANCES_TIMEOUT:
+        raise ValueError(
+            f"function_timeout must be more than 0 and at most {MAX_INSTANCES_TIMEOUT} seconds, not {seconds}."
+        )
+    return seconds
 
 
 def _check_batches(batch_size: int, batching_window: int) -> None:

@@ -14,6 +14,7 @@ from django.utils.module_loading import import_string
 
 from lambda_tasks.exceptions import InvalidEvent
 from lambda_tasks.management.subcommands import Subcommand, plural
+from lambda_tasks.settings import app_settings
 from lambda_tasks.wire.ids import new_message_id
 
 if TYPE_CHECKING:
@@ -62,18 +63,19 @@ class Invoke(Subcommand):
         parser.add_argument(
             "--function-timeout",
             type=float,
-            default=900,
             metavar="S",
-            help="the seconds that the handler believes to have; it is not ended (default: %(default)s)",
+            help="the seconds that the handler believes to have; it is not ended (default: LAMBDA_TASKS_MAX_TIMEOUT, "
+            "which is 900 by default)",
         )
 
-    def run(self, *, event: str, handler: str, function_timeout: float, **_: Any) -> None:
+    def run(self, *, event: str, handler: str, function_timeout: float | None, **_: Any) -> None:
         content = _read(event)
         try:
             function = import_string(handler)
         except ImportError as error:
             raise CommandError(f"--handler must be the dotted path of a function, not {handler!r}: {error}") from error
-        response = function(content, Context(time.monotonic() + function_timeout))
+        seconds = app_settings.max_timeout if function_timeout is None else function_timeout
+        response = function(content, Context(time.monotonic() + seconds))
         self.output.result(response, json.dumps(response, indent=2, default=str))
         failures = response.get("batchItemFailures") if isinstance(response, dict) else None
         if failures:

@@ -9,7 +9,6 @@ from django.core.management.base import CommandError
 
 from lambda_tasks.management.subcommands import Subcommand
 from lambda_tasks.operations.reaping import reap
-from lambda_tasks.settings import LOST_AFTER
 
 if TYPE_CHECKING:
     from django.core.management.base import CommandParser
@@ -26,12 +25,12 @@ class Reap(Subcommand):
         parser.add_argument(
             "--older-than",
             type=int,
-            default=LOST_AFTER,
             metavar="S",
-            help="seconds after which a task counts as lost, from the end of its lease (default: %(default)s)",
+            help="seconds after which a task counts as lost, from the end of its lease (default: 6 times "
+            "LAMBDA_TASKS_MAX_TIMEOUT and 5 minutes, which is the longest visibility timeout that a queue should have)",
         )
 
-    def run(self, *, older_than: int, **_: Any) -> None:
+    def run(self, *, older_than: int | None, **_: Any) -> None:
         self.warn_of_eager_mode()
         reaped = reap(older_than=older_than)
         self.output.result(asdict(reaped), f"{reaped.sent_again} sent again, {reaped.failed} failed.")

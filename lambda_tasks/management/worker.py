@@ -55,9 +55,9 @@ class Worker(Subcommand):
         parser.add_argument(
             "--function-timeout",
             type=float,
-            default=900,
             metavar="S",
-            help="seconds after which an invocation is killed (default: 900, the maximum in Lambda)",
+            help="seconds after which an invocation is killed (default: LAMBDA_TASKS_MAX_TIMEOUT, which is 900 by "
+            "default)",
         )
         parser.add_argument("--until-idle", action="store_true", help="exit when the queues are empty")
         parser.add_argument(
@@ -80,7 +80,7 @@ class Worker(Subcommand):
         concurrency: int,
         batch_size: int,
         batching_window: int,
-        function_timeout: float,
+        function_timeout: float | None,
         until_idle: bool,
         handler: str,
         reload: bool,

@@ -23,6 +23,11 @@ _SETTINGS: Final = {
     "mysql": (("innodb_flush_log_at_trx_commit", "SELECT @@innodb_flush_log_at_trx_commit", ("0", "2")),),
 }
 
+#: For each vendor, the query for the milliseconds after which the server ends an idle transaction.
+_IDLE_TIMEOUTS: Final = {
+    "postgresql": "SELECT setting FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'",
+}
+
 
 def own_databases() -> list[str]:
     """Return the aliases in DATABASES of the databases that hold records or an outbox."""
@@ -87,3 +92,12 @@ def forgetful_setting(connection: BaseDatabaseWrapper) -> str | None:
             if value in forgetful:
                 return f"{name}={value}"
     return None
+
+
+def idle_timeout(connection: BaseDatabaseWrapper) -> float:
+    """Return the seconds after which the server ends an idle transaction, or 0 if it does not."""
+    if (sql := _IDLE_TIMEOUTS.get(connection.vendor)) is None:
+        return 0
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return float(cursor.fetchone()[0]) / 1000

@@ -28,10 +28,11 @@ from lambda_tasks.outcomes import Failed, Lost
 from lambda_tasks.plugins import hooks, notify
 from lambda_tasks.recording.masking import MASK
 from lambda_tasks.sending import outgoing
-from lambda_tasks.settings import LOST_AFTER, LambdaTasksSettings, app_settings
+from lambda_tasks.settings import LambdaTasksSettings, app_settings
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.wire import ids
 from lambda_tasks.wire.invocation import Invocation
+from lambda_tasks.wire.visibility import lost_after
 
 if TYPE_CHECKING:
     from lambda_tasks.definition.task import Task
@@ -56,8 +57,11 @@ class Reaped:
         return self.sent_again + self.failed + self.unsent
 
 
-def reap(*, older_than: int = LOST_AFTER, seconds: float = float("inf"), limit: float = float("inf")) -> Reaped:
+def reap(*, older_than: int | None = None, seconds: float = float("inf"), limit: float = float("inf")) -> Reaped:
     """Recover the invocations whose lease expired more than `older_than` seconds ago, and return how many.
+
+    By default, `older_than` is the longest visibility timeout that a queue should have, which follows
+    LAMBDA_TASKS_MAX_TIMEOUT: 5,700 seconds without this setting.
 
     Each invocation is sent again under its own id, so that it runs once even if its first message still arrives.
     It is recorded as FAILED with the reason `lost` instead if `on_crash="fail"` forbids another attempt, if its
@@ -70,6 +74,8 @@ def reap(*, older_than: int = LOST_AFTER, seconds: float = float("inf"), limit: 
 
     Raise ValueError if `older_than` is negative.
     """
+    if older_than is None:
+        older_than = lost_after()
     if older_than < 0:
         raise ValueError(f"older_than must be 0 or more seconds, not {older_than}.")
     deadline = monotonic() + seconds

@@ -16,7 +16,7 @@ from lambda_tasks.execution.pipeline import lease_for
 from lambda_tasks.failpoints import WorkerKilled
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
-from lambda_tasks.settings import MAX_TIMEOUT
+from lambda_tasks.settings import app_settings
 from lambda_tasks.testing.clock import QueueClock
 from lambda_tasks.testing.crashing import PlannedCrashes
 from lambda_tasks.testing.errors import TaskErrors
@@ -229,4 +229,4 @@ class TaskQueue:
 
 def _lease_of(job: Job) -> float:
     """Return the longest lease that a worker may hold for a job, in seconds."""
-    return lease_for(MAX_TIMEOUT if job.task is None else job.task.timeouts()[1])
+    return lease_for(app_settings.max_timeout if job.task is None else job.task.timeouts()[1])

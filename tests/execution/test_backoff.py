@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lambda_tasks.backends.visibility import MAX_VISIBILITY_TIMEOUT
 from lambda_tasks.execution import backoff
 from lambda_tasks.execution.backoff import foreign_pause, handed_back_pause, in_words, outage_pause, survived_outage
+from lambda_tasks.settings import MAX_INSTANCES_TIMEOUT, MAX_VISIBILITY_TIMEOUT
 
 HOUR = 3600
 PAGE = Path(__file__).parents[2] / "docs/howto/deploying.md"
@@ -66,7 +66,7 @@ def test_pauses_have_jitter_and_never_shrink(pause: backoff.Pause) -> None:
 def test_sqs_takes_every_pause(pause: backoff.Pause, receives: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQS counts from the receive: the longest invocation, 5,400 s, precedes the pause."""
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    assert 0 < pause(receives) <= MAX_VISIBILITY_TIMEOUT - 5400
+    assert 0 < pause(receives) <= MAX_VISIBILITY_TIMEOUT - MAX_INSTANCES_TIMEOUT - 300
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,12 @@ from lambda_tasks.operations import reaping as lost
 from lambda_tasks.operations.reaping import Reaped, reap
 from lambda_tasks.outcomes import Failed
 from lambda_tasks.recording.masking import MASK
-from lambda_tasks.settings import LOST_AFTER
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
 from lambda_tasks.timeouts import SoftTimeLimitExceeded
 from lambda_tasks.wire import ids
 from lambda_tasks.wire.invocation import Invocation
+from lambda_tasks.wire.visibility import lost_after
 from tests.app.models import Effect
 from tests.faults.workers import (
     EVERYWHERE,
@@ -102,7 +102,7 @@ class TestResending:
         "fields",
         [
             pytest.param({"ago": -timedelta(seconds=60)}, id="its lease is alive"),
-            pytest.param({"ago": timedelta(seconds=LOST_AFTER - 60)}, id="its lease was over just now"),
+            pytest.param({"ago": timedelta(seconds=lost_after() - 60)}, id="its lease was over just now"),
             *({"status": status} for status in ("SUCCESS", "FAILED", "RETRYING")),
         ],
     )
@@ -110,7 +110,7 @@ class TestResending:
         lost_record(**fields)
         before = list(records().values())
         with transaction.atomic(using=get_store().database):
-            assert get_store().lost(older_than=LOST_AFTER, limit=10) == []
+            assert get_store().lost(older_than=lost_after(), limit=10) == []
         assert reap() == Reaped()
         assert list(records().values()) == before
         assert backend().jobs == []
@@ -254,14 +254,14 @@ class TestGivenUp:
 class TestRaces:
     def seen(self) -> Any:
         with transaction.atomic(using=get_store().database):
-            [seen] = get_store().lost(older_than=LOST_AFTER, limit=10)
+            [seen] = get_store().lost(older_than=lost_after(), limit=10)
         return seen
 
     def both_verbs(self, seen: Any) -> tuple[bool, bool]:
         store = get_store()
         return (
-            store.offer(seen, older_than=LOST_AFTER),
-            store.give_up(seen, Failed(TaskLostError("lost")), older_than=LOST_AFTER),
+            store.offer(seen, older_than=lost_after()),
+            store.give_up(seen, Failed(TaskLostError("lost")), older_than=lost_after()),
         )
 
     def test_takeover_by_a_worker_wins(self) -> None:

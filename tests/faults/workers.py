@@ -23,10 +23,10 @@ from lambda_tasks.decorators import lambda_task
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
 from lambda_tasks.models import TaskRecord
-from lambda_tasks.settings import LOST_AFTER
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.wire import ids
 from lambda_tasks.wire.invocation import Invocation
+from lambda_tasks.wire.visibility import lost_after
 from tests.app.models import Effect
 
 ON_DEFAULT: Final = pytest.mark.django_db(transaction=True)
@@ -34,7 +34,7 @@ EVERYWHERE: Final = pytest.mark.databases(transaction=True)
 #: Databases that lock rows, and that can skip locked rows.
 WITH_ROW_LOCKS: Final = pytest.mark.databases("postgres", "mariadb", transaction=True)
 
-LONG: Final = timedelta(seconds=LOST_AFTER + 60)
+LONG: Final = timedelta(seconds=lost_after() + 60)
 
 
 @lambda_task(queue="other")

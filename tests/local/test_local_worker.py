@@ -614,8 +614,8 @@ def test_missing_queue_is_named(queue: Queue, watch: Watch) -> None:
         ({"batch_size": 10_001, "batching_window": 1}, "batch_size must be an integer from 1 to 10000, not 10001"),
         ({"batch_size": 11}, "batch_size must be at most 10 without a batching_window, not 11"),
         ({"batching_window": 301}, "batching_window must be an integer from 0 to 300, not 301"),
-        ({"function_timeout": 901}, "function_timeout must be more than 0 and at most 900 seconds, not 901"),
-        ({"function_timeout": 0}, "function_timeout must be more than 0 and at most 900 seconds, not 0"),
+        ({"function_timeout": 5401}, "function_timeout must be more than 0 and at most 5400 seconds, not 5401"),
+        ({"function_timeout": 0}, "function_timeout must be more than 0 and at most 5400 seconds, not 0"),
     ],
 )
 def test_options_that_lambda_refuses_are_refused(options: dict[str, Any], message: str) -> None:

@@ -31,6 +31,27 @@ MUTATIONS: Final = (
         DOCTOR,
     ),
     Mutation(
+        "the doctor overlooks functions that are longer than the setting",
+        "operations/doctor/functions.py",
+        "    if timeout > longest:\n",
+        "    if False:\n",
+        DOCTOR,
+    ),
+    Mutation(
+        "the doctor overlooks messages that return after the loss of their record",
+        "operations/doctor/queues.py",
+        "if visibility <= (seconds := lost_after()):",
+        "if seconds := lost_after():",
+        DOCTOR,
+    ),
+    Mutation(
+        "the doctor overlooks transactions that end before their task",
+        "operations/doctor/databases.py",
+        "    if 0 < seconds < (needed := longest + RESERVE):\n",
+        "    if 0 < seconds < (needed := longest):\n",
+        DOCTOR,
+    ),
+    Mutation(
         "the doctor overlooks messages that outlive their records",
         "operations/doctor/queues.py",
         "if kept > DEFAULT_CLEANUP_DAYS * DAY:",

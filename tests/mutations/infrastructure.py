@@ -14,8 +14,8 @@ MUTATIONS: Final = (
     Mutation(
         "the template's visibility timeout leaves the batching window out",
         f"{FOLDER}/planning.py",
-        "VISIBILITY_FACTOR * timeout + window,",
-        "VISIBILITY_FACTOR * timeout,",
+        "advised_visibility(timeout, window),",
+        "advised_visibility(timeout, 0),",
         TESTS,
     ),
     Mutation(
@@ -28,8 +28,22 @@ MUTATIONS: Final = (
     Mutation(
         "the template's function serves a task that no function can run",
         f"{FOLDER}/planning.py",
-        "if longest.invocation > MAX_TIMEOUT:",
+        "if longest.invocation > most:",
         "if False:",
+        TESTS,
+    ),
+    Mutation(
+        "the template's function has a timeout that the settings do not expect",
+        f"{FOLDER}/planning.py",
+        "if chosen is not None and chosen > most:",
+        "if False:",
+        TESTS,
+    ),
+    Mutation(
+        "the template's function is longer than Lambda allows",
+        f"{FOLDER}/planning.py",
+        "min(app_settings.max_timeout, MAX_FUNCTION_TIMEOUT)",
+        "app_settings.max_timeout",
         TESTS,
     ),
     Mutation(

@@ -11,7 +11,45 @@ CLEAN: Final = "tests/faults/test_container_stays_clean.py"
 POSTGRES: Final = "tests/project/test_contrib_postgres.py"
 MEMORY: Final = "tests/faults/test_memory_limit.py"
 
+LONG_LIMITS: Final = "tests/definition/test_long_timeouts.py"
+LONG_TASKS: Final = "tests/faults/test_long_tasks.py"
+
 MUTATIONS: Final = (
+    Mutation(
+        "a limit may be longer than the setting allows",
+        "settings.py",
+        "return whole_number(1, longest)(value, name)",
+        "return whole_number(1, MAX_INSTANCES_TIMEOUT)(value, name)",
+        LONG_LIMITS,
+    ),
+    Mutation(
+        "usual limits read the setting",
+        "settings.py",
+        "    if type(value) is int and 1 <= value <= MAX_TIMEOUT:\n",
+        "    if False:\n",
+        LONG_LIMITS,
+    ),
+    Mutation(
+        "records of long tasks are lost before their messages come back",
+        "wire/visibility.py",
+        "return advised_visibility(app_settings.max_timeout, MAX_BATCHING_WINDOW)",
+        "return 3_600",
+        LONG_TASKS,
+    ),
+    Mutation(
+        "the age of a lost record leaves the batching window out",
+        "wire/visibility.py",
+        "advised_visibility(app_settings.max_timeout, MAX_BATCHING_WINDOW)",
+        "advised_visibility(app_settings.max_timeout, 0)",
+        "tests/wire/test_visibility.py",
+    ),
+    Mutation(
+        "a queue is to hide messages for longer than SQS does",
+        "wire/visibility.py",
+        "min(VISIBILITY_FACTOR * function_timeout + batching_window, MAX_VISIBILITY_TIMEOUT)",
+        "VISIBILITY_FACTOR * function_timeout + batching_window",
+        "tests/wire/test_visibility.py",
+    ),
     Mutation(
         "a connection lost to a time limit counts as an outage",
         "execution/errors.py",

@@ -186,6 +186,7 @@ def _durable_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not ask the server of the tests, which may not wait for its disk."""
     for vendor in list(database_checks._SETTINGS):
         monkeypatch.setitem(database_checks._SETTINGS, vendor, ())
+    monkeypatch.setattr(database_checks, "_IDLE_TIMEOUTS", {})
 
 
 @pytest.fixture(autouse=True)
@@ -386,6 +387,53 @@ def test_function_timeout_below_its_tasks_is_error(healthy: Cloud) -> None:
     finding = only_finding(healthy, task_with(soft_timeout=1, hard_timeout=596))
     assert (finding.id, finding.level) == ("D203", "error")
     assert "601 s" in finding.text
+
+
+def test_remedy_for_short_function_names_the_setting(healthy: Cloud, settings: Any) -> None:
+    settings.LAMBDA_TASKS_MAX_TIMEOUT = 1500
+    remedy = only_finding(healthy, task_with(soft_timeout=1, hard_timeout=1495)).remedy
+    assert remedy == (
+        "Raise the function's timeout to 1500 s or more (Lambda allows 1800 s, and 5400 s on Managed Instances), or "
+        "lower hard_timeout and LAMBDA_TASKS_MAX_TIMEOUT, which is 1500 s."
+    )
+
+
+@pytest.mark.parametrize(("timeout", "longest", "ids"), [(901, 900, ["D210"]), (900, 900, []), (901, 901, [])])
+def test_function_longer_than_the_setting_is_found(
+    cloud: Cloud, settings: Any, timeout: int, longest: int, ids: list[str]
+) -> None:
+    cloud.create_function(timeout=timeout)
+    cloud.map()
+    cloud.set_attributes(VisibilityTimeout=str(6 * timeout))
+    settings.LAMBDA_TASKS_MAX_TIMEOUT = longest
+    with database_settings(OPTIONS=LIMITS):
+        assert cloud.ids() == ids
+        assert ids == [] or only_finding(cloud).remedy == (
+            "Set LAMBDA_TASKS_MAX_TIMEOUT = 901, or lower the function's timeout to 900 s."
+        )
+
+
+@pytest.mark.parametrize(
+    ("visibility", "remedy"),
+    [
+        (5_700, None),
+        (5_701, "Set VisibilityTimeout to 5700 s or less, or LAMBDA_TASKS_MAX_TIMEOUT = 901."),
+        (32_700, "Set VisibilityTimeout to 5700 s or less, or LAMBDA_TASKS_MAX_TIMEOUT = 5400."),
+        (32_701, "Set VisibilityTimeout to 5700 s or less."),
+    ],
+)
+def test_message_that_returns_too_late_is_found(
+    healthy: Cloud, settings: Any, visibility: int, remedy: str | None
+) -> None:
+    healthy.set_attributes(VisibilityTimeout=str(visibility))
+    if remedy is None:
+        assert healthy.ids() == []
+        return
+    finding = only_finding(healthy)
+    assert (finding.id, finding.level, finding.remedy) == ("D114", "warning", remedy)
+    if advised := re.search(r"TIMEOUT = (\d+)", remedy):
+        settings.LAMBDA_TASKS_MAX_TIMEOUT = int(advised[1])
+        assert healthy.ids() == []
 
 
 @pytest.mark.parametrize(
@@ -721,6 +769,17 @@ def test_unavailable_database_leaves_durability_unasked(healthy: Cloud, monkeypa
     monkeypatch.setattr(connections["default"], "cursor", refuse)
     finding = only_finding(healthy)
     assert (finding.id, finding.subject) == ("D001", "database 'default'")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("value", "ids"), [("64999", ["D306"]), ("65000", []), ("0", [])])
+def test_transaction_that_ends_before_its_task_is_found(
+    healthy: Cloud, value: str, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_checks, "_IDLE_TIMEOUTS", {connections["default"].vendor: f"SELECT '{value}'"})
+    found = healthy.findings(task_with(soft_timeout=50, hard_timeout=60))
+    assert [(finding.id, finding.level) for finding in found] == [(id, "warning") for id in ids]
+    assert all("Set it to 65 s or more" in finding.remedy for finding in found)
 
 
 # The outbox

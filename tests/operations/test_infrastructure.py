@@ -22,8 +22,8 @@ from lambda_tasks.handler import time_needed
 from lambda_tasks.messages import SQSLambdaTaskMessage
 from lambda_tasks.operations.infrastructure import Options, PerQueue, describe, render
 from lambda_tasks.operations.infrastructure.options import assignments, per_queue
-from lambda_tasks.settings import LOST_AFTER
 from lambda_tasks.tasks import cleanup_task_records
+from lambda_tasks.wire.visibility import lost_after
 from tests.operations.infrastructure import (
     EVERYTHING,
     KEY,
@@ -49,7 +49,31 @@ class TestNumbers:
         [function], [queue] = found.functions, found.queues
         [mapping] = function.mappings
         assert (function.timeout.value, mapping.batch_size.value, queue.visibility_timeout.value) == (600, 10, 3600)
-        assert queue.visibility_timeout.value <= LOST_AFTER
+        assert queue.visibility_timeout.value <= lost_after()
+
+    @pytest.mark.parametrize(("longest", "hard_timeout", "seconds"), [(1_200, 895, 1_200), (5_400, 1_795, 1_800)])
+    def test_setting_and_lambda_limit_the_function(
+        self, settings: Any, longest: int, hard_timeout: int, seconds: int
+    ) -> None:
+        settings.LAMBDA_TASKS_MAX_TIMEOUT = longest
+        task = task_with(queue="heavy", soft_timeout=1, hard_timeout=hard_timeout)
+        found = described(Options(function_per_queue=True), task)
+        assert found.function("heavy").timeout.value == seconds
+        assert found.queue("heavy").visibility_timeout.value == 6 * seconds <= lost_after()
+
+    @pytest.mark.parametrize(
+        ("longest", "hard_timeout", "remedy"),
+        [
+            (900, 896, "at most 895 s, not 896: .*DEFAULT_HARD_TIMEOUT, or raise LAMBDA_TASKS_MAX_TIMEOUT, to 1800 at"),
+            (5_400, 1_796, "at most 1795 s, not 1796: .* Lambda stops a function after 1800 s, except on Managed"),
+        ],
+    )
+    def test_task_longer_than_its_function_is_refused(
+        self, settings: Any, longest: int, hard_timeout: int, remedy: str
+    ) -> None:
+        settings.LAMBDA_TASKS_MAX_TIMEOUT = longest
+        with pytest.raises(ImproperlyConfigured, match=remedy):
+            described(Options(), task_with(queue="heavy", soft_timeout=1, hard_timeout=hard_timeout))
 
     @pytest.mark.parametrize("hard_timeout", [2, 10, 59, 300, 450, 660, 890, 895])
     def test_function_outlasts_its_longest_task(self, hard_timeout: int) -> None:
@@ -175,7 +199,11 @@ class TestOptions:
         [
             ({"queues": ("nope",)}, "--queue must be a queue in LAMBDA_TASKS_QUEUES .*, not 'nope'"),
             ({"function_timeout": PerQueue(304)}, "--function-timeout must be at least 305 .*, not 304"),
-            ({"function_timeout": PerQueue(901)}, "--function-timeout must be an integer from 1 to 900, not 901"),
+            (
+                {"function_timeout": PerQueue(901)},
+                "must be at most 900, not 901. Lower it, or raise .*_MAX_TIMEOUT, to 1800",
+            ),
+            ({"function_timeout": PerQueue(1801)}, "--function-timeout must be an integer from 1 to 1800, not 1801"),
             ({"function_timeout": PerQueue(None, {"heavy": 700})}, "Add --function-per-queue"),
             ({"memory": PerQueue(64)}, "--memory must be an integer from 128 to 10240, not 64"),
             ({"memory": PerQueue(None, {"heavy": 1})}, "--memory of queue 'heavy' must be an integer from 128"),

@@ -61,6 +61,7 @@ from lambda_tasks.settings import MAX_DELAY, MAX_KEPT_DELAY, LambdaTasksSettings
 from lambda_tasks.tasks import cleanup_task_records, reap_lost_tasks
 from lambda_tasks.wire.attributes import OWN_ATTRIBUTES
 from lambda_tasks.wire.invocation import Invocation
+from lambda_tasks.wire.visibility import lost_after
 from tests.operations.infrastructure import QUEUES, described, properties, resources
 from tests.operations.test_checks import only
 
@@ -808,9 +809,9 @@ def test_lost_task_schedule_waits_for_redelivery() -> None:
     [schedule] = [call.parameters for call in aws_commands(DOCS / "howto/lost-tasks.md")]
     message = SQSLambdaTaskMessage.from_body(schedule["Target"]["Input"])
     assert message.task_name == reap_lost_tasks.name
-    arguments = reap_lost_tasks.signature.decode(message.kwargs)
-    assert arguments == reap_lost_tasks.function.__kwdefaults__
-    assert arguments["older_than"] >= properties(template(), "SQS::Queue")[0]["VisibilityTimeout"]
+    assert reap_lost_tasks.signature.decode(message.kwargs) == {}
+    assert reap_lost_tasks.function.__kwdefaults__ == {"older_than": None}
+    assert lost_after() >= properties(template(), "SQS::Queue")[0]["VisibilityTimeout"]
 
 
 def test_rule_requests_maintenance_with_its_permission() -> None:

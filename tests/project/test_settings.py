@@ -70,6 +70,7 @@ TABLE: dict[str, tuple[Any, list[Any], list[Any]]] = {
             {**QUEUE, 1: "https://…"},
         ],
     ),
+    "LAMBDA_TASKS_MAX_TIMEOUT": (900, [900, 1800, 5400], [899, 5401, 0, 1000.5, "900", None, True]),
     "LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT": (270, [1, 900], [0, -1, 901, 1.5, "60", None, True]),
     "LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT": (300, [1, 900], [0, -1, 901, 1.5, "60", None, True]),
     "LAMBDA_TASKS_MAX_RETRIES": (2880, [0, 1, 10**6], [-1, 1.5, "5", None, True]),
@@ -269,6 +270,17 @@ class TestTimeouts:
     def test_default_over_900_seconds_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT must be .* 1 to 900, not 901"):
             task.timeouts()
+
+    @override_settings(LAMBDA_TASKS_MAX_TIMEOUT=1800)
+    def test_longest_limit_follows_its_setting(self) -> None:
+        with override_settings(LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT=1_799, LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT=1_800):
+            assert task.timeouts() == (1_799, 1_800)
+        with (
+            override_settings(LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT=1_801),
+            pytest.raises(InvalidSetting, match=r"HARD_TIMEOUT must be an integer from 1 to 1800, not 1801\. If the"),
+        ):
+            task.timeouts()
+        assert _valid_pair(1_800, None) == (1_799, 1_800)
 
 
 class TestStrategies:

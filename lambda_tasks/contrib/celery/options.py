@@ -12,7 +12,7 @@ from lambda_tasks.definition.options import Options, OptionsWithoutRetries
 from lambda_tasks.definition.retry import RetryPolicy
 from lambda_tasks.exceptions import RetryLater, exception_types
 from lambda_tasks.recording.described import described
-from lambda_tasks.settings import MAX_TIMEOUT, whole_number
+from lambda_tasks.settings import app_settings, whole_number
 from lambda_tasks.wire.invocation import TASK_NAME
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _limits(celery: Mapping[str, Any]) -> dict[str, int]:
         limits["soft_timeout"] = max(limits["hard_timeout"] - 1, 1)
     if soft is not None:
         limits["soft_timeout"] = whole_seconds(soft, "soft_time_limit")
-        limits.setdefault("hard_timeout", max(min(limits["soft_timeout"] + _GRACE, MAX_TIMEOUT), 1))
+        limits.setdefault("hard_timeout", max(min(limits["soft_timeout"] + _GRACE, app_settings.max_timeout), 1))
     return limits
 
 

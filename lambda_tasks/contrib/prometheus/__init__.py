@@ -23,13 +23,13 @@ except ImportError as missing:
         "The package prometheus-client is not installed. Install the extra django-lambda-tasks[prometheus]."
     ) from missing
 
-from lambda_tasks.contrib.measuring import end_of
+from lambda_tasks.contrib.measuring import end_of, longer_than_usual
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import Job, Run
 from lambda_tasks.outcomes import Outcome
 
 #: Upper bounds of the buckets in seconds: up to the longest run on Lambda, and waiting times of up to six hours.
-DURATION_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 900)
+DURATION_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 900, *longer_than_usual())
 WAITING_BUCKETS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 21600)
 
 _LABELS: Final = ("task", "queue")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from django.db import connections
 from django.db.models import Count, Min
 
+from lambda_tasks import registry
 from lambda_tasks.database.clock import from_now
 from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.models import OutboxMessage
-from lambda_tasks.operations.database_settings import forgetful_setting
-from lambda_tasks.operations.doctor.findings import OVERDUE, Doctor, Finding
+from lambda_tasks.operations.database_settings import forgetful_setting, idle_timeout
+from lambda_tasks.operations.doctor.findings import OVERDUE, RESERVE, Doctor, Finding
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -41,6 +42,7 @@ def look_at_database(doctor: Doctor, alias: str) -> None:
         if "service" not in options:  # otherwise, the timeouts are in the connection service file
             _look_at_statement_timeout(doctor, alias, options)
     _look_at_durability(doctor, alias)
+    _look_at_idle_timeout(doctor, alias)
 
 
 def _look_at_durability(doctor: Doctor, alias: str) -> None:
@@ -60,6 +62,23 @@ def _look_at_durability(doctor: Doctor, alias: str) -> None:
             "acknowledged.",
             "Leave the setting at its default for this server, database and role. To make only claims faster, use "
             "durable_claims=False of ORMStore.",
+        )
+
+
+def _look_at_idle_timeout(doctor: Doctor, alias: str) -> None:
+    """Ask the server when it ends the transaction of a task that computes for so long."""
+    longest = max((task.timeouts()[1] for task in registry.registered_tasks()), default=0)
+    try:
+        seconds = idle_timeout(connections[alias])
+    except DATABASE_ERRORS:
+        return  # another check of the server has reported it
+    if 0 < seconds < (needed := longest + RESERVE):
+        doctor.find(
+            "D306",
+            f"database {alias!r}",
+            f"idle_in_transaction_session_timeout is {seconds:g} s, but the longest task may compute for {longest} s "
+            "between two queries. The server then ends its transaction, which counts as a death of the worker.",
+            f"Set it to {needed:g} s or more, where it is set: in OPTIONS, on the role, the database or the server.",
         )
 
 

@@ -33,6 +33,7 @@ LEVELS: Final[Mapping[str, Level]] = {
     "D111": "warning",
     "D112": "error",
     "D113": "warning",
+    "D114": "warning",
     "D201": "warning",
     "D202": "error",
     "D203": "error",
@@ -42,11 +43,13 @@ LEVELS: Final[Mapping[str, Level]] = {
     "D207": "warning",
     "D208": "error",
     "D209": "error",
+    "D210": "warning",
     "D301": "warning",
     "D302": "warning",
     "D303": "warning",
     "D304": "warning",
     "D305": "warning",
+    "D306": "warning",
     "D401": "error",
     "D402": "error",
     "D403": "warning",
@@ -58,8 +61,6 @@ LEVELS: Final[Mapping[str, Level]] = {
 #: The maxReceiveCount below which valid messages end in the dead letter queue, and the recommended one.
 LEAST_RECEIVES: Final = 5
 ADVISED_RECEIVES: Final = 10
-#: The ratio of visibility timeout to function timeout that AWS recommends.
-VISIBILITY_FACTOR: Final = 6
 #: Seconds that an invocation needs in addition to the hard timeout of a task.
 RESERVE: Final = KILL_GRACE + ANSWER_RESERVE
 #: Days for which `cleanup_task_records` keeps records by default.

@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from django.utils.module_loading import import_string
 
-from lambda_tasks.operations.doctor.findings import RESERVE, VISIBILITY_FACTOR, Doctor, Queue, lease_sentence
+from lambda_tasks.operations.doctor.findings import RESERVE, Doctor, Queue, lease_sentence
+from lambda_tasks.settings import MAX_FUNCTION_TIMEOUT, MAX_INSTANCES_TIMEOUT, MAX_TIMEOUT, app_settings
+from lambda_tasks.wire.visibility import VISIBILITY_FACTOR, advised_visibility
 
 #: The handler of the library.
 DEFAULT_HANDLER: Final = "lambda_tasks.handler.handler"
@@ -92,6 +94,7 @@ def _look_at_function(
     if configuration is not None:
         if is_first:
             _check_handler(doctor, function, configuration)
+            _check_longest_timeout(doctor, function, int(configuration["Timeout"]))
         _check_timeouts(doctor, queue, f"{function} for {queue}", int(configuration["Timeout"]), visibility, mapping)
     concurrency, _ = doctor.ask_once(
         function,
@@ -150,6 +153,27 @@ def _problem_of_handler(handler: str) -> str | None:
     return None if callable(function) else f"is not a function, but of type {type(function).__name__}"
 
 
+def _check_longest_timeout(doctor: Doctor, function: str, timeout: int) -> None:
+    longest = app_settings.max_timeout
+    if timeout > longest:
+        doctor.find(
+            "D210",
+            function,
+            f"its timeout is {timeout} s, but LAMBDA_TASKS_MAX_TIMEOUT is {longest} s. No task can have a limit that "
+            "uses the rest, and a message that comes back after the visibility timeout of such a function may find "
+            "that its record already counts as lost.",
+            f"Set LAMBDA_TASKS_MAX_TIMEOUT = {timeout}, or lower the function's timeout to {longest} s.",
+        )
+
+
+def _and_setting(timeout: int) -> str:
+    """Return the end of a remedy: a raised setting that is longer than the function promises too much."""
+    longest = app_settings.max_timeout
+    if longest <= max(timeout, MAX_TIMEOUT):
+        return ""
+    return f" and LAMBDA_TASKS_MAX_TIMEOUT, which is {longest} s"
+
+
 def _check_timeouts(
     doctor: Doctor, queue: Queue, function: str, timeout: int, visibility: int, mapping: Mapping[str, Any]
 ) -> None:
@@ -162,10 +186,11 @@ def _check_timeouts(
             f"{queue.hard_timeout} s, and {RESERVE:g} s to end the task and to respond). Its time limits are shortened "
             "to the remaining time of the invocation, and each message for which too little time is left uses up a "
             "receive.",
-            f"Raise the function's timeout to {needed:g} s or more (at most 900), or lower hard_timeout.",
+            f"Raise the function's timeout to {needed:g} s or more (Lambda allows {MAX_FUNCTION_TIMEOUT} s, and "
+            f"{MAX_INSTANCES_TIMEOUT} s on Managed Instances), or lower hard_timeout{_and_setting(timeout)}.",
         )
     window = int(mapping.get("MaximumBatchingWindowInSeconds") or 0)
-    advised = VISIBILITY_FACTOR * timeout + window
+    advised = advised_visibility(timeout, window)
     # A task may start as long as its hard timeout fits into the invocation, and its lease ends after that.
     latest_lease = timeout + window + queue.lease - needed
     if visibility < advised:

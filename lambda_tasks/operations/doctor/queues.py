@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,14 +16,15 @@ from lambda_tasks.operations.doctor.findings import (
     LEAST_RECEIVES,
     LONGEST_RETENTION,
     RESERVE,
-    VISIBILITY_FACTOR,
     Doctor,
     Queue,
     lease_sentence,
     max_message_bytes,
 )
 from lambda_tasks.operations.doctor.functions import look_at_mappings
+from lambda_tasks.settings import MAX_INSTANCES_TIMEOUT
 from lambda_tasks.wire.queue_urls import problem_of
+from lambda_tasks.wire.visibility import MAX_BATCHING_WINDOW, VISIBILITY_FACTOR, lost_after
 
 #: Seconds that the retention period must leave for repairs: a weekend and a day.
 _LEAST_RETENTION: Final = 3 * DAY
@@ -65,6 +67,7 @@ def look_at_queue(doctor: Doctor, queue: Queue) -> None:
             f"Set VisibilityTimeout to {VISIBILITY_FACTOR} times the function's timeout, plus the batching window, or "
             f"at least to {queue.lease:g} s.",
         )
+    _check_lost(doctor, queue, visibility)
     look_at_mappings(doctor, queue, attributes["QueueArn"], visibility)
 
 
@@ -183,6 +186,20 @@ def _check_size(doctor: Doctor, queue: Queue, attributes: Mapping[str, str]) -> 
             "a message between the two sizes after the commit, when it is too late.",
             f'Raise MaximumMessageSize to {ours}, or set the backend\'s option "max_message_bytes": {theirs}.',
         )
+
+
+def _check_lost(doctor: Doctor, queue: Queue, visibility: int) -> None:
+    if visibility <= (seconds := lost_after()):
+        return
+    enough = math.ceil((visibility - MAX_BATCHING_WINDOW) / VISIBILITY_FACTOR)
+    doctor.find(
+        "D114",
+        queue,
+        f"VisibilityTimeout is {visibility} s, but a record counts as lost {seconds} s after its lease. Its message is "
+        "then sent again before the first one has come back, which uses up a takeover.",
+        f"Set VisibilityTimeout to {seconds} s or less"
+        + (f", or LAMBDA_TASKS_MAX_TIMEOUT = {enough}." if enough <= MAX_INSTANCES_TIMEOUT else "."),
+    )
 
 
 def _days(seconds: int) -> str:

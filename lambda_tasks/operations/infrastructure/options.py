@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lambda_tasks.operations.doctor.findings import ADVISED_RECEIVES, LEAST_RECEIVES
-from lambda_tasks.settings import MAX_TIMEOUT, whole_number
+from lambda_tasks.settings import MAX_FUNCTION_TIMEOUT, whole_number
+from lambda_tasks.wire.visibility import MAX_BATCHING_WINDOW
 
 #: Days for which records are kept by default: much longer than messages, so that no message outlives its record.
 CLEANUP_DAYS: Final = 30
@@ -72,10 +73,10 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("function_timeout", 1, MAX_TIMEOUT),
+            ("function_timeout", 1, MAX_FUNCTION_TIMEOUT),
             ("memory", 128, 10_240),
             ("batch_size", 1, 10_000),
-            ("batching_window", 0, 300),
+            ("batching_window", 0, MAX_BATCHING_WINDOW),
             ("maximum_concurrency", 2, 1000),
         ):
             numbers: PerQueue = getattr(self, name)

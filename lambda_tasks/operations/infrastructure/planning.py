@@ -19,7 +19,7 @@ from lambda_tasks import registry
 from lambda_tasks.execution.backoff import in_words, survived_outage
 from lambda_tasks.maintenance import MAINTENANCE_EVENT, outbox
 from lambda_tasks.operations.doctor import findings
-from lambda_tasks.operations.doctor.findings import DAY, RESERVE, VISIBILITY_FACTOR, max_message_bytes
+from lambda_tasks.operations.doctor.findings import DAY, RESERVE, max_message_bytes
 from lambda_tasks.operations.infrastructure import alarms, permissions
 from lambda_tasks.operations.infrastructure.addresses import DEAD_LETTER_SUFFIX, Address, read_addresses
 from lambda_tasks.operations.infrastructure.code import read_code
@@ -36,9 +36,10 @@ from lambda_tasks.operations.infrastructure.described import (
 from lambda_tasks.operations.infrastructure.options import Options
 from lambda_tasks.recording.storable import shown
 from lambda_tasks.secret_loader import PREFIX, arns_of_secrets
-from lambda_tasks.settings import MAX_TIMEOUT, app_settings
+from lambda_tasks.settings import MAX_FUNCTION_TIMEOUT, app_settings
 from lambda_tasks.wire.invocation import Invocation
 from lambda_tasks.wire.signing import signed_if_configured
+from lambda_tasks.wire.visibility import VISIBILITY_FACTOR, advised_visibility
 
 HANDLER: Final = "lambda_tasks.handler.handler"
 #: The batch size for which a function's timeout has room, if the limit of Lambda allows it.
@@ -150,7 +151,7 @@ class Need:
     def best_timeout(self) -> int:
         """Return the function timeout, in whole minutes, for a batch of usual tasks and the longest one at its end."""
         wanted = self.invocation + (BATCH_SIZE - 1) * self.usual
-        return min(math.ceil(wanted / _MINUTE) * _MINUTE, MAX_TIMEOUT)
+        return min(math.ceil(wanted / _MINUTE) * _MINUTE, _longest_timeout())
 
     def best_batch(self, timeout: int) -> int:
         """Return how many usual tasks can start within the timeout so that the last one has time for its limit."""
@@ -198,13 +199,29 @@ def _function(
     )
 
 
+def _longest_timeout() -> int:
+    """Return the longest timeout, in seconds, that a function of the template may have."""
+    return min(app_settings.max_timeout, MAX_FUNCTION_TIMEOUT)
+
+
+def _or_longer_functions(most: int) -> str:
+    if most == MAX_FUNCTION_TIMEOUT:
+        return f". Lambda stops a function after {most} s, except on Managed Instances, which the template lacks"
+    return f", or raise LAMBDA_TASKS_MAX_TIMEOUT, to {MAX_FUNCTION_TIMEOUT} at most"
+
+
 def _timeout(chosen: int | None, own: Sequence[Need]) -> Number:
     longest = max(own, key=lambda need: need.invocation)
-    if longest.invocation > MAX_TIMEOUT:
+    most = _longest_timeout()
+    if longest.invocation > most:
         raise ImproperlyConfigured(
-            f"The hard timeout of {longest.whose} must be at most {MAX_TIMEOUT - RESERVE:g} s, not "
-            f"{longest.hard_timeout}: ending the task and responding takes {RESERVE:g} s more, and Lambda stops a "
-            f"function after {MAX_TIMEOUT} s. Lower hard_timeout, or LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT."
+            f"The hard timeout of {longest.whose} must be at most {most - RESERVE:g} s, not {longest.hard_timeout}: "
+            f"ending the task and responding takes {RESERVE:g} s more, and a function of the template has at most "
+            f"{most} s. Lower hard_timeout, or LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT{_or_longer_functions(most)}."
+        )
+    if chosen is not None and chosen > most:
+        raise ValueError(
+            f"--function-timeout must be at most {most}, not {chosen}. Lower it{_or_longer_functions(most)}."
         )
     if chosen is not None and chosen < longest.invocation:
         raise ValueError(
@@ -257,7 +274,7 @@ def _queue(need: Need, options: Options, functions: Sequence[FunctionPlan]) -> Q
         name=name,
         dead_letter_name=f"{name}{DEAD_LETTER_SUFFIX}",
         visibility_timeout=Number(
-            VISIBILITY_FACTOR * timeout + window,
+            advised_visibility(timeout, window),
             f"{VISIBILITY_FACTOR} x the timeout of the function ({timeout} s) + the batching window ({window} s).",
         ),
         retention=Number(retention, f"{retention // DAY} days: enough for an outage over a weekend."),
