@@ -509,10 +509,21 @@ class OwnPostgres:
         _end(self._process, owner=os.getpid())
 
 
-def own_pooler(upstream: Mapping[str, Any]) -> dict[str, Any] | Missing:
+@dataclass(frozen=True, slots=True)
+class Pooler:
+    """A PgBouncer that runs, and the entry of DATABASES with its address."""
+
+    entry: dict[str, Any]
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        _end(self.process, owner=os.getpid())
+
+
+def own_pooler(upstream: Mapping[str, Any]) -> Pooler | Missing:
     """Start a PgBouncer in transaction mode before the server of `upstream`, an entry of DATABASES.
 
-    Return the entry with the address of the pooler, or the reason why it is missing.
+    Return the reason if it is missing.
     """
     program = _installed("pgbouncer")
     if program is None:
@@ -531,12 +542,14 @@ def own_pooler(upstream: Mapping[str, Any]) -> dict[str, Any] | Missing:
         f"auth_file = {directory}/users.txt\n"
         "pool_mode = transaction\n"
         "default_pool_size = 4\n"
+        # Consecutive transactions of one client run in different sessions of the server.
+        "server_round_robin = 1\n"
         "ignore_startup_parameters =\n"
     )
     through = {**upstream, "USER": name, "HOST": str(directory), "PORT": 6432}
     url = f"postgres://{name}@/{upstream['NAME']}?host={directory}&port=6432"
     try:
-        _start(
+        process = _start(
             [str(program), str(directory / "pgbouncer.ini")],
             directory=directory,
             user=user,
@@ -546,7 +559,7 @@ def own_pooler(upstream: Mapping[str, Any]) -> dict[str, Any] | Missing:
         )
     except (NotStarted, OSError) as error:
         return Missing("PgBouncer", f"{program}: {error}")
-    return through
+    return Pooler(through, process)
 
 
 def _may_run(program: Path, user: str) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -30,7 +31,7 @@ from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.models import OutboxMessage
 from lambda_tasks.recording.described import described
 from lambda_tasks.recording.lines import get_logger
-from lambda_tasks.settings import MAX_KEPT_DELAY, PREFIX, strategy
+from lambda_tasks.settings import MAX_KEPT_DELAY, PREFIX, strategy, whole_number
 from lambda_tasks.strategies import get_store, instance
 from lambda_tasks.wire import ids
 from lambda_tasks.wire.attributes import GROUP_ATTRIBUTE, inherited
@@ -42,6 +43,10 @@ logger = get_logger("lambda_tasks.outbox")
 #: The most rows, and bytes of messages, of one INSERT. MariaDB closes the connection at 16 MiB.
 _MAX_ROWS: Final = 500
 _MAX_BYTES: Final = 4 * 1024 * 1024
+#: The least value of `max_statement_bytes`: the SQL around a row takes up to a third of it.
+_LEAST_STATEMENT: Final = 2_048
+#: The most bytes of the other columns of a row, and of the quotes around values.
+_OTHER_COLUMNS: Final = 192
 
 _FIELDS: Final = {field.name: field for field in OutboxMessage._meta.concrete_fields}
 
@@ -51,14 +56,19 @@ class OutboxBackend(BaseBackend):
 
     Options: `transport`, the other transport, in the format of LAMBDA_TASKS_BACKEND; `databases`, the aliases
     that have the table, by default the one that Django's routers choose for `OutboxMessage`. The database of
-    the records is always included, since retries are kept with records.
+    the records is always included, since retries are kept with records; `max_statement_bytes`, the most bytes of
+    an INSERT of several messages, by default without a limit of its own.
     """
 
     keeps = True
     max_delay = MAX_KEPT_DELAY
 
     def __init__(
-        self, *, transport: Any = "lambda_tasks.backends.sqs.SQSBackend", databases: Sequence[str] | None = None
+        self,
+        *,
+        transport: Any = "lambda_tasks.backends.sqs.SQSBackend",
+        databases: Sequence[str] | None = None,
+        max_statement_bytes: int | None = None,
     ) -> None:
         if databases is not None and (
             isinstance(databases, str) or not databases or not all(isinstance(alias, str) for alias in databases)
@@ -66,6 +76,8 @@ class OutboxBackend(BaseBackend):
             raise TypeError(f"databases must be a list of aliases in DATABASES, not {described(databases)}")
         try:
             path, options = strategy(transport, "transport")
+            if max_statement_bytes is not None:
+                whole_number(_LEAST_STATEMENT)(max_statement_bytes, "max_statement_bytes")
         except ValueError as error:
             raise TypeError(str(error)) from None  # like any other invalid option
         behind = instance(f"{PREFIX}BACKEND", path, options)
@@ -75,6 +87,7 @@ class OutboxBackend(BaseBackend):
         self.leaves_process = behind.leaves_process
         self.stows = behind.stows
         self._databases = databases
+        self._max_statement_bytes = max_statement_bytes
         self._relay = Relay(behind)
         self._statements = Statements()
 
@@ -110,8 +123,13 @@ class OutboxBackend(BaseBackend):
         inserting = self._statements.of(_inserting, connection)
         # Reaping twice in one transaction sends an invocation twice, and an INSERT accepts a key once.
         by_id = {job.message_id: job for job in jobs}
-        for rows in _chunks([self._row(job, connection) for job in by_id.values()], connection):
-            inserting.run(connection, rows)
+        rows = [self._row(job, connection) for job in by_id.values()]
+        if self._max_statement_bytes is None or not isinstance(inserting, Insertion):
+            chunks = _chunks(rows, connection)
+        else:
+            chunks = _statements(rows, connection, inserting, self._max_statement_bytes)
+        for chunk in chunks:
+            inserting.run(connection, chunk)
 
     def send(self, jobs: Sequence[Job]) -> Iterator[SendResult]:
         """Send the jobs that are due. All jobs are kept, and the others are sent later."""
@@ -265,13 +283,36 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def _chunks(rows: Sequence[dict[str, Any]], connection: BaseDatabaseWrapper) -> Iterator[list[dict[str, Any]]]:
+def _size(row: Mapping[str, Any]) -> int:
+    return _bytes(row["body"]) + sum(map(_bytes, row["attributes"].values()))
+
+
+def _statements(
+    rows: Sequence[dict[str, Any]], connection: BaseDatabaseWrapper, insertion: Insertion, most_bytes: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows whose INSERT has at most `most_bytes` if the driver writes the values into the SQL."""
+    escaped = "'\\\"" if connection.vendor == "mysql" else "'\\"
+
+    def size(row: Mapping[str, Any]) -> int:
+        values = (row["task_name"], row["queue"], row["body"], json.dumps(row["attributes"]))
+        literals = sum(_bytes(text) + sum(map(text.count, escaped)) for text in values)
+        return len(insertion.row) + _OTHER_COLUMNS + literals
+
+    return _chunks(rows, connection, most_bytes - len(insertion.head) - len(insertion.tail), size)
+
+
+def _chunks(
+    rows: Sequence[dict[str, Any]],
+    connection: BaseDatabaseWrapper,
+    most_bytes: int = _MAX_BYTES,
+    size_of: Callable[[Mapping[str, Any]], int] = _size,
+) -> Iterator[list[dict[str, Any]]]:
     most = min(_MAX_ROWS, connection.ops.bulk_batch_size(list(_FIELDS.values()), rows) or _MAX_ROWS)
     chunk: list[dict[str, Any]] = []
     size = 0
     for row in rows:
-        own_size = _bytes(row["body"]) + sum(map(_bytes, row["attributes"].values()))
-        if chunk and (len(chunk) == most or size + own_size > _MAX_BYTES):
+        own_size = size_of(row)
+        if chunk and (len(chunk) == most or size + own_size > most_bytes):
             yield chunk
             chunk, size = [], 0
         chunk.append(row)

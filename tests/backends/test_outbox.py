@@ -147,11 +147,33 @@ def test_escaped_row_is_sent_compactly(database: str, courier: Courier) -> None:
 
 
 @pytest.mark.django_db
-def test_bytes_of_one_insert_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_module, "_MAX_BYTES", 100)
+def test_bytes_of_one_insert_are_limited() -> None:
     rows_of = [{"body": character * 30, "attributes": {}} for character in ("a", "注")]
-    assert [len(chunk) for chunk in outbox_module._chunks([rows_of[0]] * 3, connections["default"])] == [3]
-    assert [len(chunk) for chunk in outbox_module._chunks([rows_of[1]] * 3, connections["default"])] == [1, 1, 1]
+    default = connections["default"]
+    assert [len(chunk) for chunk in outbox_module._chunks([rows_of[0]] * 3, default, 100)] == [3]
+    assert [len(chunk) for chunk in outbox_module._chunks([rows_of[1]] * 3, default, 100)] == [1, 1, 1]
+    assert outbox_module._MAX_BYTES == 4 * 1024 * 1024
+
+
+@pytest.mark.databases("postgres", "mariadb", transaction=True)
+@pytest.mark.parametrize("text", ["a", "it's a \\ and a \"", "注é" * 50, "'\\\"" * 100])
+def test_statements_have_at_most_the_given_bytes(database: str, settings: Any, text: str) -> None:
+    use_outbox(settings, database)
+    settings.LAMBDA_TASKS_BACKEND["OPTIONS"]["max_statement_bytes"] = 4_000
+    settings.LAMBDA_TASKS_BACKEND = dict(settings.LAMBDA_TASKS_BACKEND)
+    with CaptureQueriesContext(connections[database]) as queries, transaction.atomic(using=database):
+        for delay in (0, 30_000) * 6:
+            translate.using(database=database, delay=delay).execute_on_commit(text=text)
+    sizes = [len(query["sql"].encode()) for query in queries if query["sql"].startswith("INSERT")]
+    assert len(sizes) > 1
+    assert 2_000 < max(sizes) <= 4_000
+    assert OutboxMessage.objects.using(database).filter(run_at__isnull=False).count() == 6
+
+
+@pytest.mark.parametrize("value", [2_047, -1, "16000", True])
+def test_invalid_limit_of_statements_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="max_statement_bytes must be an integer of at least 2048, not "):
+        OutboxBackend(transport="lambda_tasks.backends.memory.MemoryBackend", max_statement_bytes=value)
 
 
 # Storing messages with a transaction

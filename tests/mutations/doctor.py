@@ -52,6 +52,13 @@ MUTATIONS: Final = (
         DOCTOR,
     ),
     Mutation(
+        "the doctor calls every server an RDS Proxy",
+        "operations/doctor/databases.py",
+        'if options and _RDS_PROXY.search(settings.get("HOST") or ""):',
+        "if options:",
+        DOCTOR,
+    ),
+    Mutation(
         "the doctor overlooks messages that outlive their records",
         "operations/doctor/queues.py",
         "if kept > DEFAULT_CLEANUP_DAYS * DAY:",

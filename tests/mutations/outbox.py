@@ -18,7 +18,23 @@ COMMITS: Final = FAULTS + "::TestRetriesWithLostCommit"
 RELAY: Final = "tests/backends/test_outbox_relay.py"
 OVERTAKEN: Final = RELAY + "::TestOvertaken"
 
+STATEMENTS: Final = "tests/backends/test_outbox.py::test_statements_have_at_most_the_given_bytes"
+
 MUTATIONS: Final = (
+    Mutation(
+        "outbox: quotes make statements longer than their limit",
+        "backends/outbox.py",
+        "_bytes(text) + sum(map(text.count, escaped))",
+        "_bytes(text)",
+        STATEMENTS,
+    ),
+    Mutation(
+        "outbox: the SQL around rows makes statements longer than their limit",
+        "backends/outbox.py",
+        "return len(insertion.row) + _OTHER_COLUMNS + literals",
+        "return literals",
+        STATEMENTS,
+    ),
     Mutation(
         "outbox: messages are stored after the commit",
         "sending/outgoing.py",

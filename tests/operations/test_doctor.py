@@ -740,6 +740,26 @@ def test_missing_postgresql_timeout_is_found(
         assert healthy.ids() == [id]
 
 
+@pytest.mark.parametrize(
+    ("host", "options", "ids"),
+    [
+        ("shop.proxy-abc123.eu-west-1.rds.amazonaws.com", LIMITS, ["D307"]),
+        ("ro.endpoint.proxy-abc123.cn-north-1.rds.amazonaws.com.cn", LIMITS, ["D307"]),
+        ("shop.proxy-abc123.eu-west-1.rds.amazonaws.com", {**LIMITS, "options": ""}, []),
+        ("shop.abc123.eu-west-1.rds.amazonaws.com", LIMITS, []),
+        ("pgbouncer.example.internal", LIMITS, []),
+        (None, LIMITS, []),
+    ],
+)
+def test_options_that_rds_proxy_refuses_are_found(
+    healthy: Cloud, monkeypatch: pytest.MonkeyPatch, host: str | None, options: Any, ids: list[str]
+) -> None:
+    monkeypatch.setattr(connections["default"], "vendor", "postgresql")
+    monkeypatch.setattr(connections["default"], "cursor", lambda: nullcontext(Answering("120s")))
+    with database_settings(OPTIONS=options, HOST=host):
+        assert healthy.ids() == ids
+
+
 def test_connect_timeout_may_be_in_the_environment(healthy: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections["default"], "vendor", "postgresql")
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "5")

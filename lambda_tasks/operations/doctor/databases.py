@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: The maximum number of characters of an error that a finding quotes.
 _QUOTED: Final = 200
+#: The end of the addresses of RDS Proxy: NAME.proxy-ID.REGION.rds.amazonaws.com.
+_RDS_PROXY: Final = re.compile(r"\.proxy-\w+\.[\w-]+\.rds\.amazonaws\.com(\.cn)?$")
 
 
 def look_at_database(doctor: Doctor, alias: str) -> None:
@@ -39,6 +42,7 @@ def look_at_database(doctor: Doctor, alias: str) -> None:
     if connections[alias].vendor == "postgresql":
         options = settings.get("OPTIONS", {})
         doctor.findings += _missing_limits(subject, options)
+        doctor.findings += _refused_options(subject, settings)
         if "service" not in options:  # otherwise, the timeouts are in the connection service file
             _look_at_statement_timeout(doctor, alias, options)
     _look_at_durability(doctor, alias)
@@ -156,6 +160,19 @@ def _missing_limits(subject: str, options: Mapping[str, Any]) -> Iterator[Findin
             "tcp_user_timeout is not set. If the server disappears without closing the connection, as in a failover, "
             "the worker notices only after many minutes.",
             'Set "tcp_user_timeout": 30_000 and the keepalives in its OPTIONS.',
+        )
+
+
+def _refused_options(subject: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield a finding for startup options and a host that is known to refuse them; PgBouncer may have any name."""
+    options = settings.get("OPTIONS", {}).get("options") or os.environ.get("PGOPTIONS")
+    if options and _RDS_PROXY.search(settings.get("HOST") or ""):
+        yield Finding(
+            "D307",
+            subject,
+            f"{settings['HOST']} is an RDS Proxy, which refuses connections with startup options, and "
+            f"{'OPTIONS' if settings.get('OPTIONS', {}).get('options') else 'PGOPTIONS'} has some: {options}.",
+            "Remove them, and set the limits on the role: ALTER ROLE name SET statement_timeout = '120s'.",
         )
 
 

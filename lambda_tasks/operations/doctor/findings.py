@@ -50,6 +50,7 @@ LEVELS: Final[Mapping[str, Level]] = {
     "D304": "warning",
     "D305": "warning",
     "D306": "warning",
+    "D307": "error",
     "D401": "error",
     "D402": "error",
     "D403": "warning",
