@@ -121,7 +121,8 @@ def _closest_setting(name: str) -> str | None:
 
     # Without the prefix, which all settings have in common.
     word = name.removeprefix(_OUR_NAMES).removeprefix("S").removeprefix("_").lower()
-    close = get_close_matches(word, _settings(), n=1)
+    longer = [each for each in _settings() if each.endswith(f"_{word}")]
+    close = longer or get_close_matches(word, _settings(), n=1)
     return f"{PREFIX}{close[0].upper()}" if close else None
 
 
