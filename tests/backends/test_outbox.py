@@ -155,6 +155,15 @@ def test_bytes_of_one_insert_are_limited() -> None:
     assert outbox_module._MAX_BYTES == 4 * 1024 * 1024
 
 
+@pytest.mark.databases("sqlite", transaction=True)
+def test_times_on_sqlite_have_its_clocks_form(database: str, courier: Courier) -> None:
+    """SQLite compares them as strings: with more digits, a message is not due in its own millisecond."""
+    translate.using(database=database, delay=5_000).execute_on_commit(text="a")
+    with connections[database].cursor() as cursor:
+        cursor.execute(f"SELECT LENGTH(due_at), LENGTH(run_at), LENGTH(created_at) FROM {OutboxMessage._meta.db_table}")
+        assert cursor.fetchone() == (len("2026-11-30 13:05:22.123"),) * 3
+
+
 @pytest.mark.databases("postgres", "mariadb", transaction=True)
 @pytest.mark.parametrize("text", ["a", "it's a \\ and a \"", "注é" * 50, "'\\\"" * 100])
 def test_statements_have_at_most_the_given_bytes(database: str, settings: Any, text: str) -> None:

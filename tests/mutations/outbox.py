@@ -22,6 +22,13 @@ STATEMENTS: Final = "tests/backends/test_outbox.py::test_statements_have_at_most
 
 MUTATIONS: Final = (
     Mutation(
+        "outbox: a message is not due in its own millisecond on SQLite",
+        "backends/outbox.py",
+        '"due_at": FromNow(Slot("due_in", DurationField())),',
+        '"due_at": DatabaseNow() + Slot("due_in", DurationField()),',
+        "tests/backends/test_outbox.py::test_times_on_sqlite_have_its_clocks_form",
+    ),
+    Mutation(
         "outbox: quotes make statements longer than their limit",
         "backends/outbox.py",
         "_bytes(text) + sum(map(text.count, escaped))",
