@@ -32,7 +32,7 @@ BATCH = 10
 class Relay:
     """A TCP relay to a PostgreSQL server that holds all data for a time, and counts what clients send.
 
-    Clients of PostgreSQL wait for each answer, so what they send at once is one request.
+    Clients of PostgreSQL wait for each answer, so what they send without waiting is one request.
     """
 
     def __init__(self, address: str, *, seconds: float) -> None:

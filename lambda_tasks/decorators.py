@@ -347,10 +347,9 @@ def lambda_task(function: Callable[..., Any] | None = None, /, **options: Any) -
     Options: `soft_timeout` and `hard_timeout` (seconds from 1 to 900, or to LAMBDA_TASKS_MAX_TIMEOUT, or None for the
     settings' defaults), `queue` (a name in LAMBDA_TASKS_QUEUES), `delay` (seconds before the first run, from 0 to 900,
     or up to a year with LAMBDA_TASKS_OUTBOX), `group` (the parameter by whose value a queue shares its workers fairly,
-    or a function of the
-    arguments that returns the message group), `ignore_errors` and `retry_on` (iterables of exception types),
-    `retry_delay` (seconds before jitter, with the same limits as `delay`), `retry_backoff` (double `retry_delay` with
-    each retry), `max_retries` (None for the setting's value), `singleton` (run one invocation at a time, or one per
+    or a function of the arguments that returns the message group), `ignore_errors` and `retry_on` (iterables of
+    exception types), `retry_delay` (seconds before jitter, with the same limits as `delay`), `retry_backoff` (double
+    `retry_delay` with each retry), `max_retries` (None for the setting's value), `singleton` (run one invocation at a time, or one per
     value of the named parameters), `max_concurrency` (run at most that many at a time), `on_contention` ("retry",
     "wait" or "skip", if another run holds the lock), `max_wait` (seconds or a timedelta), `unique` (accept one call at
     a time, or one per value), `on_duplicate` ("return", "raise" or "replace", if an earlier call waits or runs),
