@@ -349,17 +349,17 @@ def lambda_task(function: Callable[..., Any] | None = None, /, **options: Any) -
     or up to a year with LAMBDA_TASKS_OUTBOX), `group` (the parameter by whose value a queue shares its workers fairly,
     or a function of the arguments that returns the message group), `ignore_errors` and `retry_on` (iterables of
     exception types), `retry_delay` (seconds before jitter, with the same limits as `delay`), `retry_backoff` (double
-    `retry_delay` with each retry), `max_retries` (None for the setting's value), `singleton` (run one invocation at a time, or one per
-    value of the named parameters), `max_concurrency` (run at most that many at a time), `on_contention` ("retry",
-    "wait" or "skip", if another run holds the lock), `max_wait` (seconds or a timedelta), `unique` (accept one call at
-    a time, or one per value), `on_duplicate` ("return", "raise" or "replace", if an earlier call waits or runs),
-    `unique_for` (seconds or a timedelta), `on_crash` ("retry", or "fail" for tasks whose external effects must never be
-    repeated), `expires_in` (seconds after which a message is no longer run), `aliases` (former dotted paths of the
-    task), `sensitive` (names of parameters whose values are masked in records and logs), `atomic` (False to call the
-    function without a transaction, so that its writes commit as it goes). `retry` takes a `RetryPolicy`, or a mapping
-    from exception types to policies, in place of `retry_on`, `retry_delay`, `retry_backoff` and `max_retries`.
-    `schedule` takes `Cron`, `Every`, or a list of them: when the task runs by itself. `on_success` and `on_failure`
-    take invocations that are sent when the task has ended: `task.invocation(…)`, or a list of them.
+    `retry_delay` with each retry), `max_retries` (None for the setting's value), `singleton` (run one invocation at a
+    time, or one per value of the named parameters), `max_concurrency` (run at most that many at a time),
+    `on_contention` ("retry", "wait" or "skip", if another run holds the lock), `max_wait` (seconds or a timedelta),
+    `unique` (accept one call at a time, or one per value), `on_duplicate` ("return", "raise" or "replace", if an
+    earlier call waits or runs), `unique_for` (seconds or a timedelta), `on_crash` ("retry", or "fail" for tasks whose
+    external effects must never be repeated), `expires_in` (seconds after which a message is no longer run), `aliases`
+    (former dotted paths of the task), `sensitive` (names of parameters whose values are masked in records and logs),
+    `atomic` (False to call the function without a transaction, so that its writes commit as it goes). `retry` takes a
+    `RetryPolicy`, or a mapping from exception types to policies, in place of `retry_on`, `retry_delay`, `retry_backoff`
+    and `max_retries`. `schedule` takes `Cron`, `Every`, or a list of them: when the task runs by itself. `on_success`
+    and `on_failure` take invocations that are sent when the task has ended: `task.invocation(…)`, or a list of them.
 
     Raises TypeError for a function whose parameters are not all keyword-only and annotated and for options of the wrong
     type, and ValueError for options with invalid values.
