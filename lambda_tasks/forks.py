@@ -1,16 +1,21 @@
-"""Locks that a forked process can use.
+"""Locks and random numbers for processes that are copied: by a fork, or from a snapshot of Lambda SnapStart.
 
 A fork copies the locks that other threads hold, but not the threads that would release them. A child process that
-acquires such a lock waits indefinitely.
+acquires such a lock waits indefinitely. A snapshot copies the state of Python's random number generator.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from random import SystemRandom
 from types import TracebackType
 from typing import Final
 from weakref import WeakSet
+
+#: Random numbers from the operating system. The module `random` would give each environment that is restored from one
+#: snapshot the same jitter, so that their retries would collide.
+random: Final = SystemRandom()
 
 
 class ForkSafeLock:

@@ -8,7 +8,7 @@ raises an error, the error is recorded and the message is acknowledged.
 from __future__ import annotations
 
 import math
-import random
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
@@ -27,7 +27,7 @@ from lambda_tasks.exceptions import InvalidMessage, Redeliver, UnknownTask
 from lambda_tasks.execution import pipeline, resolving
 from lambda_tasks.execution.backoff import foreign_pause, handed_back_pause, outage_pause
 from lambda_tasks.execution.strangers import start_watching
-from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.forks import ForkSafeLock, random
 from lambda_tasks.limits import watchdog
 from lambda_tasks.limits.alarms import KILL_GRACE
 from lambda_tasks.logging import Fields, SteadyLogger, add_fields_on_lambda, log_context, trace_id
@@ -60,6 +60,12 @@ LEAST_SHARE: Final = 0.25
 _ROUNDING: Final = 1.0
 #: The maximum jitter, in seconds, of the next delivery of a message whose task is already running.
 _JITTER: Final = 5.0
+
+#: The variable in which Lambda tells how it makes environments, its value for those from a snapshot, and those for
+#: environments that exist before their first message. Otherwise, the first message waits while Django is set up.
+INITIALIZATION: Final = "AWS_LAMBDA_INITIALIZATION_TYPE"
+_FROM_SNAPSHOT: Final = "snap-start"
+_IN_ADVANCE: Final = ("provisioned-concurrency", "lambda-managed-instances")
 
 _booting = ForkSafeLock()
 _booted = False
@@ -130,7 +136,11 @@ def _answer_ping(event: Mapping[str, Any], deadline: float | None) -> dict[str, 
 
 
 def boot() -> None:
-    """Prepare secrets, Django and plugins on the process's first invocation; Lambda's init phase has only 10 s."""
+    """Prepare secrets, Django and plugins, once per process.
+
+    Its first invocation does this, since Lambda's init phase has only 10 s. The init phase of SnapStart, provisioned
+    concurrency and Managed Instances is longer, and no message waits for it, so they do it then.
+    """
     global _booted
     with _booting:
         if _booted:
@@ -396,3 +406,19 @@ def close_connections() -> None:
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             end_session(connection)
+
+
+def _prepare_early() -> None:
+    """Prepare the process before its first message, if Lambda makes environments early."""
+    kind = os.environ.get(INITIALIZATION)
+    if kind == _FROM_SNAPSHOT:
+        from lambda_tasks.environments import snapshots
+
+        snapshots.register(boot)
+    elif kind in _IN_ADVANCE:
+        from lambda_tasks.environments import preparing
+
+        preparing.begin(boot)
+
+
+_prepare_early()

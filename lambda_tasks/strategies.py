@@ -146,6 +146,12 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def forget_all() -> None:
+    """Discard all instances, and with them their clients. The next use creates new ones."""
+    with _building:
+        _instances.clear()
+
+
 def forget_strategies(*, setting: str, **_: object) -> None:
     """Discard the instances that depend on a setting when it changes, as in `override_settings`."""
     for kind, settings in _DEPENDS_ON.items():

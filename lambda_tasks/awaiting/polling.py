@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
+from lambda_tasks.forks import random
 from lambda_tasks.recording.described import described
 
 #: Each pause is shortened at random by up to this share, so that callers who began together do not ask together.

@@ -6,9 +6,10 @@ have jitter, which only lengthens them, so `survived_outage()` is a lower bound.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Final, TypeAlias
+
+from lambda_tasks.forks import random
 
 #: A function that returns the length of a pause, in seconds, for a number of receives.
 Pause: TypeAlias = Callable[[int], float]

@@ -26,6 +26,20 @@ def die_with(parent_pid: int) -> None:
         os._exit(1)
 
 
+def describe_exit(returncode: int) -> str:
+    """Describe how a process ended, from its return code in `subprocess`.
+
+    >>> describe_exit(-9), describe_exit(3)
+    ('killed by SIGKILL', 'exit status 3')
+    """
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    try:
+        return f"killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"killed by signal {-returncode}"
+
+
 def main(parent_pid: str, handler: str) -> None:
     """Replace this process with the runtime client."""
     die_with(int(parent_pid))

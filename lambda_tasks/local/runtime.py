@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.local import launch
+from lambda_tasks.local.launch import describe_exit
 from lambda_tasks.local.output import read_output
 from lambda_tasks.local.runtime_api import Crashed, Errored, InvocationResult, RuntimeApi, TimedOut
 
@@ -157,20 +158,6 @@ class _Environment:
         assert self.process.stdout is not None
         with self.process.stdout as output, os.fdopen(records, "rb", 0):
             read_output(output.fileno(), records, on_output)
-
-
-def describe_exit(returncode: int) -> str:
-    """Describe how a process ended, from its return code in `subprocess`.
-
-    >>> describe_exit(-9), describe_exit(3)
-    ('killed by SIGKILL', 'exit status 3')
-    """
-    if returncode >= 0:
-        return f"exit status {returncode}"
-    try:
-        return f"killed by {signal.Signals(-returncode).name}"
-    except ValueError:
-        return f"killed by signal {-returncode}"
 
 
 def _kill_group(leader: int) -> None:

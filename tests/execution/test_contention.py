@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from lambda_tasks.definition.keys import LOCK_KEY
 from lambda_tasks.exceptions import LockError
 from lambda_tasks.execution import waiting
 from lambda_tasks.execution.pipeline import execute
+from lambda_tasks.forks import random
 from lambda_tasks.handler import handler
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.hookspecs import hookimpl

@@ -1,0 +1,1 @@
+"""Processes that are prepared before their first message."""

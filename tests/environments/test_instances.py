@@ -1,0 +1,269 @@
+"""The processes of a Managed Instance, with the real runtime client."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lambda_tasks.instances import processes
+from lambda_tasks.instances.notes import Invocation, Note
+from lambda_tasks.models import TaskRecord
+from tests.environments.project import Project, event
+from tests.environments.runtime_api import PATIENCE, RuntimeApi
+
+pytest.importorskip("awslambdaric.lambda_multi_concurrent_utils", reason="awslambdaric is older than Managed Instances")
+
+pytestmark = [pytest.mark.databases(transaction=True), pytest.mark.once]
+
+INSTANCES = "lambda_tasks.instances"
+
+
+@pytest.fixture
+def api() -> Iterator[RuntimeApi]:
+    with RuntimeApi() as api:
+        yield api
+
+
+@pytest.fixture
+def project(tmp_path: Path, database: str) -> Project:
+    return Project(tmp_path, database)
+
+
+def result_of(invocation: Any, database: str) -> Any:
+    """Return the result of the event's only task."""
+    assert invocation.error is None
+    assert invocation.response == {"batchItemFailures": []}
+    return TaskRecord.objects.using(database).get(pk=invocation.event["Records"][0]["messageId"]).result
+
+
+def test_four_processes_run_tasks_side_by_side(api: RuntimeApi, project: Project, database: str) -> None:
+    with (
+        project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="4") as parent,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        server.settimeout(PATIENCE)
+        invocations = [api.offer(event("meet", port=server.getsockname()[1])) for _ in range(4)]
+        tasks = [server.accept()[0] for _ in range(4)]  # all four are running now
+        for task in tasks:
+            task.sendall(b"x")
+        pids = {result_of(invocation.wait(), database) for invocation in invocations}
+        for task in tasks:
+            task.close()
+        described = result_of(api.invoke(event("describe")), database)
+        assert len(pids) == 4
+        assert described["parent"] == described["imported_by"] == parent.pid
+        assert [pid for pid, _ in project.boots()] == [parent.pid]
+        assert {invocation.returned for invocation in invocations} == {f"of {each.id}" for each in invocations}
+
+
+def test_ended_process_is_replaced(api: RuntimeApi, project: Project, database: str) -> None:
+    """A task that ignores its limits fails and takes its process along. Its invocation and later ones are answered."""
+    with project.running(api, INSTANCES, "shop.impatient.handler", AWS_LAMBDA_MAX_CONCURRENCY="1") as parent:
+        before = result_of(api.invoke(event("describe")), database)["pid"]
+        ended = api.invoke(event("never_end"))
+        assert ended.error is not None
+        assert ended.error["errorType"] == "Runtime.ExitError"
+        assert ended.error["errorMessage"].startswith("The process has ended: exit status")
+        assert ended.returned == f"of {ended.id}"
+        record = TaskRecord.objects.using(database).get(task_name="shop.tasks.never_end")
+        assert (record.status, record.takeovers) == ("FAILED", 0)
+
+        # SQS delivers the message again, since its invocation has failed.
+        assert api.invoke(ended.event).response == {"batchItemFailures": []}
+        described = result_of(api.invoke(event("describe")), database)
+        assert described["pid"] != before
+        assert described["parent"] == parent.pid
+        assert len(project.boots()) == 1
+
+
+def test_killed_process_leaves_its_message_on_the_queue(api: RuntimeApi, project: Project, database: str) -> None:
+    message = event("die")
+    with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="2"):
+        killed = api.invoke(message)
+        assert killed.error is not None
+        assert killed.error["errorMessage"] == "The process has ended: killed by SIGKILL."
+        # The lease of the dead process protects the task until it expires.
+        [record] = message["Records"]
+        assert api.invoke(message).response == {"batchItemFailures": [{"itemIdentifier": record["messageId"]}]}
+        assert result_of(api.invoke(event("describe")), database)["key"] == "only for this test"
+    assert TaskRecord.objects.using(database).get(pk=record["messageId"]).status == "RUNNING"
+    [line] = [line for line in project.lines() if "has ended" in line["message"]]
+    assert line["message"].endswith("has ended: killed by SIGKILL. It is replaced immediately.")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_all_processes(api: RuntimeApi, project: Project, number: signal.Signals) -> None:
+    with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="3") as parent:
+        api.wait_until(lambda: api.idle == 3)
+        children = children_of(parent.pid)
+        parent.send_signal(number)
+        assert parent.wait(PATIENCE) == 0
+        assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+    assert len(children) == 3
+
+
+def test_running_invocation_is_answered_at_shutdown(api: RuntimeApi, project: Project) -> None:
+    with (
+        project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="1") as parent,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        server.settimeout(PATIENCE)
+        running = api.offer(event("meet", port=server.getsockname()[1]))
+        task, _ = server.accept()
+        parent.terminate()
+        error = running.wait().error
+        task.close()
+        assert error is not None
+        assert error["errorMessage"] == "The process has ended: the environment is shutting down."
+
+
+def test_processes_end_with_their_parent(api: RuntimeApi, project: Project) -> None:
+    with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="2") as parent:
+        api.wait_until(lambda: api.idle == 2)
+        watched = [os.pidfd_open(pid) for pid in children_of(parent.pid)]
+        parent.kill()
+        for process in watched:
+            assert select.select([process], [], [], PATIENCE)[0]
+            os.close(process)
+    assert len(watched) == 2
+
+
+class TestLogging:
+    """The processes log as one does that Lambda's own client has started."""
+
+    def test_lines_have_the_fields_of_the_invocation_once(self, api: RuntimeApi, project: Project) -> None:
+        with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="1"):
+            invocation = api.invoke(event("describe"))
+        [line] = [line for line in project.lines() if "described" in line["message"]]
+        assert line["requestId"] == invocation.id
+        assert line["task_name"] == "shop.tasks.describe"
+
+    def test_logging_of_the_settings_prevails(self, api: RuntimeApi, project: Project) -> None:
+        logging = {
+            "version": 1,
+            "handlers": {"own": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}},
+            "root": {"handlers": ["own"], "level": "INFO"},
+        }
+        variables = {"LOGGING": json.dumps(logging), "AWS_LAMBDA_LOG_LEVEL": "ERROR"}
+        with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="1", **variables):
+            invocation = api.invoke(event("describe"))
+        message_id = invocation.event["Records"][0]["messageId"]
+        assert project.output().count(f"[{message_id}] described") == 1
+        assert project.lines() == []
+
+
+class TestStart:
+    """Errors come before the first invocation."""
+
+    def test_handler_that_cannot_be_imported(self, api: RuntimeApi, project: Project) -> None:
+        with project.running(api, INSTANCES, "shop.broken.handler", AWS_LAMBDA_MAX_CONCURRENCY="4") as parent:
+            assert parent.wait(PATIENCE) == 1
+        [error] = api.init_errors
+        assert (error["errorType"], error["errorMessage"]) == ("RuntimeError", "no such shop")
+
+    def test_function_without_the_librarys_handler(self, api: RuntimeApi, project: Project) -> None:
+        with project.running(api, INSTANCES, "shop.plain.handler", AWS_LAMBDA_MAX_CONCURRENCY="2") as parent:
+            assert api.invoke({}).response["pid"] in children_of(parent.pid)
+
+    def test_ordinary_function_gets_lambdas_own_client(self, api: RuntimeApi, project: Project) -> None:
+        with project.running(api, INSTANCES) as process:
+            assert api.invoke({"lambda_tasks": "ping"}).response["status"] == "ok"
+            assert [pid for pid, _ in project.boots()] == [process.pid]
+
+    @pytest.mark.parametrize("value", ["", "0", "-1", "four"])
+    def test_concurrency_must_be_positive(self, api: RuntimeApi, project: Project, value: str) -> None:
+        with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY=value) as process:
+            assert process.wait(PATIENCE) == 1
+        assert f"AWS_LAMBDA_MAX_CONCURRENCY must be a positive integer, not {value!r}." in project.output()
+
+
+def test_pause_grows_with_early_deaths() -> None:
+    assert [processes.pause(deaths) for deaths in range(10)] == [0, 0, 1, 2, 4, 8, 16, 32, 60, 60]
+    assert processes.pause(10**6) == 60
+
+
+class TestReplacing:
+    """Processes that die at the start, with a clock that the test sets."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        clock = Clock()
+        monkeypatch.setattr(processes.time, "monotonic", lambda: clock.now)
+        return clock
+
+    def test_pauses_grow_until_a_process_lives_long_enough(self, clock: Clock) -> None:
+        slot = processes._Slot()
+        pool = processes.Processes(0, lambda note: None, lambda note, how: None)
+        pauses = []
+        for seconds in (0.1, 0.1, 0.1, 59.9, 60.1, 0.1):
+            slot.started = clock.now
+            clock.now += seconds
+            pool._postpone(slot)
+            pauses.append(round(slot.due - clock.now))
+        assert pauses == [0, 1, 2, 4, 0, 0]
+
+    def test_process_that_dies_is_forked_again(self) -> None:
+        """The second process ends the test by the signal that ends them all."""
+        died: list[str] = []
+
+        def work(note: Note) -> None:
+            if died:
+                os.kill(os.getppid(), signal.SIGTERM)
+                signal.pause()  # until SIGTERM
+            note.write(Invocation("a", None))
+            os._exit(3)
+
+        def note_death(note: Note, how: str) -> None:
+            died.append(how)
+            assert note.read() == (Invocation("a", None) if len(died) == 1 else None)
+
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, processes.SIGNALS)
+        try:
+            processes.Processes(1, work, note_death).run()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert died == ["exit status 3", "the environment is shutting down"]
+
+    def test_process_that_ignores_sigterm_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(processes, "ENDING_GRACE", 0.1)
+        died: list[str] = []
+
+        def work(note: Note) -> None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.kill(os.getppid(), signal.SIGTERM)
+            while True:
+                signal.pause()
+
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, processes.SIGNALS)
+        try:
+            processes.Processes(1, work, lambda note, how: died.append(how)).run()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert died == ["the environment is shutting down"]
+
+
+@pytest.mark.parametrize("broken", [b"", b"[", b'["a", ', b'{"a": 1}', b"\xff", b"[]"])
+def test_half_written_note_counts_as_none(broken: bytes) -> None:
+    note = Note()
+    note.write(Invocation("a" * 100, "b"))
+    assert note.read() == Invocation("a" * 100, "b")
+    note._memory[:] = broken.ljust(1024, b"\0")
+    assert note.read() is None
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
