@@ -87,7 +87,7 @@ def release() -> None:
                 del caches[alias]
         strategies.forget_all()
     if "boto3" in sys.modules:
-        sys.modules["boto3"].DEFAULT_SESSION = None
+        sys.modules["boto3"].DEFAULT_SESSION = None  # type: ignore[attr-defined]  # a module without types
 
 
 def _import(modules: tuple[str, ...]) -> None:

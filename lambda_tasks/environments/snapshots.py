@@ -46,6 +46,6 @@ def before_snapshot(boot: Callable[[], None]) -> None:
 
 
 def after_restore() -> None:
-    """Seed `random` anew, and close what was opened between the two hooks."""
+    """Seed `random` again, and close what was opened between the two hooks."""
     random.seed()
     preparing.release()

@@ -1,4 +1,4 @@
-"""The entry point `python -m lambda_tasks.instances HANDLER`, in the place of `python -m awslambdaric HANDLER`."""
+"""The entry point `python -m lambda_tasks.instances HANDLER`, which replaces `python -m awslambdaric HANDLER`."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from django.db import connections
 
+from lambda_tasks.models import TaskRecord
 from lambda_tasks.wire import ids
-from tests.environments.runtime_api import PATIENCE, RuntimeApi
+from tests.environments.runtime_api import PATIENCE, Invocation, RuntimeApi
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -44,7 +45,7 @@ FILES: Final = {
         @hookimpl
         def lambda_task_boot():
             with open(os.environ["BOOTS"], "a") as boots:
-                print(os.getpid(), "SECRET" in os.environ, file=boots)
+                print(os.getpid(), file=boots)
             connection.ensure_connection()
     """,
     "shop/tasks.py": """
@@ -63,6 +64,7 @@ FILES: Final = {
             task_logger.warning("described")
             return {
                 "pid": os.getpid(), "parent": os.getppid(), "imported_by": imported_by, "key": settings.SECRET_KEY,
+                "files": [os.readlink(f"/proc/self/fd/{file}") for file in os.listdir("/proc/self/fd")[:-1]],
             }
 
         @lambda_task
@@ -86,8 +88,6 @@ FILES: Final = {
                     pass
     """,
     "shop/handler.py": """
-        import os
-
         from lambda_tasks.handler import handler
     """,
     "shop/impatient.py": """
@@ -97,8 +97,15 @@ FILES: Final = {
 
         from lambda_tasks.handler import handler
     """,
+    "shop/late.py": """
+        import os
+
+        from lambda_tasks.handler import handler
+
+        os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
+    """,
     "shop/plain.py": """
-        import os, random
+        import os
 
         def handler(event, context):
             return {"pid": os.getpid()}
@@ -125,12 +132,9 @@ class Project:
             "AWS_LAMBDA_LOG_FORMAT": "JSON",
         }
 
-    def boots(self) -> list[tuple[int, bool]]:
-        """Return the process id of each boot, and whether the process had the secret."""
-        if not self._boots.exists():
-            return []
-        lines = map(str.split, self._boots.read_text().splitlines())
-        return [(int(pid), secret == "True") for pid, secret in lines]
+    def boots(self) -> list[int]:
+        """Return the process id of each boot."""
+        return [int(line) for line in self._boots.read_text().splitlines()] if self._boots.exists() else []
 
     @contextmanager
     def running(
@@ -168,6 +172,13 @@ def event(task: str, message_id: str | None = None, **kwargs: Any) -> dict[str, 
     arn = "arn:aws:sqs:eu-west-1:123456789012:default"
     record = {"body": body, "attributes": attributes, "eventSourceARN": arn, "receiptHandle": "handle"}
     return {"Records": [{"messageId": message_id or ids.new_message_id(), **record}]}
+
+
+def result_of(invocation: Invocation, database: str) -> Any:
+    """Return the result of the event's only task."""
+    assert invocation.error is None
+    assert invocation.response == {"batchItemFailures": []}
+    return TaskRecord.objects.using(database).get(pk=invocation.event["Records"][0]["messageId"]).result
 
 
 def _settings_of(alias: str) -> Mapping[str, Any]:

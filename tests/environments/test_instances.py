@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import select
 import signal
 import socket
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lambda_tasks.instances import processes
 from lambda_tasks.instances.notes import Invocation, Note
 from lambda_tasks.models import TaskRecord
-from tests.environments.project import Project, event
+from tests.environments.project import ROOT, Project, event, result_of
 from tests.environments.runtime_api import PATIENCE, RuntimeApi
 
 pytest.importorskip("awslambdaric.lambda_multi_concurrent_utils", reason="awslambdaric is older than Managed Instances")
@@ -38,13 +41,6 @@ def project(tmp_path: Path, database: str) -> Project:
     return Project(tmp_path, database)
 
 
-def result_of(invocation: Any, database: str) -> Any:
-    """Return the result of the event's only task."""
-    assert invocation.error is None
-    assert invocation.response == {"batchItemFailures": []}
-    return TaskRecord.objects.using(database).get(pk=invocation.event["Records"][0]["messageId"]).result
-
-
 def test_four_processes_run_tasks_side_by_side(api: RuntimeApi, project: Project, database: str) -> None:
     with (
         project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="4") as parent,
@@ -61,7 +57,7 @@ def test_four_processes_run_tasks_side_by_side(api: RuntimeApi, project: Project
         described = result_of(api.invoke(event("describe")), database)
         assert len(pids) == 4
         assert described["parent"] == described["imported_by"] == parent.pid
-        assert [pid for pid, _ in project.boots()] == [parent.pid]
+        assert project.boots() == [parent.pid]
         assert {invocation.returned for invocation in invocations} == {f"of {each.id}" for each in invocations}
 
 
@@ -160,6 +156,19 @@ class TestLogging:
         assert project.output().count(f"[{message_id}] described") == 1
         assert project.lines() == []
 
+    def test_output_goes_where_lambda_collects_it(self, api: RuntimeApi, project: Project, tmp_path: Path) -> None:
+        """On Managed Instances, each process connects its output to a socket."""
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(tmp_path / "log.socket"))
+            server.listen()
+            server.settimeout(PATIENCE)
+            variables = {"_LAMBDA_TELEMETRY_LOG_FD_PROVIDER_SOCKET": str(tmp_path / "log.socket")}
+            with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="1", **variables):
+                output, errors = server.accept()[0], server.accept()[0]
+                invocation = api.invoke(event("describe"))
+            with output, errors, output.makefile() as lines:
+                assert [json.loads(line)["requestId"] for line in lines if "described" in line] == [invocation.id]
+
 
 class TestStart:
     """Errors come before the first invocation."""
@@ -177,7 +186,7 @@ class TestStart:
     def test_ordinary_function_gets_lambdas_own_client(self, api: RuntimeApi, project: Project) -> None:
         with project.running(api, INSTANCES) as process:
             assert api.invoke({"lambda_tasks": "ping"}).response["status"] == "ok"
-            assert [pid for pid, _ in project.boots()] == [process.pid]
+            assert project.boots() == [process.pid]
 
     @pytest.mark.parametrize("value", ["", "0", "-1", "four"])
     def test_concurrency_must_be_positive(self, api: RuntimeApi, project: Project, value: str) -> None:
@@ -212,43 +221,34 @@ class TestReplacing:
         assert pauses == [0, 1, 2, 4, 0, 0]
 
     def test_process_that_dies_is_forked_again(self) -> None:
-        """The second process ends the test by the signal that ends them all."""
-        died: list[str] = []
-
-        def work(note: Note) -> None:
+        """Each process tells which invocation it was running."""
+        work = """
             if died:
                 os.kill(os.getppid(), signal.SIGTERM)
-                signal.pause()  # until SIGTERM
-            note.write(Invocation("a", None))
+                signal.pause()
+            note.write(Invocation("a"))
             os._exit(3)
+        """
+        ended = [("exit status 3", "a"), ("the environment is shutting down", None)]
+        assert deaths_of(work) == ended
 
-        def note_death(note: Note, how: str) -> None:
-            died.append(how)
-            assert note.read() == (Invocation("a", None) if len(died) == 1 else None)
-
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, processes.SIGNALS)
-        try:
-            processes.Processes(1, work, note_death).run()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        assert died == ["exit status 3", "the environment is shutting down"]
-
-    def test_process_that_ignores_sigterm_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(processes, "ENDING_GRACE", 0.1)
-        died: list[str] = []
-
-        def work(note: Note) -> None:
+    def test_process_that_ignores_sigterm_is_killed(self) -> None:
+        work = """
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             os.kill(os.getppid(), signal.SIGTERM)
             while True:
                 signal.pause()
+        """
+        assert deaths_of(work) == [("the environment is shutting down", None)]
 
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, processes.SIGNALS)
-        try:
-            processes.Processes(1, work, lambda note, how: died.append(how)).run()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        assert died == ["the environment is shutting down"]
+    def test_exception_does_not_leave_the_child(self) -> None:
+        work = """
+            if died:
+                os.kill(os.getppid(), signal.SIGTERM)
+                signal.pause()
+            raise KeyboardInterrupt
+        """
+        assert deaths_of(work)[0] == ("exit status 1", None)
 
 
 @pytest.mark.parametrize("broken", [b"", b"[", b'["a", ', b'{"a": 1}', b"\xff", b"[]"])
@@ -267,3 +267,33 @@ class Clock:
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def deaths_of(work: str) -> list[tuple[str, str | None]]:
+    """Run `work` in a process that is replaced until SIGTERM, and return how each one died, and in which invocation.
+
+    The signal would also reach the threads of a parallel test run, so the parent is a process of its own.
+    """
+    program = f"""
+import os, signal
+from lambda_tasks.instances import processes
+from lambda_tasks.instances.notes import Invocation
+
+processes.ENDING_GRACE = 0.1
+died = []
+
+def work(note):
+{textwrap.indent(textwrap.dedent(work), "    ")}
+
+def note_death(note, how):
+    died.append((how, note.read() and note.read().request_id))
+
+processes.block_signals()
+processes.Processes(1, work, note_death).run()
+print(died)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE, cwd=ROOT
+    )
+    deaths: list[tuple[str, str | None]] = ast.literal_eval(ran.stdout)
+    return deaths
