@@ -31,6 +31,9 @@ ALONE = {"TEST_DATABASE": "sqlite", "TEST_QUICK": "1", **CACHED}
 #: only rises.
 COVERAGE = 90
 
+#: The extras for users, which `extras` installs one at a time; the others are for the work on the library itself.
+EXTRAS = ["schedules", "cli", "emf", "prometheus", "opentelemetry", "sentry"]
+
 # Each Python with a Django that supports it; the kinds of database take turns.
 PAIRS = [
     nox.param("3.10", "5.2", "sqlite", id="python3.10-django5.2-sqlite"),
@@ -196,6 +199,29 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-m", "django", "check", "--fail-level", "WARNING", env=environment)
     session.run("python", "-m", "django", "migrate", "--verbosity", "0", env=environment)
     session.run("python", "place_an_order.py", env=environment)
+
+
+@nox.session(requires=["build"])
+@nox.parametrize("extra", EXTRAS)
+def extras(session: nox.Session, extra: str) -> None:
+    """Use one extra with the wheel and nothing else: without it, the error names it; with it, a task shows its effect.
+
+    All of them take a minute, so CI does not run them. Run them before a release.
+    """
+    (built,) = Path("dist").glob("*.whl")
+    project = Path(session.create_tmp()).resolve() / "project"
+    shutil.rmtree(project, ignore_errors=True)
+    shutil.copytree("tests/extras", project)
+    wheel = str(built.resolve())
+    session.chdir(project)
+    environment = {"DJANGO_SETTINGS_MODULE": "shop.settings", "PYTHONPATH": str(project)}
+    session.install(wheel)
+    session.run("python", "run.py", extra, "--without", env=environment)
+    session.install(f"{wheel}[{extra}]")
+    session.run("python", "run.py", extra, env=environment)
+    if extra == "opentelemetry":  # the extra has its API alone
+        session.install("opentelemetry-sdk")
+        session.run("python", "run.py", extra, env=environment)
 
 
 PROJECT = {

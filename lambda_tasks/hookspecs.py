@@ -48,10 +48,12 @@ class Hooks:
     def lambda_task_boot(self) -> None:
         """Prepare the process of a worker.
 
-        When: once per container, on its first invocation, after `django.setup()`.
+        When: once per container, after `django.setup()`: on its first invocation, or earlier if Lambda makes the
+            container early. On Managed Instances, this may be in the parent of the processes.
         Inside: nothing.
         Return: nothing.
-        Raising: fails the invocation, whose messages stay on the queue. The next invocation calls the hook again.
+        Raising: fails the invocation, whose messages stay on the queue. The next invocation calls the hook again. Before
+            the first invocation, it fails the start of the container.
         """
 
     @hookspec

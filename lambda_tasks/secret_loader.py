@@ -90,12 +90,12 @@ def forget_secrets() -> None:
     """Clear the cached secrets, and unset the variables that `resolve_secrets_into_env()` has set.
 
     The next `resolve_secrets_into_env()` then fetches the secrets again. This is intended for tests
-    and for Lambda SnapStart, so that the snapshot does not contain secrets of this module: call it
-    before the snapshot is taken, and resolve the secrets after each restore. A variable that other
+    and for Lambda SnapStart: the handler calls it before the snapshot is taken. A variable that other
     code has changed since then is kept.
 
     Values that were already read from the environment are not affected: Django's settings keep the
-    values that they have read.
+    values that they have read. Python does not overwrite the memory that it frees, so a snapshot may
+    still contain a secret that was fetched before.
     """
     with _lock:
         for target in _written:

@@ -138,12 +138,18 @@ class Project:
 
     @contextmanager
     def running(
-        self, api: RuntimeApi, module: str, handler: str = "shop.handler.handler", **variables: str
+        self,
+        api: RuntimeApi,
+        module: str,
+        handler: str = "shop.handler.handler",
+        *,
+        wrapper: tuple[str, ...] = (),
+        **variables: str,
     ) -> Iterator[subprocess.Popen[str]]:
         """Run `python -m MODULE HANDLER` until the end of the block. What it prints is in `output()`."""
         with (self.directory / "output.txt").open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, handler],
+                [*wrapper, sys.executable, "-m", module, handler],
                 cwd=self.directory,
                 env={**_inherited(), **self.variables, "AWS_LAMBDA_RUNTIME_API": api.address, **variables},
                 stdin=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -187,6 +188,20 @@ class TestStart:
         with project.running(api, INSTANCES) as process:
             assert api.invoke({"lambda_tasks": "ping"}).response["status"] == "ok"
             assert project.boots() == [process.pid]
+
+    @pytest.mark.parametrize("concurrency", ["2", ""])
+    def test_documented_wrapper(self, api: RuntimeApi, project: Project, concurrency: str) -> None:
+        """Lambda passes the command that would start its own client, and the handler in a variable."""
+        page = (ROOT / "docs/howto/lambda-environments.md").read_text()
+        [script] = re.findall(r"```sh\n(#!/bin/sh\n.*?)```", page, re.DOTALL)
+        (project.directory / "instances.sh").write_text(script)
+        variables = {"_HANDLER": "shop.handler.handler"} | (
+            {"AWS_LAMBDA_MAX_CONCURRENCY": concurrency} if concurrency else {}
+        )
+        with project.running(api, "awslambdaric", wrapper=("sh", "instances.sh"), **variables) as process:
+            api.wait_until(lambda: api.idle == int(concurrency or 1))
+            assert api.invoke({"lambda_tasks": "ping"}).response["status"] == "ok"
+            assert len(children_of(process.pid)) == int(concurrency or 0)
 
     @pytest.mark.parametrize("value", ["", "0", "-1", "four"])
     def test_concurrency_must_be_positive(self, api: RuntimeApi, project: Project, value: str) -> None:
