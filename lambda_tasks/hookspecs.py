@@ -52,8 +52,8 @@ class Hooks:
             container early. On Managed Instances, this may be in the parent of the processes.
         Inside: nothing.
         Return: nothing.
-        Raising: fails the invocation, whose messages stay on the queue. The next invocation calls the hook again. Before
-            the first invocation, it fails the start of the container.
+        Raising: fails the invocation, whose messages stay on the queue. The next invocation calls the hook again. In a
+            container that is made early, it fails the start of the container.
         """
 
     @hookspec

@@ -76,6 +76,10 @@ FILES: Final = {
             return os.getpid()
 
         @lambda_task
+        def sleep() -> None:
+            time.sleep(60)
+
+        @lambda_task
         def die() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 

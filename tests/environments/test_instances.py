@@ -82,6 +82,15 @@ def test_ended_process_is_replaced(api: RuntimeApi, project: Project, database: 
         assert len(project.boots()) == 1
 
 
+def test_timeout_of_the_function_holds(api: RuntimeApi, project: Project, database: str) -> None:
+    """Lambda answers the invocation then, but does not end the code. The limits of the task are shortened instead."""
+    with project.running(api, INSTANCES, "shop.impatient.handler", AWS_LAMBDA_MAX_CONCURRENCY="1"):
+        assert api.invoke(event("sleep"), timeout=3).response == {"batchItemFailures": []}
+    record = TaskRecord.objects.using(database).get(task_name="shop.tasks.sleep")
+    assert record.status == "FAILED"
+    assert "TimeLimitExceeded" in record.traceback
+
+
 def test_killed_process_leaves_its_message_on_the_queue(api: RuntimeApi, project: Project, database: str) -> None:
     message = event("die")
     with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="2"):
