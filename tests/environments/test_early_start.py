@@ -56,7 +56,7 @@ def open_files(pid: int) -> list[str]:
 class TestInAdvance:
     """Provisioned concurrency, and Managed Instances with Lambda's own client."""
 
-    @pytest.mark.databases(transaction=True)
+    @pytest.mark.databases("sqlite", transaction=True)
     @pytest.mark.parametrize("kind", ["provisioned-concurrency", "lambda-managed-instances"])
     def test_boot_precedes_the_first_message(self, api: RuntimeApi, project: Project, kind: str) -> None:
         with project.running(api, RUNTIME, AWS_LAMBDA_INITIALIZATION_TYPE=kind) as process:

@@ -26,7 +26,10 @@ from tests.environments.runtime_api import PATIENCE, RuntimeApi
 
 pytest.importorskip("awslambdaric.lambda_multi_concurrent_utils", reason="awslambdaric is older than Managed Instances")
 
-pytestmark = [pytest.mark.databases(transaction=True), pytest.mark.once]
+pytestmark = pytest.mark.once
+
+EVERYWHERE = pytest.mark.databases(transaction=True)
+ON_SQLITE = pytest.mark.databases("sqlite", transaction=True)
 
 INSTANCES = "lambda_tasks.instances"
 
@@ -42,6 +45,7 @@ def project(tmp_path: Path, database: str) -> Project:
     return Project(tmp_path, database)
 
 
+@EVERYWHERE
 def test_four_processes_run_tasks_side_by_side(api: RuntimeApi, project: Project, database: str) -> None:
     with (
         project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="4") as parent,
@@ -62,9 +66,12 @@ def test_four_processes_run_tasks_side_by_side(api: RuntimeApi, project: Project
         assert {invocation.returned for invocation in invocations} == {f"of {each.id}" for each in invocations}
 
 
+@EVERYWHERE
 def test_ended_process_is_replaced(api: RuntimeApi, project: Project, database: str) -> None:
     """A task that ignores its limits fails and takes its process along. Its invocation and later ones are answered."""
-    with project.running(api, INSTANCES, "shop.impatient.handler", AWS_LAMBDA_MAX_CONCURRENCY="1") as parent:
+    # With this variable, Lambda's client waits for the next invocation in a thread.
+    variables = {"AWS_LAMBDA_MAX_CONCURRENCY": "1", "AWS_EXECUTION_ENV": "AWS_Lambda_python3.13"}
+    with project.running(api, INSTANCES, "shop.impatient.handler", **variables) as parent:
         before = result_of(api.invoke(event("describe")), database)["pid"]
         ended = api.invoke(event("never_end"))
         assert ended.error is not None
@@ -82,6 +89,8 @@ def test_ended_process_is_replaced(api: RuntimeApi, project: Project, database: 
         assert len(project.boots()) == 1
 
 
+@ON_SQLITE
+@pytest.mark.thorough
 def test_timeout_of_the_function_holds(api: RuntimeApi, project: Project, database: str) -> None:
     """Lambda answers the invocation then, but does not end the code. The limits of the task are shortened instead."""
     with project.running(api, INSTANCES, "shop.impatient.handler", AWS_LAMBDA_MAX_CONCURRENCY="1"):
@@ -91,6 +100,7 @@ def test_timeout_of_the_function_holds(api: RuntimeApi, project: Project, databa
     assert "TimeLimitExceeded" in record.traceback
 
 
+@EVERYWHERE
 def test_killed_process_leaves_its_message_on_the_queue(api: RuntimeApi, project: Project, database: str) -> None:
     message = event("die")
     with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="2"):
@@ -106,6 +116,7 @@ def test_killed_process_leaves_its_message_on_the_queue(api: RuntimeApi, project
     assert line["message"].endswith("has ended: killed by SIGKILL. It is replaced immediately.")
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_all_processes(api: RuntimeApi, project: Project, number: signal.Signals) -> None:
     with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="3") as parent:
@@ -117,6 +128,8 @@ def test_signal_ends_all_processes(api: RuntimeApi, project: Project, number: si
     assert len(children) == 3
 
 
+@ON_SQLITE
+@pytest.mark.thorough
 def test_running_invocation_is_answered_at_shutdown(api: RuntimeApi, project: Project) -> None:
     with (
         project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="1") as parent,
@@ -132,6 +145,8 @@ def test_running_invocation_is_answered_at_shutdown(api: RuntimeApi, project: Pr
         assert error["errorMessage"] == "The process has ended: the environment is shutting down."
 
 
+@ON_SQLITE
+@pytest.mark.thorough
 def test_processes_end_with_their_parent(api: RuntimeApi, project: Project) -> None:
     with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="2") as parent:
         api.wait_until(lambda: api.idle == 2)
@@ -143,6 +158,7 @@ def test_processes_end_with_their_parent(api: RuntimeApi, project: Project) -> N
     assert len(watched) == 2
 
 
+@ON_SQLITE
 class TestLogging:
     """The processes log as one does that Lambda's own client has started."""
 
@@ -166,6 +182,7 @@ class TestLogging:
         assert project.output().count(f"[{message_id}] described") == 1
         assert project.lines() == []
 
+    @pytest.mark.thorough
     def test_output_goes_where_lambda_collects_it(self, api: RuntimeApi, project: Project, tmp_path: Path) -> None:
         """On Managed Instances, each process connects its output to a socket."""
         with socket.socket(socket.AF_UNIX) as server:
@@ -180,6 +197,7 @@ class TestLogging:
                 assert [json.loads(line)["requestId"] for line in lines if "described" in line] == [invocation.id]
 
 
+@ON_SQLITE
 class TestStart:
     """Errors come before the first invocation."""
 
@@ -188,6 +206,15 @@ class TestStart:
             assert parent.wait(PATIENCE) == 1
         [error] = api.init_errors
         assert (error["errorType"], error["errorMessage"]) == ("RuntimeError", "no such shop")
+
+    def test_old_runtime_client(self, api: RuntimeApi, project: Project) -> None:
+        old = project.directory / "old"
+        (old / "awslambdaric").mkdir(parents=True)
+        (old / "awslambdaric/__init__.py").touch()
+        project.variables["PYTHONPATH"] = os.pathsep.join([str(old), project.variables["PYTHONPATH"]])
+        with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="4") as parent:
+            assert parent.wait(PATIENCE) == 1
+        assert "needs awslambdaric 4.1 or newer: No module named" in project.output()
 
     def test_function_without_the_librarys_handler(self, api: RuntimeApi, project: Project) -> None:
         with project.running(api, INSTANCES, "shop.plain.handler", AWS_LAMBDA_MAX_CONCURRENCY="2") as parent:
@@ -198,6 +225,7 @@ class TestStart:
             assert api.invoke({"lambda_tasks": "ping"}).response["status"] == "ok"
             assert project.boots() == [process.pid]
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("concurrency", ["2", ""])
     def test_documented_wrapper(self, api: RuntimeApi, project: Project, concurrency: str) -> None:
         """Lambda passes the command that would start its own client, and the handler in a variable."""
