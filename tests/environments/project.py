@@ -49,12 +49,10 @@ FILES: Final = {
             connection.ensure_connection()
     """,
     "shop/tasks.py": """
-        import os, signal, socket, time
+        import logging, os, signal, socket, time
 
         from django.conf import settings
-        from django.db import connection
         from lambda_tasks import lambda_task
-        from lambda_tasks.limits import alarms
         from lambda_tasks.logging import task_logger
 
         imported_by = os.getpid()
@@ -62,6 +60,7 @@ FILES: Final = {
         @lambda_task
         def describe() -> dict[str, object]:
             task_logger.warning("described")
+            logging.getLogger("shop").warning("logged by the project")
             return {
                 "pid": os.getpid(), "parent": os.getppid(), "imported_by": imported_by, "key": settings.SECRET_KEY,
                 "files": [os.readlink(f"/proc/self/fd/{file}") for file in os.listdir("/proc/self/fd")[:-1]],

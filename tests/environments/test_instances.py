@@ -165,7 +165,7 @@ class TestLogging:
     def test_lines_have_the_fields_of_the_invocation_once(self, api: RuntimeApi, project: Project) -> None:
         with project.running(api, INSTANCES, AWS_LAMBDA_MAX_CONCURRENCY="1"):
             invocation = api.invoke(event("describe"))
-        [line] = [line for line in project.lines() if "described" in line["message"]]
+        [line] = [line for line in project.lines() if line["message"] == "logged by the project"]
         assert line["requestId"] == invocation.id
         assert line["task_name"] == "shop.tasks.describe"
 
