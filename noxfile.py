@@ -32,7 +32,7 @@ ALONE = {"TEST_DATABASE": "sqlite", "TEST_QUICK": "1", **CACHED}
 COVERAGE = 90
 
 #: The extras for users, which `extras` installs one at a time; the others are for the work on the library itself.
-EXTRAS = ["schedules", "cli", "emf", "prometheus", "opentelemetry", "sentry"]
+EXTRAS = ["schedules", "cli", "emf", "encryption", "prometheus", "opentelemetry", "sentry"]
 
 # Each Python with a Django that supports it; the kinds of database take turns.
 PAIRS = [

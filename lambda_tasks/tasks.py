@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import router
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from lambda_tasks.database.clock import from_now
+from lambda_tasks.database.clock import DatabaseNow, from_now
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.limits.alarms import TimeLimits
 from lambda_tasks.logging import current_message_id, task_logger
@@ -149,7 +149,7 @@ def count_old_records(*, retention_days: int) -> int:
 def _old_records(database: str, retention_days: int) -> QuerySet[TaskRecord]:
     """Return the records that may be deleted, except those whose message is in an outbox of another database."""
     _retention_days(retention_days, "retention_days")
-    started_before = from_now(-timedelta(days=retention_days).total_seconds())
+    started_before = DatabaseNow() - timedelta(days=retention_days)
     old: QuerySet[TaskRecord] = TaskRecord.objects.using(database).filter(start_time__lt=started_before)
     old = old.exclude(pk=current_message_id())  # type: ignore[misc]  # None excludes no record
     if router.allow_migrate_model(database, OutboxMessage):

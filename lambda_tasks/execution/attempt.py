@@ -20,6 +20,8 @@ class Stage(Enum):
     #: The UPDATE that records SUCCESS.
     RECORD = "record"
     COMMIT = "commit"
+    #: The UPDATE and COMMIT, in one request.
+    END = "end"
 
 
 @dataclass(slots=True)

@@ -95,7 +95,7 @@ def after_lost_connection(attempt: Attempt, error: BaseException) -> Outcome:
     try:
         if was_committed(attempt):
             return attempt.success
-        attempt.in_doubt = attempt.stage is Stage.COMMIT
+        attempt.in_doubt = attempt.stage is Stage.END
         if attempt.called and run.task.on_crash == "fail":
             return _crashed_with_connection(run, error)
         cost = cost_its_session(attempt, error)
@@ -143,7 +143,7 @@ def cost_its_session(attempt: Attempt, error: BaseException) -> bool:
     if attempt.stage is Stage.CALL:
         return True
     if is_read_only(error):
-        return attempt.stage is not Stage.BEGIN  # a session that may only read can still commit, but not record
+        return attempt.stage in (Stage.RECORD, Stage.END)
     return attempt.stage is Stage.RECORD and not is_infrastructure(error)
 
 

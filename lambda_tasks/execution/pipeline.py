@@ -316,7 +316,7 @@ def end_transaction(attempt: Attempt, *, alone: bool) -> None:
     """Record SUCCESS as the last statement of the task's transaction, and COMMIT with it if the store can."""
     run, store = attempt.run, get_store()
     if alone:
-        attempt.stage = Stage.COMMIT
+        attempt.stage = Stage.END
         if store.record_and_commit(run, attempt.success):
             return
         attempt.stage = Stage.RECORD

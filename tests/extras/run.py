@@ -5,6 +5,7 @@ With `--without`, the extra is not installed: print the error, which must name i
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
 import io
@@ -25,6 +26,7 @@ PLUGINS = {
 PACKAGES = {
     "cli": "rich",
     "emf": "aws_lambda_powertools",
+    "encryption": "cryptography",
     "opentelemetry": "opentelemetry",
     "prometheus": "prometheus_client",
     "schedules": "cronsim",
@@ -63,6 +65,20 @@ def emf() -> None:
     [line] = [line for line in lines if line.get("task") == "shop.tasks.total"]
     assert line["Succeeded"] == [1.0], line
     print(f"The metric of the task: Succeeded {line['Succeeded']}, Duration {line['Duration']}")
+
+
+def encryption() -> None:
+    os.environ["ENCRYPTION_KEYS"] = base64.urlsafe_b64encode(os.urandom(32)).decode()
+    set_up("encryption")
+    from lambda_tasks.wire.encryption import encrypted
+    from lambda_tasks.wire.invocation import Invocation
+
+    message = encrypted(Invocation("shop.tasks.count_letters", {"token": "from a vault"}), ["token"])
+    assert "vault" not in message.to_body(), message
+    run("count_letters", **message.kwargs)
+    from lambda_tasks.models import TaskRecord
+
+    print(f"The result of the task whose argument was encrypted: {TaskRecord.objects.latest('start_time').result}")
 
 
 def prometheus() -> None:
@@ -159,7 +175,7 @@ def fails_without(extra: str) -> None:
 
     os.environ["AWS_LAMBDA_FUNCTION_NAME"] = "shop"
     try:
-        schedules() if extra == "schedules" else set_up(extra)
+        CHECKS[extra]() if extra in ("schedules", "encryption") else set_up(extra)
     except ImproperlyConfigured as error:
         message = str(error)
     else:
@@ -171,6 +187,7 @@ def fails_without(extra: str) -> None:
 CHECKS: dict[str, Callable[[], None]] = {
     "cli": cli,
     "emf": emf,
+    "encryption": encryption,
     "opentelemetry": opentelemetry,
     "prometheus": prometheus,
     "schedules": schedules,

@@ -64,8 +64,8 @@ MUTATIONS: Final = (
     Mutation(
         "cleanup uses the worker's clock",
         "tasks.py",
-        "from_now(-timedelta(days=retention_days).total_seconds())",
-        '__import__("django.utils.timezone", fromlist=["now"]).now() - timedelta(days=retention_days)',
+        "DatabaseNow()",
+        '__import__("django.utils.timezone", fromlist=["now"]).now()',
         CLOCKS,
     ),
     Mutation(

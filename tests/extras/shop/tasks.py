@@ -8,6 +8,11 @@ def total(*, prices: list[int]) -> int:
     return sum(prices)
 
 
+@lambda_task(sensitive=["token"])
+def count_letters(*, token: str) -> int:
+    return len(token)
+
+
 @lambda_task
 def fail() -> None:
     raise LookupError("no such order")
