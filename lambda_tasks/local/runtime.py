@@ -52,6 +52,11 @@ class Function:
     init_timeout_seconds: float = INIT_TIMEOUT
 
     @property
+    def longest_invocation(self) -> float:
+        """Seconds that an invocation may take, with the time until its process takes it."""
+        return 2 * self.timeout_seconds
+
+    @property
     def arn(self) -> str:
         """The ARN that the handler sees as `context.invoked_function_arn`."""
         return f"arn:aws:lambda:{self.region}:000000000000:function:{self.name}"
@@ -71,6 +76,8 @@ class Runtime:
         self._environment: _Environment | None = None
         #: The number of processes started so far.
         self.starts = 0
+        #: The number of messages that the current process has received, as its user counts them.
+        self.messages = 0
 
     @property
     def is_alive(self) -> bool:
@@ -84,6 +91,7 @@ class Runtime:
         """
         self.close()
         self.starts += 1
+        self.messages = 0
         self._environment = environment = _Environment(self._function, self._on_output)
         problem = environment.api.wait_until_ready(self._function.init_timeout_seconds)
         if problem is not None:
