@@ -24,7 +24,7 @@ from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.sending.side_by_side import SideBySide
-from lambda_tasks.settings import LambdaTasksSettings, app_settings, whole_number
+from lambda_tasks.settings import JobQueue, LambdaTasksSettings, app_settings, whole_number
 from lambda_tasks.wire.queue_urls import (
     Server,
     client_options,
@@ -38,6 +38,8 @@ from lambda_tasks.wire.real_queues import guarded
 if TYPE_CHECKING:
     from botocore.client import BaseClient
     from botocore.exceptions import ClientError
+
+    from lambda_tasks.backends.batch_jobs import BatchJobs
 
 logger = get_logger("lambda_tasks.backends.sqs")
 
@@ -172,10 +174,14 @@ class SQSBackend(BaseBackend):
         #: Seconds that the latest request to a server waited for its answer, among requests without threads.
         self._waited: dict[Server, float] = {}
         self._region_is_configured = False
+        self._batch_jobs: BatchJobs | None = None
 
     def validate(self, job: Job) -> None:
         """Refuse queues that are unknown or have no usable URL, and messages and attributes that SQS rejects."""
-        url = app_settings.queue_url(job.queue, task_name=job.task_name)
+        url = app_settings.address_of(job.queue, task_name=job.task_name)
+        if isinstance(url, JobQueue):
+            self._jobs().validate(job)
+            return
         if problem := problem_of(url) or self._missing_region(url):
             raise InvalidSetting(_named(job.queue, problem))
         attributes = attributes_of_retry(job)
@@ -192,7 +198,7 @@ class SQSBackend(BaseBackend):
         if not LambdaTasksSettings.queues.is_set:
             return []  # reported as E002
         messages: list[CheckMessage] = []
-        for queue, url in app_settings.queues.items():
+        for queue, url in app_settings.queue_urls.items():
             if problem := problem_of(url):
                 messages.append(Error(_named(queue, problem), id="lambda_tasks.E030"))
             elif problem := self._missing_region(url):
@@ -210,21 +216,37 @@ class SQSBackend(BaseBackend):
         self._region_is_configured = boto3.session.Session().region_name is not None
         return None if self._region_is_configured else _NO_REGION
 
+    def longest_delay(self, queue: str) -> int:
+        # AWS Batch has no delays: the container of a job would wait, and its time is paid for.
+        return 0 if isinstance(app_settings.queues.get(queue), JobQueue) else self.max_delay
+
     def send(self, jobs: Sequence[Job]) -> Iterator[SendResult]:
         """Send in as few requests as the limits allow, several of them in parallel.
 
         Results come in the order of the batches.
         """
         not_tried = ConnectionError("SQS did not answer the messages before it.")
-        for answer in self._answers(jobs):
+        by_queue, to_submit = _by_queue(jobs)
+        for job_queue, jobs_of_queue in to_submit.items():
+            yield from self._jobs().send(job_queue, jobs_of_queue)
+        for answer in self._answers(by_queue):
             yield from map(Taken, answer.taken)
             for failure in answer.failures:
                 kind = Refused if failure.final else Unsent
                 yield from (kind(job, failure.error) for job in failure.jobs)
             yield from (Unsent(job, not_tried) for job in answer.not_tried)
 
-    def _answers(self, jobs: Sequence[Job]) -> Iterator[_Answer]:
-        by_queue = _by_queue(jobs)
+    def _jobs(self) -> BatchJobs:
+        """Return what submits jobs to AWS Batch. Most projects do not need it, so it is imported here."""
+        if self._batch_jobs is None:
+            from lambda_tasks.backends.batch_jobs import BatchJobs
+
+            self._batch_jobs = BatchJobs(
+                endpoint_url=self._endpoint_url, config=self._config, max_threads=self.max_threads
+            )
+        return self._batch_jobs
+
+    def _answers(self, by_queue: Mapping[str, list[_Entry]]) -> Iterator[_Answer]:
         servers = {server: _Progress(server) for server in map(self._server, by_queue)}
         batches = [
             _Batch(url, servers[self._server(url)], entries)
@@ -349,16 +371,21 @@ class SQSBackend(BaseBackend):
         return guarded(boto3.client("sqs", **{**options, "config": options["config"].merge(given)}))
 
 
-def _by_queue(jobs: Sequence[Job]) -> dict[str, list[_Entry]]:
-    """Return the entries for each queue, by the queue's URL."""
-    urls: dict[str, str] = {}
+def _by_queue(jobs: Sequence[Job]) -> tuple[dict[str, list[_Entry]], dict[JobQueue, list[Job]]]:
+    """Return the entries for each queue, by the queue's URL, and the jobs for each queue of AWS Batch."""
+    addresses: dict[str, str | JobQueue] = {}
     by_url: dict[str, list[_Entry]] = defaultdict(list)
+    to_submit: dict[JobQueue, list[Job]] = {}
     for job in jobs:
-        if job.queue not in urls:
-            urls[job.queue] = app_settings.queue_url(job.queue, task_name=job.task_name)
+        if job.queue not in addresses:
+            addresses[job.queue] = app_settings.address_of(job.queue, task_name=job.task_name)
+        address = addresses[job.queue]
+        if isinstance(address, JobQueue):
+            to_submit.setdefault(address, []).append(job)
+            continue
         attributes = job.message_attributes()
-        by_url[urls[job.queue]].append(_Entry(job, attributes, size_of(job.body, attributes)))
-    return by_url
+        by_url[address].append(_Entry(job, attributes, size_of(job.body, attributes)))
+    return by_url, to_submit
 
 
 def _send_entries(client: Any, batch: _Batch, answer: _Answer) -> None:
@@ -409,7 +436,7 @@ def _entries_by_queue(records: Sequence[tuple[Mapping[str, Any], float]]) -> dic
     if not LambdaTasksSettings.queues.is_set:
         return by_queue
     for record, seconds in records:
-        url = url_of(str(record.get("eventSourceARN", "")), app_settings.queues.values())
+        url = url_of(str(record.get("eventSourceARN", "")), app_settings.queue_urls.values())
         if url and record.get("receiptHandle"):
             timeout = min(int(seconds), MAX_VISIBILITY_TIMEOUT)
             by_queue[url].append({"ReceiptHandle": record["receiptHandle"], "VisibilityTimeout": timeout})

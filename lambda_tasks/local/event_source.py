@@ -39,7 +39,9 @@ MAX_BATCH_SIZE: Final = 10_000
 MAX_BATCHING_WINDOW: Final = 300
 
 #: Error codes of AWS, and names of botocore's errors, after which a client with other credentials may succeed.
-_ABOUT_CREDENTIALS: Final = re.compile("Expired|InvalidClientToken|UnrecognizedClient|InvalidAccessKey|Credential|Token")
+_ABOUT_CREDENTIALS: Final = re.compile(
+    "Expired|InvalidClientToken|UnrecognizedClient|InvalidAccessKey|Credential|Token"
+)
 
 _COUNTS: Final = (
     "ApproximateNumberOfMessages",

@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -341,9 +341,7 @@ class LocalWorker:
         if self._until_idle and self._nothing_is_left():
             self.stop()
         pulse.step("waiting for its turn to poll", None)
-        return source.gather(
-            self._stopping, on_turn=lambda: pulse.step("polling its queue", source.longest_gathering)
-        )
+        return source.gather(self._stopping, on_turn=lambda: pulse.step("polling its queue", source.longest_gathering))
 
     def _wait_for_sqs(self, error: Exception, failures: int, source: EventSource, name: str, pulse: Pulse) -> None:
         pulse.sqs_failed()

@@ -203,7 +203,14 @@ class Worker(Subcommand):
 
 
 def _chosen_queues(names: Sequence[str] | None) -> dict[str, str]:
-    queues = app_settings.queues
+    queues, job_queues = app_settings.queue_urls, app_settings.job_queues
+    if job_queue := next((name for name in names or () if name in job_queues), None):
+        raise CommandError(
+            f"--queue must be a queue of SQS, not {job_queue!r}, whose tasks are jobs of AWS Batch. A job runs "
+            "`manage.py lambda_tasks batch-job`."
+        )
+    if not queues:
+        raise CommandError("LAMBDA_TASKS_QUEUES must have a queue of SQS for a worker, not only queues of AWS Batch.")
     for name in names or ():
         if name not in queues:
             raise CommandError(

@@ -144,9 +144,7 @@ def finish(environment: dict[str, str], listener: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("arguments", [COMMAND, ["-c", WITHOUT_HEARTBEAT]], ids=["heartbeat", "no heartbeat"])
-def test_killed_worker_is_replaced(
-    environment: dict[str, str], listener: socket.socket, arguments: list[str]
-) -> None:
+def test_killed_worker_is_replaced(environment: dict[str, str], listener: socket.socket, arguments: list[str]) -> None:
     message_id = send(listener)
     with worker(environment, *arguments) as first, accept(listener) as connection:
         first.send_signal(signal.SIGKILL)

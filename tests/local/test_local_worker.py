@@ -700,9 +700,7 @@ def test_heartbeat_extends_a_running_message(queue: Queue, watch: Watch, listene
 
 
 class TestSqsFailures:
-    def test_pauses_double_up_to_a_maximum(
-        self, queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_pauses_double_up_to_a_maximum(self, queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(worker_module.random, "uniform", lambda low, high: high)
         worker = worker_for(watch, default=queue)
         pulse, source = Pulse("default-1"), SimpleNamespace(renew_client=lambda error: None)
