@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: The size of a container's overrides, in characters of JSON, above which ECS fails a job that AWS Batch has accepted:
 #: 8,192 (`overrides` of RunTask in the API reference of ECS), less what Batch itself adds to the environment.
 MAX_OVERRIDES: Final = 7_000
+#: Characters by which a retry may be larger: its number of retries, with escaped quotes, and the time for it.
+_HEADROOM: Final = RETRY_HEADROOM + len(r"\\") + len(r",\"not_before\":1700000000000")
 #: The length of a job's name, and of the part of it before the id of the message.
 _MAX_NAME: Final = 128
 _MAX_TASK: Final = _MAX_NAME - len("-019c2f6e-8a54-7d6e-9b1f-5b6a1f6c2d10")
@@ -53,8 +55,7 @@ class BatchJobs:
     def validate(self, job: Job) -> None:
         """Refuse a job that is too large. Its retries must fit, too."""
         overrides = container_overrides(job, attributes_of_retry(job), sent=time.time())
-        # The number of retries, escaped, and the time at which a retry may begin.
-        size = len(json.dumps(overrides, ensure_ascii=False).encode()) + 2 * RETRY_HEADROOM
+        size = len(json.dumps(overrides, ensure_ascii=False).encode()) + _HEADROOM
         if size > MAX_OVERRIDES:
             raise MessageTooLarge(
                 f"The job of {job.task_name} on AWS Batch must have at most {MAX_OVERRIDES:,} characters with its "

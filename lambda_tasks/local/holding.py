@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -19,9 +19,9 @@ from lambda_tasks.local import progress
 from lambda_tasks.local.event_source import SQS_ERRORS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from lambda_tasks.local.event_source import EventSource, Message
+    from lambda_tasks.local.event_source import EventSource, Message, ReceivedBatch
 
 #: Seconds for which SQS keeps a message invisible at most, from the moment at which it was received: twelve hours.
 MAX_INVISIBLE: Final = 43_200
@@ -50,6 +50,29 @@ class _Holding:
         """Return the timeout for the next heartbeat, in seconds; 0 or less if SQS would refuse any."""
         left = MAX_INVISIBLE - _CLOCKS - math.ceil(now - self.since)
         return min(max(self.source.visibility_timeout, MIN_EXTENSION), left)
+
+
+class Waiting:
+    """The batches that one process of the worker has not begun. Each is taken once, by any thread."""
+
+    def __init__(self, source: EventSource, name: str, batches: Iterable[ReceivedBatch]) -> None:
+        self.source = source
+        self.name = name
+        self._batches = deque(batches)
+
+    def next(self) -> ReceivedBatch | None:
+        """Take the first batch; None if there is none."""
+        try:
+            return self._batches.popleft()
+        except IndexError:
+            return None
+
+    def all_messages(self) -> list[Message]:
+        """Take all batches, and return their messages."""
+        messages: list[Message] = []
+        while (batch := self.next()) is not None:
+            messages += batch.messages
+        return messages
 
 
 class HeldMessages:

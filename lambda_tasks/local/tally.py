@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,6 +15,25 @@ from lambda_tasks.local.runtime_api import Answered, Crashed, Errored, Invocatio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+class Schedule:
+    """Tell one of the threads when an interval has passed. The first one passes immediately."""
+
+    def __init__(self, every: float | None) -> None:
+        self._every = every
+        self._next = time.monotonic()
+        self._lock = threading.Lock()
+
+    def is_due(self) -> bool:
+        if self._every is None:
+            return False
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next:
+                return False
+            self._next = now + self._every
+            return True
 
 
 @dataclass(frozen=True, slots=True)

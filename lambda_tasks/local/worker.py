@@ -25,7 +25,7 @@ from lambda_tasks.local.event_source import (
     open_sources,
 )
 from lambda_tasks.local.health import Pulse
-from lambda_tasks.local.holding import HeldMessages
+from lambda_tasks.local.holding import HeldMessages, Waiting
 from lambda_tasks.local.options import (
     MAX_FUNCTION_TIMEOUT,
     MAX_POLL_SECONDS,
@@ -37,7 +37,7 @@ from lambda_tasks.local.options import (
     short_visibility,
 )
 from lambda_tasks.local.runtime import Function, Runtime, RuntimeStartError
-from lambda_tasks.local.tally import Tally, finished, maintained
+from lambda_tasks.local.tally import Schedule, Tally, finished, maintained
 from lambda_tasks.local.ticking import Ticker
 from lambda_tasks.maintenance import MAINTENANCE_EVENT
 
@@ -162,12 +162,13 @@ class LocalWorker:
         self._report_lock = threading.RLock()  # a signal handler may report while its thread is reporting
         self._tally = Tally()
         self._held = HeldMessages(is_on=heartbeat, report=self._report)
-        self._schedule = _Schedule(maintenance_every)
+        self._schedule = Schedule(maintenance_every)
         self._stopping = threading.Event()
         self._ticker = Ticker(tick_every, stopping=self._stopping, report=self._report)
         self._killed = threading.Event()
         self._stop_by: float | None = None
         self._pulses: list[Pulse] = []
+        self._waiting: dict[str, Waiting] = {}
         self._until_idle = False
         self._sources: list[EventSource] = []
         self._runtimes: list[Runtime] = []
@@ -256,9 +257,12 @@ class LocalWorker:
         ]
         for thread in threads:
             thread.start()
+        handing_back = threading.Thread(target=self._hand_back_waiting, name="hands back", daemon=True)
         for thread in threads:
             while thread.is_alive() and not self._is_abandoned():
                 thread.join(_GLANCE)
+                if self._stopping.is_set() and handing_back.ident is None:
+                    handing_back.start()  # another thread, since SQS may not answer
 
     def _is_abandoned(self) -> bool:
         """Kill the processes if the time for stopping is over. Return whether the time after that is over, too."""
@@ -356,14 +360,20 @@ class LocalWorker:
         """Run the messages batch by batch, and hand back those that have not begun when the worker stops."""
         pulse.sqs_answered()
         self._held.add(source, messages)
-        waiting = list(source.batches(messages, one_by_one=self._one_by_one))
+        waiting = Waiting(source, name, source.batches(messages, one_by_one=self._one_by_one))
+        self._waiting[name] = waiting
         try:
-            while waiting and not self._stopping.is_set():
+            while not self._stopping.is_set() and (batch := waiting.next()) is not None:
                 self._make_ready(runtime, name, pulse)
                 pulse.step("running a batch", self._function.longest_invocation)
-                self._deliver(waiting.pop(0), source, runtime, name)
+                self._deliver(batch, source, runtime, name)
         finally:
-            self._hand_back([message for batch in waiting for message in batch.messages], source, name)
+            self._hand_back(waiting.all_messages(), source, name)
+
+    def _hand_back_waiting(self) -> None:
+        """Hand back the messages that wait for a running one to end."""
+        for waiting in list(self._waiting.values()):
+            self._hand_back(waiting.all_messages(), waiting.source, waiting.name)
 
     def _deliver(self, batch: ReceivedBatch, source: EventSource, runtime: Runtime, name: str) -> None:
         self._report(progress.Received(name, batch.message_ids))
@@ -418,22 +428,3 @@ class LocalWorker:
 
     def _output_of(self, name: str) -> Callable[[str], None]:
         return lambda line: self._report(progress.Output(name, line))
-
-
-class _Schedule:
-    """Tell one of the threads when an interval has passed. The first one passes immediately."""
-
-    def __init__(self, every: float | None) -> None:
-        self._every = every
-        self._next = time.monotonic()
-        self._lock = threading.Lock()
-
-    def is_due(self) -> bool:
-        if self._every is None:
-            return False
-        with self._lock:
-            now = time.monotonic()
-            if now < self._next:
-                return False
-            self._next = now + self._every
-            return True

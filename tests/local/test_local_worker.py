@@ -29,6 +29,7 @@ from moto.server import ThreadedMotoServer
 from moto.sqs.models import sqs_backends
 
 from lambda_tasks.decorators import lambda_task
+from lambda_tasks.local import tally as tally_module
 from lambda_tasks.local import worker as worker_module
 from lambda_tasks.local.event_source import EventSource, QueueUnavailable
 from lambda_tasks.local.health import Pulse
@@ -601,11 +602,11 @@ class TestDraining:
             queue.send(order)
         worker = LocalWorker({"default": queue.url}, "orders.handler", one_by_one=True, report=watch)
 
-        with running(worker):
-            with accept(listener):
-                assert queue.depth() == (0, 3)
-                worker.stop()
+        with running(worker), accept(listener):
+            assert queue.depth() == (0, 3)
+            worker.stop()
             watch.wait_for(HandedBack)
+            assert queue.depth() == (2, 1)  # while the first one still runs
 
         assert [len(batch.message_ids) for batch in watch.all(Received)] == [1]
         [summary] = watch.all(Summary)
@@ -840,14 +841,14 @@ def test_event_requires_a_schedule(queue: Queue, watch: Watch) -> None:
 
 def test_schedule_is_due_immediately_and_then_periodically(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    schedule = worker_module._Schedule(10)
+    monkeypatch.setattr(tally_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    schedule = tally_module.Schedule(10)
     due = []
     for seconds in (0, 0, 9.9, 0.1, 5, 40, 0):
         now[0] += seconds
         due.append(schedule.is_due())
     assert due == [True, False, False, True, False, True, False]
-    assert not worker_module._Schedule(None).is_due()
+    assert not tally_module.Schedule(None).is_due()
 
 
 @pytest.mark.parametrize(
