@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lambda_tasks.local import launch
 from lambda_tasks.local.output import read_output
 from lambda_tasks.local.runtime_api import Crashed, Errored, InvocationResult, RuntimeApi, TimedOut
+from lambda_tasks.secret_loader import PREFIX as SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -205,7 +206,9 @@ def process_environment(function: Function, api_address: str) -> dict[str, str]:
 
     https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html#configuration-envvars-runtime
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    # The process fetches secrets itself, and reports a variable that is already set as a conflict.
+    fetched = {name.removeprefix(SECRET) for name in os.environ if name.startswith(SECRET)}
+    inherited = {name: value for name, value in os.environ.items() if name not in {*_NOT_INHERITED, *fetched}}
     lambdas_own = {
         "AWS_LAMBDA_RUNTIME_API": api_address,
         "AWS_LAMBDA_FUNCTION_NAME": function.name,

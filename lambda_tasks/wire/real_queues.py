@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
-#: Matches the addresses of AWS Batch, which are no queues' addresses.
+#: Matches the addresses of AWS Batch. Those of SQS are recognized by `server_of()`.
 _BATCH_ON_AWS: Final = re.compile(r"https?://(?:[a-z0-9-]+\.)?batch(?:-fips)?\.[a-z0-9.-]+(?:amazonaws|api\.aws)")
 #: Whether requests are refused: the innermost block decides. Outside of blocks, they are not.
 _blocks: Final[list[bool]] = []

@@ -127,7 +127,7 @@ class TestSending:
 
 class TestSize:
     @pytest.mark.parametrize("letter", ["a", '"', "é", "日"])
-    def test_largest_job_fits_and_a_larger_one_is_refused(self, settings: Any, letter: str) -> None:
+    def test_largest_job_and_its_retry_fit(self, settings: Any, letter: str) -> None:
         settings.LAMBDA_TASKS_QUEUES = {"default": URL, "large": ARNS}
         settings.LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.sqs.SQSBackend"
 
@@ -160,7 +160,7 @@ class TestSize:
             render.execute_now(film="a" * 7_000)
 
 
-def test_name_of_a_job_is_valid_for_every_task() -> None:
+def test_job_has_a_valid_name() -> None:
     message_id = new_message_id()
     for name in ("shop.tasks.render", "läden.tasks.rendern", "_a._b", "a." * 100 + "z"):
         job = Job(Invocation(name, {}), message_id, message_id)

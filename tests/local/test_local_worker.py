@@ -594,7 +594,7 @@ def test_kill_ends_a_starting_process(queue: Queue, watch: Watch, listener: sock
 
 
 class TestDraining:
-    def test_waiting_messages_are_handed_back_at_once(
+    def test_waiting_messages_are_handed_back_immediately(
         self, queue: Queue, watch: Watch, listener: socket.socket
     ) -> None:
         order = {"do": "connect", "address": listener.getsockname()}
@@ -615,9 +615,7 @@ class TestDraining:
         assert queue.depth() == (2, 0)
         assert not worker.was_killed
 
-    def test_running_batch_is_killed_when_the_time_is_over(
-        self, queue: Queue, watch: Watch, listener: socket.socket
-    ) -> None:
+    def test_unfinished_batch_is_killed(self, queue: Queue, watch: Watch, listener: socket.socket) -> None:
         message_id = queue.send({"do": "connect", "address": listener.getsockname()})
         worker = LocalWorker({"default": queue.url}, "orders.handler", drain_seconds=0, report=watch)
 
@@ -1116,7 +1114,7 @@ def test_second_signal_kills_the_batch(queue: Queue, tmp_path: Path, listener: s
     assert queue.depth() == (1, 0)
 
 
-def test_records_of_json_logs_are_objects_in_a_line(queue: Queue, settings: Any, capsys: Any, tmp_path: Path) -> None:
+def test_json_records_have_a_line_each(queue: Queue, settings: Any, capsys: Any, tmp_path: Path) -> None:
     (tmp_path / "talkative.py").write_text(
         """
 import logging

@@ -95,6 +95,6 @@ def test_file_is_fresh_only_while_healthy(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-def test_missing_folder_is_an_error_at_once(tmp_path: Path) -> None:
+def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no-folder"), shown(list, file=tmp_path / "no-folder" / "healthy"):
         raise AssertionError

@@ -128,7 +128,7 @@ class TestRunning:
         assert record.result == environment[JOB_ID]  # the request id of the task
         assert effects() == ["Metropolis"]
 
-    def test_failure_of_the_task_is_recorded_and_ends_the_job(self, database: str, batch: Batch) -> None:
+    def test_failure_is_recorded_and_ends_the_job(self, database: str, batch: Batch) -> None:
         message_id, environment = submitted(batch, failing, film="Metropolis")
         assert run_job(environment) == "failed"
         assert record_of(message_id).status == "FAILED"
@@ -150,7 +150,7 @@ class TestRunning:
         assert record_of(retry_id(message_id, 1)).status == "SUCCESS"
         assert effects() == ["Metropolis"]
 
-    def test_second_copy_waits_for_the_first_and_runs_nothing(
+    def test_second_copy_waits_and_runs_nothing(
         self, database: str, batch: Batch, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """SubmitJob was repeated, because its answer was lost: two jobs have the same message."""
@@ -187,7 +187,7 @@ class TestRunning:
         assert (record.status, record.takeovers) == ("SUCCESS", 1)
         assert effects() == ["Metropolis"]
 
-    def test_next_attempt_fails_a_task_that_must_not_repeat(self, database: str, batch: Batch) -> None:
+    def test_next_attempt_fails_an_unrepeatable_task(self, database: str, batch: Batch) -> None:
         message_id, environment = submitted(batch, charge, film="Metropolis", attempt=2)
         die(environment)
         expire_lease(message_id)
