@@ -146,17 +146,15 @@ _BATCH_ARN: Final = re.compile(
 _JOB_QUEUE_KEYS: Final = {"job_queue_arn": "job-queue/NAME", "job_definition_arn": "job-definition/NAME:REVISION"}
 
 
-def _queue(value: Any, name: str) -> str | JobQueue:
+def _queue(value: str | Mapping[str, Any], name: str) -> str | JobQueue:
     """Check one queue: the URL of a queue of SQS, or the ARNs of a job queue and a job definition of AWS Batch."""
-    if isinstance(value, str) and value:
+    if isinstance(value, str):
         return value
-    if isinstance(value, Mapping) and "queue_url" in value:
+    if "queue_url" in value:
         raise TypeError(
             f'{name} must be a URL or a dict of ARNs, not {described(value)}. In place of {{"queue_url": url}}, as in '
             "version 0.8, write the URL itself. See docs/howto/from-0.x.md."
         )
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{name} must be the URL of an SQS queue, not {described(value)}.")
     if value.keys() != _JOB_QUEUE_KEYS.keys():
         raise ValueError(f"{name} must have the keys job_queue_arn and job_definition_arn, not {names(value)}.")
     for key, resource in _JOB_QUEUE_KEYS.items():
@@ -175,7 +173,10 @@ def _queue(value: Any, name: str) -> str | JobQueue:
 
 
 def _queues(value: Any, name: str) -> dict[str, str | JobQueue]:
-    if not isinstance(value, Mapping) or not all(isinstance(queue, str) and queue for queue in value):
+    if not isinstance(value, Mapping) or not all(
+        isinstance(queue, str) and queue and isinstance(address, str | Mapping) and address
+        for queue, address in value.items()
+    ):
         raise TypeError(f"{name} must be a dict that maps queue names to SQS queue URLs, not {described(value)}.")
     if DEFAULT_QUEUE not in value:
         raise ValueError(f"{name} must contain a queue named {DEFAULT_QUEUE!r}. It contains {names(value)}.")

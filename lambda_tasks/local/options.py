@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from lambda_tasks.local.event_source import MAX_BATCH_SIZE, MAX_BATCHING_WINDOW, MAX_PER_CALL
 from lambda_tasks.local.holding import MAX_INVISIBLE
@@ -14,6 +15,52 @@ if TYPE_CHECKING:
 #: left for ending the invocation and its process.
 MAX_FUNCTION_TIMEOUT: Final = MAX_INVISIBLE - 60
 MAX_POLL_SECONDS: Final = 20
+MAX_CONCURRENCY: Final = 1000
+#: The default time for an invocation, in seconds: Lambda's usual maximum.
+FUNCTION_TIMEOUT: Final = 900
+
+
+class OptionValues(TypedDict, total=False):
+    """The keyword arguments of `LocalWorker` that become its `Options`."""
+
+    concurrency: int
+    batch_size: int
+    batching_window: int
+    one_by_one: bool
+    function_timeout: float
+    heartbeat: bool
+    drain_seconds: float | None
+    poll_seconds: int | None
+    max_messages: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of a worker, as `LocalWorker` describes them. An invalid value raises ValueError."""
+
+    concurrency: int = 1
+    batch_size: int = 10
+    batching_window: int = 0
+    one_by_one: bool = False
+    function_timeout: float = FUNCTION_TIMEOUT
+    heartbeat: bool = False
+    drain_seconds: float | None = None
+    poll_seconds: int | None = None
+    max_messages: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("concurrency", self.concurrency, 1, MAX_CONCURRENCY)
+        check_batches(self.batch_size, self.batching_window)
+        if not 0 < self.function_timeout <= MAX_FUNCTION_TIMEOUT:
+            raise ValueError(
+                f"function_timeout must be more than 0 and at most {MAX_FUNCTION_TIMEOUT} seconds, "
+                f"not {self.function_timeout}."
+            )
+        check_seconds("drain_seconds", self.drain_seconds, zero=True)
+        if self.poll_seconds is not None:
+            check_number("poll_seconds", self.poll_seconds, 0, MAX_POLL_SECONDS)
+        if self.max_messages is not None:
+            check_number("max_messages", self.max_messages, 1, None)
 
 
 def short_visibility(source: EventSource, function_timeout: float) -> str:

@@ -26,16 +26,7 @@ from lambda_tasks.local.event_source import (
 )
 from lambda_tasks.local.health import Pulse
 from lambda_tasks.local.holding import HeldMessages, Waiting
-from lambda_tasks.local.options import (
-    MAX_FUNCTION_TIMEOUT,
-    MAX_POLL_SECONDS,
-    check_batches,
-    check_number,
-    check_seconds,
-    not_drained,
-    short_function,
-    short_visibility,
-)
+from lambda_tasks.local.options import Options, check_seconds, not_drained, short_function, short_visibility
 from lambda_tasks.local.runtime import Function, Runtime, RuntimeStartError
 from lambda_tasks.local.tally import Schedule, Tally, finished, maintained
 from lambda_tasks.local.ticking import Ticker
@@ -44,12 +35,13 @@ from lambda_tasks.maintenance import MAINTENANCE_EVENT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from typing_extensions import Unpack
+
+    from lambda_tasks.local.options import OptionValues
+
 logger = logging.getLogger("lambda_tasks.local")
 
 DEFAULT_HANDLER: Final = "lambda_tasks.handler.handler"
-#: The default time for an invocation, in seconds: Lambda's usual maximum.
-FUNCTION_TIMEOUT: Final = 900
-MAX_CONCURRENCY: Final = 1000
 #: Seconds that one poll of an empty queue takes. A message ends the poll immediately, but `stop()` does not.
 POLL_SECONDS: Final = 2
 POLL_SECONDS_UNTIL_IDLE: Final = 1
@@ -116,52 +108,27 @@ class LocalWorker:
         queues: Mapping[str, str],
         handler: str = DEFAULT_HANDLER,
         *,
-        concurrency: int = 1,
-        batch_size: int = 10,
-        batching_window: int = 0,
-        one_by_one: bool = False,
-        function_timeout: float = FUNCTION_TIMEOUT,
-        heartbeat: bool = False,
-        drain_seconds: float | None = None,
-        poll_seconds: int | None = None,
-        max_messages: int | None = None,
         environment: Mapping[str, str] | None = None,
         endpoint_url: str | None = None,
         maintenance_every: float | None = None,
         tick_every: float | None = None,
         report: Callable[[progress.Event], None] = log,
+        **options: Unpack[OptionValues],
     ) -> None:
         if not queues:
             raise ValueError("queues must contain at least one name with its URL.")
-        check_number("concurrency", concurrency, 1, MAX_CONCURRENCY)
-        check_batches(batch_size, batching_window)
-        if not 0 < function_timeout <= MAX_FUNCTION_TIMEOUT:
-            raise ValueError(
-                f"function_timeout must be more than 0 and at most {MAX_FUNCTION_TIMEOUT} seconds, "
-                f"not {function_timeout}."
-            )
-        check_seconds("drain_seconds", drain_seconds, zero=True)
+        self._options = Options(**options)
         check_seconds("maintenance_every", maintenance_every)
-        if poll_seconds is not None:
-            check_number("poll_seconds", poll_seconds, 0, MAX_POLL_SECONDS)
-        if max_messages is not None:
-            check_number("max_messages", max_messages, 1, None)
         self._queues = dict(queues)
-        self._concurrency = concurrency
-        self._batch_size = batch_size
-        self._batching_window = batching_window
-        self._one_by_one = one_by_one
-        self._heartbeat = heartbeat
-        self._drain_seconds = drain_seconds
-        self._poll_seconds = poll_seconds
-        self._max_messages = max_messages
         self._endpoint_url = endpoint_url
         endpoint = {"AWS_ENDPOINT_URL_SQS": endpoint_url} if endpoint_url else {}
-        self._function = Function(handler, function_timeout, environment={**endpoint, **(environment or {})})
+        self._function = Function(
+            handler, self._options.function_timeout, environment={**endpoint, **(environment or {})}
+        )
         self._report_to = report
         self._report_lock = threading.RLock()  # a signal handler may report while its thread is reporting
         self._tally = Tally()
-        self._held = HeldMessages(is_on=heartbeat, report=self._report)
+        self._held = HeldMessages(is_on=self._options.heartbeat, report=self._report)
         self._schedule = Schedule(maintenance_every)
         self._stopping = threading.Event()
         self._ticker = Ticker(tick_every, stopping=self._stopping, report=self._report)
@@ -186,11 +153,11 @@ class LocalWorker:
         self._sources = open_sources(
             self._queues,
             endpoint_url=self._endpoint_url,
-            batch_size=self._batch_size,
-            batching_window_seconds=self._batching_window,
+            batch_size=self._options.batch_size,
+            batching_window_seconds=self._options.batching_window,
             wait_seconds=self._seconds_of_a_poll(),
         )
-        self._report(progress.Started(self._queues, self._function.handler, self._concurrency))
+        self._report(progress.Started(self._queues, self._function.handler, self._options.concurrency))
         self._warn_of_short_visibility()
         self._warn_of_short_function()
         with self._stopped_by_signals(), self._ticker.running(), self._held.beating():
@@ -205,8 +172,8 @@ class LocalWorker:
 
         Messages that were received and have not begun are handed back.
         """
-        if self._drain_seconds is not None and self._stop_by is None:
-            self._stop_by = time.monotonic() + self._drain_seconds
+        if self._options.drain_seconds is not None and self._stop_by is None:
+            self._stop_by = time.monotonic() + self._options.drain_seconds
         self._stopping.set()
 
     def kill(self) -> None:
@@ -229,12 +196,12 @@ class LocalWorker:
     # Start and end.
 
     def _seconds_of_a_poll(self) -> int:
-        if self._poll_seconds is not None:
-            return self._poll_seconds
+        if self._options.poll_seconds is not None:
+            return self._options.poll_seconds
         return POLL_SECONDS_UNTIL_IDLE if self._until_idle else POLL_SECONDS
 
     def _warn_of_short_visibility(self) -> None:
-        for source in [] if self._heartbeat else self._sources:
+        for source in [] if self._options.heartbeat else self._sources:
             if source.visibility_timeout < self._function.timeout_seconds:
                 self._report(progress.Warned(short_visibility(source, self._function.timeout_seconds)))
 
@@ -253,7 +220,7 @@ class LocalWorker:
         threads = [
             threading.Thread(target=self._serve_or_stop, args=(source, name), name=name, daemon=True)
             for source in self._sources
-            for name in (f"{source.name}-{number}" for number in range(1, self._concurrency + 1))
+            for name in (f"{source.name}-{number}" for number in range(1, self._options.concurrency + 1))
         ]
         for thread in threads:
             thread.start()
@@ -270,7 +237,7 @@ class LocalWorker:
         if self._stop_by is None or now < self._stop_by:
             return False
         if not self._killed.is_set():
-            self._report(progress.Warned(not_drained(self._drain_seconds or 0)))
+            self._report(progress.Warned(not_drained(self._options.drain_seconds or 0)))
             self.kill()
         return now >= self._stop_by + _LAST_REQUESTS
 
@@ -291,7 +258,7 @@ class LocalWorker:
             self.kill()
         else:
             self.stop()
-            self._report(progress.Stopping(self._drain_seconds))
+            self._report(progress.Stopping(self._options.drain_seconds))
 
     # One process, started and closed in one thread.
 
@@ -326,7 +293,7 @@ class LocalWorker:
                 self._run(messages, source, runtime, name, pulse)
 
     def _make_ready(self, runtime: Runtime, name: str, pulse: Pulse) -> None:
-        if self._max_messages is not None and runtime.messages >= self._max_messages:
+        if self._options.max_messages is not None and runtime.messages >= self._options.max_messages:
             runtime.close()
         if not runtime.is_alive:
             pulse.step("starting its process", self._function.init_timeout_seconds)
@@ -360,7 +327,7 @@ class LocalWorker:
         """Run the messages batch by batch, and hand back those that have not begun when the worker stops."""
         pulse.sqs_answered()
         self._held.add(source, messages)
-        waiting = Waiting(source, name, source.batches(messages, one_by_one=self._one_by_one))
+        waiting = Waiting(source, name, source.batches(messages, one_by_one=self._options.one_by_one))
         self._waiting[name] = waiting
         try:
             while not self._stopping.is_set() and (batch := waiting.next()) is not None:

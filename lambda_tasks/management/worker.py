@@ -62,27 +62,7 @@ class Worker(Subcommand):
             metavar="N",
             help="the number of processes for each queue (default: 1)",
         )
-        parser.add_argument(
-            "--batch-size", type=int, default=10, metavar="N", help="messages per invocation, at most (default: 10)"
-        )
-        parser.add_argument(
-            "--batching-window",
-            type=int,
-            default=0,
-            metavar="S",
-            help="seconds to wait for a batch to fill; required if --batch-size is more than 10 (default: 0)",
-        )
-        parser.add_argument(
-            "--one-by-one",
-            action="store_true",
-            help="pass one message at a time to a process; those that wait are handed back when the worker stops",
-        )
-        parser.add_argument(
-            "--function-timeout",
-            type=float,
-            metavar="S",
-            help="seconds after which an invocation is killed (default: 900, or more if the longest task needs more)",
-        )
+        _add_arguments_for_batches(parser)
         parser.add_argument("--until-idle", action="store_true", help="exit when the queues are empty")
         parser.add_argument(
             "--handler",
@@ -220,6 +200,30 @@ def _chosen_queues(names: Sequence[str] | None) -> dict[str, str]:
     return {name: queues[name] for name in names or queues}
 
 
+def _add_arguments_for_batches(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--batch-size", type=int, default=10, metavar="N", help="messages per invocation, at most (default: 10)"
+    )
+    parser.add_argument(
+        "--batching-window",
+        type=int,
+        default=0,
+        metavar="S",
+        help="seconds to wait for a batch to fill; required if --batch-size is more than 10 (default: 0)",
+    )
+    parser.add_argument(
+        "--one-by-one",
+        action="store_true",
+        help="pass one message at a time to a process; those that wait are handed back when the worker stops",
+    )
+    parser.add_argument(
+        "--function-timeout",
+        type=float,
+        metavar="S",
+        help="seconds after which an invocation is killed (default: 900, or more if the longest task needs more)",
+    )
+
+
 def _add_arguments_for_production(parser: CommandParser) -> None:
     parser.add_argument(
         "--drain",
@@ -256,7 +260,7 @@ def _add_arguments_for_production(parser: CommandParser) -> None:
 def _time_for(queues: Mapping[str, str]) -> float:
     """Return the time for an invocation that is enough for the longest task of these queues."""
     from lambda_tasks.handler import longest_time_needed
-    from lambda_tasks.local.worker import FUNCTION_TIMEOUT
+    from lambda_tasks.local.options import FUNCTION_TIMEOUT
 
     return max(FUNCTION_TIMEOUT, *(math.ceil(longest_time_needed(name)) for name in queues))
 

@@ -193,7 +193,7 @@ class TestSettings:
                 {**ARNS, "job_queue_arn": ARNS["job_queue_arn"].replace("eu-west-1", "us-east-1")},
                 "in the same region, not in us-east-1 and eu-west-1",
             ),
-            (5, r"LAMBDA_TASKS_QUEUES\['large'\] must be the URL of an SQS queue, not 5"),
+            ({**ARNS, "queue_url": URL}, r"LAMBDA_TASKS_QUEUES\['large'\] must be a URL or a dict of ARNs, not"),
         ],
     )
     def test_invalid_queue_is_refused(self, settings: Any, queue: Any, message: str) -> None:

@@ -33,7 +33,7 @@ MUTATIONS: Final = (
     Mutation(
         "queues of version 0.8 are not answered",
         "settings.py",
-        'if isinstance(value, Mapping) and "queue_url" in value:',
+        'if "queue_url" in value:',
         "if False:",
         HINTS + "::TestVersion08",
     ),

@@ -339,6 +339,12 @@ class TestPermissions:
         assert granted(found, "FunctionRole")["batch:SubmitJob"] == [*jobs, *latest]
         assert not properties(found, "Batch::JobQueue")
 
+    def test_only_jobs_need_no_template(self) -> None:
+        place = "arn:aws:batch:eu-west-1:123456789012"
+        jobs = {"job_queue_arn": f"{place}:job-queue/large", "job_definition_arn": f"{place}:job-definition/tasks"}
+        with pytest.raises(ImproperlyConfigured, match="must have a queue of SQS for a template"):
+            described(queues={"default": jobs})
+
     def test_key_is_used_through_its_services_only(self) -> None:
         found = resources(described(EVERYTHING))
         uses = [statement for statement in statements(found) if "kms:Decrypt" in statement["Action"]]

@@ -18,6 +18,7 @@ from django.test import override_settings
 import lambda_tasks
 from lambda_tasks import handler, plugins, secret_loader, strategies
 from lambda_tasks.backends import eager
+from lambda_tasks.backends.batch_jobs import BatchJobs
 from lambda_tasks.backends.sqs import SQSBackend
 from lambda_tasks.contrib import opentelemetry
 from lambda_tasks.forks import ForkSafeLock
@@ -39,13 +40,15 @@ LOCKS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "secret_loader": lambda: secret_loader._lock,
     "strategies": lambda: strategies._building,
     "backends/sqs": lambda: SQS._making_client,
+    "backends/batch_jobs": lambda: JOBS._making_client,
     "locks/memory": lambda: MEMORY._changing,
     "contrib/opentelemetry": lambda: opentelemetry._flushing,
     "forks": ForkSafeLock,
 }
 #: Modules of the local worker: its process starts others by their command, and never forks.
-NEVER_FORKED = {"local/worker", "local/event_source", "local/runtime_api"}
+NEVER_FORKED = {"local/worker", "local/event_source", "local/runtime_api", "local/holding", "local/tally"}
 SQS, MEMORY = SQSBackend(), MemoryLock()
+JOBS = BatchJobs(endpoint_url=None, config={}, max_threads=1)
 
 
 def in_child(work: Callable[[], object]) -> str:
