@@ -43,6 +43,11 @@ _ABOUT_CREDENTIALS: Final = re.compile(
     "Expired|InvalidClientToken|UnrecognizedClient|InvalidAccessKey|Credential|Token"
 )
 
+#: Seconds to wait for the answer to a request, in addition to the time that a poll itself waits; and for a connection.
+_READ_TIMEOUT: Final = 10
+_CONNECT_TIMEOUT: Final = 2
+_ATTEMPTS: Final = 3
+
 _COUNTS: Final = (
     "ApproximateNumberOfMessages",
     "ApproximateNumberOfMessagesNotVisible",
@@ -256,8 +261,8 @@ class EventSource:
 
     @property
     def longest_gathering(self) -> float:
-        """Seconds that `gather()` may take after its turn has come."""
-        return float(self._wait + self._window)
+        """Seconds that `gather()` may take after its turn has come, if SQS answers only its last request."""
+        return float(_ATTEMPTS * (_CONNECT_TIMEOUT + _READ_TIMEOUT + self._wait) + self._window)
 
     def gather(self, stopping: threading.Event, *, on_turn: Callable[[], object] = lambda: None) -> list[Message]:
         """Wait for messages, and return up to the batch size, or an empty list if none arrived.
@@ -381,23 +386,32 @@ def open_sources(queues: Mapping[str, str], *, endpoint_url: str | None = None, 
     for name, url in queues.items():
         if problem := problem_of(url):
             raise QueueUnavailable(f"The URL of queue {name!r} {problem}")
+    waits = options.get("wait_seconds", 0)
     session = boto3.session.Session()  # shared, because creating it is slow, and creating a client is fast
 
     def connect_again(url: str) -> Any:
-        return _connect(boto3.session.Session(), url, endpoint_url)
+        return _connect(boto3.session.Session(), url, endpoint_url, waits)
 
     return [
         EventSource(
-            name, url, client=_connect(session, url, endpoint_url), connect=partial(connect_again, url), **options
+            name,
+            url,
+            client=_connect(session, url, endpoint_url, waits),
+            connect=partial(connect_again, url),
+            **options,
         )
         for name, url in queues.items()
     ]
 
 
-def _connect(session: Any, queue_url: str, endpoint_url: str | None) -> Any:
+def _connect(session: Any, queue_url: str, endpoint_url: str | None, wait_seconds: int) -> Any:
     server = server_of(queue_url)
-    # One connection for each thread that polls or deletes.
-    config = Config(connect_timeout=2, read_timeout=10, max_pool_connections=50, retries={"mode": "standard"})
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT,
+        read_timeout=_READ_TIMEOUT + wait_seconds,  # an empty queue answers a poll only when its time has passed
+        max_pool_connections=50,  # one for each thread that polls or deletes
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+    )
     region = server.region or session.region_name or "us-east-1"
     options = client_options(
         session.client, "sqs", replace(server, region=region), config=config, endpoint_url=endpoint_url

@@ -59,6 +59,11 @@ class Options:
         check_seconds("drain_seconds", self.drain_seconds, zero=True)
         if self.poll_seconds is not None:
             check_number("poll_seconds", self.poll_seconds, 0, MAX_POLL_SECONDS)
+            if self.drain_seconds is not None and self.poll_seconds >= self.drain_seconds:
+                raise ValueError(
+                    f"poll_seconds must be less than drain_seconds ({self.drain_seconds:g}), not {self.poll_seconds}: "
+                    "the last poll ends before the worker does. Lower --poll, or raise --drain."
+                )
         if self.max_messages is not None:
             check_number("max_messages", self.max_messages, 1, None)
 

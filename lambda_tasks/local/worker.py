@@ -187,7 +187,7 @@ class LocalWorker:
     @property
     def was_killed(self) -> bool:
         """Whether the worker ended before its batches did: by `kill()`, a second signal, or after `drain_seconds`."""
-        return self._killed.is_set()
+        return self._killed.is_set() and self._tally.summary.handed_back > 0
 
     def problems(self) -> list[str]:
         """Return why the worker is unhealthy: threads that are stuck, or SQS that does not answer for minutes."""

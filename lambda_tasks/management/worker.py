@@ -94,6 +94,8 @@ class Worker(Subcommand):
         from lambda_tasks.local.runtime import RuntimeStartError
 
         self.warn_of_eager_mode()
+        if reload:  # a batch may be stopped in a debugger
+            options["drain"] = None
         try:
             worker = self._worker(_chosen_queues(queue), **options)
             file = Path(health_file) if health_file else None
@@ -118,7 +120,7 @@ class Worker(Subcommand):
         batching_window: int,
         one_by_one: bool,
         function_timeout: float | None,
-        drain: float,
+        drain: float | None,
         poll: int | None,
         max_messages: int | None,
         handler: str,
@@ -232,7 +234,7 @@ def _add_arguments_for_production(parser: CommandParser) -> None:
         metavar="S",
         help=(
             "seconds that running batches have after SIGTERM or Ctrl-C; then their processes are killed, and their "
-            "messages are handed back (default: %(default)g)"
+            "messages are handed back (default: %(default)g; any time with --reload)"
         ),
     )
     parser.add_argument(

@@ -31,7 +31,7 @@ from moto.sqs.models import sqs_backends
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.local import tally as tally_module
 from lambda_tasks.local import worker as worker_module
-from lambda_tasks.local.event_source import EventSource, QueueUnavailable
+from lambda_tasks.local.event_source import EventSource, QueueUnavailable, open_sources
 from lambda_tasks.local.health import Pulse
 from lambda_tasks.local.holding import MIN_EXTENSION
 from lambda_tasks.local.progress import (
@@ -698,6 +698,14 @@ def test_heartbeat_extends_a_running_message(queue: Queue, watch: Watch, listene
     assert watch.all(Warned) == []  # the visibility timeout may be shorter than an invocation
 
 
+def test_long_poll_has_time_for_its_answer(queue: Queue) -> None:
+    [source] = open_sources({"default": queue.url}, batch_size=1, batching_window_seconds=0, wait_seconds=20)
+    assert source._client.meta.config.read_timeout == 30
+    assert source._connect is not None
+    assert source._connect().meta.config.read_timeout == 30
+    assert source.longest_gathering == 96
+
+
 class TestSqsFailures:
     def test_pauses_double_up_to_a_maximum(self, queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(worker_module.random, "uniform", lambda low, high: high)
@@ -713,6 +721,11 @@ class TestSqsFailures:
 
     def test_expired_credentials_are_read_again(self, queue: Queue, client: Any) -> None:
         made: list[Any] = []
+
+        def connect() -> Any:
+            made.append(client)
+            return client
+
         source = EventSource(
             "default",
             queue.url,
@@ -720,7 +733,7 @@ class TestSqsFailures:
             batch_size=1,
             batching_window_seconds=0,
             wait_seconds=0,
-            connect=lambda: made.append(client) or client,
+            connect=connect,
         )
 
         source.renew_client(ClientError({"Error": {"Code": "ThrottlingException"}}, "ReceiveMessage"))
@@ -772,6 +785,7 @@ def test_missing_queue_is_named(queue: Queue, watch: Watch) -> None:
         ({"function_timeout": 43_141}, "function_timeout must be more than 0 and at most 43140 seconds, not 43141"),
         ({"drain_seconds": -1}, "drain_seconds must be at least 0 seconds, or None, not -1"),
         ({"poll_seconds": 21}, "poll_seconds must be an integer from 0 to 20, not 21"),
+        ({"poll_seconds": 20, "drain_seconds": 20}, r"poll_seconds must be less than drain_seconds \(20\), not 20"),
         ({"max_messages": 0}, "max_messages must be an integer of at least 1, not 0"),
         ({"function_timeout": 0}, "function_timeout must be more than 0 and at most 43140 seconds, not 0"),
     ],
