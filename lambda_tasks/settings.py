@@ -146,10 +146,8 @@ _BATCH_ARN: Final = re.compile(
 _JOB_QUEUE_KEYS: Final = {"job_queue_arn": "job-queue/NAME", "job_definition_arn": "job-definition/NAME:REVISION"}
 
 
-def _queue(value: str | Mapping[str, Any], name: str) -> str | JobQueue:
-    """Check one queue: the URL of a queue of SQS, or the ARNs of a job queue and a job definition of AWS Batch."""
-    if isinstance(value, str):
-        return value
+def _job_queue(value: Mapping[str, Any], name: str) -> JobQueue:
+    """Check the ARNs of a job queue and a job definition of AWS Batch."""
     if "queue_url" in value:
         raise TypeError(
             f'{name} must be a URL or a dict of ARNs, not {described(value)}. In place of {{"queue_url": url}}, as in '
@@ -174,13 +172,16 @@ def _queue(value: str | Mapping[str, Any], name: str) -> str | JobQueue:
 
 def _queues(value: Any, name: str) -> dict[str, str | JobQueue]:
     if not isinstance(value, Mapping) or not all(
-        isinstance(queue, str) and queue and isinstance(address, str | Mapping) and address
+        isinstance(queue, str) and queue and isinstance(address, (str, Mapping)) and address
         for queue, address in value.items()
     ):
         raise TypeError(f"{name} must be a dict that maps queue names to SQS queue URLs, not {described(value)}.")
     if DEFAULT_QUEUE not in value:
         raise ValueError(f"{name} must contain a queue named {DEFAULT_QUEUE!r}. It contains {names(value)}.")
-    return {queue: _queue(address, f"{name}[{queue!r}]") for queue, address in value.items()}
+    return {
+        queue: address if isinstance(address, str) else _job_queue(address, f"{name}[{queue!r}]")
+        for queue, address in value.items()
+    }
 
 
 _STRATEGY: Final = 'a dotted path or {"BACKEND": path, "OPTIONS": {…}}'

@@ -110,7 +110,7 @@ class OutboxBackend(BaseBackend):
         by_database: dict[str, list[Job]] = defaultdict(list)
         left = {job.message_id: job for job in jobs}
         for job in jobs:
-            if job.delay <= self.transport.longest_delay(job.queue):
+            if not job.delay or job.delay <= self.transport.longest_delay(job.queue):
                 by_database[job.database].append(job)
         for database, due in by_database.items():
             try:
@@ -227,7 +227,7 @@ class OutboxBackend(BaseBackend):
             "body": in_ascii(job.body) if connection.vendor == "mysql" else job.body,
             "attributes": job.message_attributes(),
             "run_in": timedelta(seconds=job.delay) if job.delay else None,
-            "due_in": timedelta(seconds=max(job.delay - self.transport.longest_delay(job.queue), 0)),
+            "due_in": timedelta(seconds=job.delay and max(job.delay - self.transport.longest_delay(job.queue), 0)),
         }
 
 
