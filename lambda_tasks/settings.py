@@ -5,10 +5,12 @@ Each access reads the value from the Django settings. A batch of messages reads 
 
 from __future__ import annotations
 
+import re
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from typing import Any, Final, Generic, TypeVar, overload
@@ -156,27 +158,62 @@ def _either(first: str, second: str) -> Callable[[Any, str], str]:
     return checked
 
 
-def _remedy_for_former_queues(value: Any) -> str:
-    """Return what to write for queues that are dicts, as in version 0.8, or an empty string."""
-    queues = value if isinstance(value, Mapping) else {}
-    keys = {str(name): each.keys() for name, each in queues.items() if isinstance(each, Mapping)}
-    remedy = ""
-    if any("queue_url" in each for each in keys.values()):
-        remedy = ' In place of {"queue_url": url}, as in version 0.8, write the URL itself.'
-    if batch := [name for name, each in keys.items() if "job_queue_arn" in each]:
-        remedy += f" Tasks do not run on AWS Batch: remove {', '.join(batch)}, and change queue= on its tasks."
-    return f"{remedy} See docs/howto/from-0.x.md." if remedy else ""
+@dataclass(frozen=True, slots=True)
+class JobQueue:
+    """A queue of AWS Batch, each of whose tasks is a job: its job queue, and the definition of its jobs."""
+
+    job_queue_arn: str
+    job_definition_arn: str
+
+    @property
+    def region(self) -> str:
+        """The AWS region in the ARN of the job queue."""
+        return self.job_queue_arn.split(":")[3]
 
 
-def _queues(value: Any, name: str) -> dict[str, str]:
+#: Matches the ARN of a job queue or a job definition of AWS Batch. Without a revision, Batch uses the latest one.
+_BATCH_ARN: Final = re.compile(
+    r"arn:[a-z-]+:batch:[a-z0-9-]+:[0-9]{12}:(job-queue/[\w-]{1,128}|job-definition/[\w-]{1,128}(:[0-9]+)?)"
+)
+_JOB_QUEUE_KEYS: Final = {"job_queue_arn": "job-queue/NAME", "job_definition_arn": "job-definition/NAME:REVISION"}
+
+
+def _job_queue(value: Mapping[str, Any], name: str) -> JobQueue:
+    """Check the ARNs of a job queue and a job definition of AWS Batch."""
+    if "queue_url" in value:
+        raise TypeError(
+            f'{name} must be a URL or a dict of ARNs, not {described(value)}. In place of {{"queue_url": url}}, as in '
+            "version 0.8, write the URL itself. See docs/howto/from-0.x.md."
+        )
+    if value.keys() != _JOB_QUEUE_KEYS.keys():
+        raise ValueError(f"{name} must have the keys job_queue_arn and job_definition_arn, not {names(value)}.")
+    for key, resource in _JOB_QUEUE_KEYS.items():
+        arn = value[key]
+        kind = resource.partition("/")[0]
+        if not isinstance(arn, str) or not _BATCH_ARN.fullmatch(arn) or f":{kind}/" not in arn:
+            raise ValueError(
+                f"{name}[{key!r}] must be an ARN such as arn:aws:batch:REGION:ACCOUNT:{resource}, not {described(arn)}."
+            )
+    queue = JobQueue(value["job_queue_arn"], value["job_definition_arn"])
+    if (other := queue.job_definition_arn.split(":")[3]) != queue.region:
+        raise ValueError(
+            f"{name} must have a job queue and a job definition in the same region, not in {queue.region} and {other}."
+        )
+    return queue
+
+
+def _queues(value: Any, name: str) -> dict[str, str | JobQueue]:
     if not isinstance(value, Mapping) or not all(
-        isinstance(queue, str) and isinstance(url, str) and queue and url for queue, url in value.items()
+        isinstance(queue, str) and queue and isinstance(address, (str, Mapping)) and address
+        for queue, address in value.items()
     ):
-        problem = f"{name} must be a dict that maps queue names to SQS queue URLs, not {described(value)}."
-        raise TypeError(problem + _remedy_for_former_queues(value))
+        raise TypeError(f"{name} must be a dict that maps queue names to SQS queue URLs, not {described(value)}.")
     if DEFAULT_QUEUE not in value:
         raise ValueError(f"{name} must contain a queue named {DEFAULT_QUEUE!r}. It contains {names(value)}.")
-    return dict(value)
+    return {
+        queue: address if isinstance(address, str) else _job_queue(address, f"{name}[{queue!r}]")
+        for queue, address in value.items()
+    }
 
 
 _STRATEGY: Final = 'a dotted path or {"BACKEND": path, "OPTIONS": {…}}'
@@ -416,7 +453,7 @@ class LambdaTasksSettings:
         For transports that need no URL, such as that of eager mode.
         """
         if type(self).queues.is_set:
-            self.queue_url(queue, task_name=task_name)
+            self.address_of(queue, task_name=task_name)
         elif queue != DEFAULT_QUEUE:
             raise UnknownQueue(
                 f"Queue {queue!r} does not exist: without LAMBDA_TASKS_QUEUES, the only queue is {DEFAULT_QUEUE!r}. "
@@ -424,8 +461,18 @@ class LambdaTasksSettings:
                 "URL."
             )
 
-    def queue_url(self, queue: str, *, task_name: str) -> str:
-        """Return the URL of `queue`, or raise `UnknownQueue` with the name of the task that uses it."""
+    @property
+    def queue_urls(self) -> dict[str, str]:
+        """The URLs of the queues of SQS, without those of AWS Batch."""
+        return {name: address for name, address in self.queues.items() if isinstance(address, str)}
+
+    @property
+    def job_queues(self) -> dict[str, JobQueue]:
+        """The queues of AWS Batch."""
+        return {name: address for name, address in self.queues.items() if isinstance(address, JobQueue)}
+
+    def address_of(self, queue: str, *, task_name: str) -> str | JobQueue:
+        """Return the address of `queue`, or raise `UnknownQueue` with the name of the task that uses it."""
         try:
             return self.queues[queue]
         except KeyError:
@@ -433,6 +480,16 @@ class LambdaTasksSettings:
                 f"Queue {queue!r} is not in LAMBDA_TASKS_QUEUES ({', '.join(sorted(self.queues))}). "
                 f"Add its URL there, or correct queue= on {task_name}."
             ) from None
+
+    def queue_url(self, queue: str, *, task_name: str) -> str:
+        """Return the URL of `queue`, or raise `InvalidSetting` if it is not one of SQS, or `UnknownQueue`."""
+        address = self.address_of(queue, task_name=task_name)
+        if isinstance(address, JobQueue):
+            raise InvalidSetting(
+                f"Queue {queue!r} must have a URL, not ARNs of AWS Batch, for the transport in LAMBDA_TASKS_BACKEND. "
+                f"SQSBackend submits jobs. Correct queue= on {task_name}, or the setting."
+            )
+        return address
 
 
 app_settings = LambdaTasksSettings()

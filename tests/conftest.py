@@ -28,6 +28,7 @@ from moto.server import ThreadedMotoServer
 
 from lambda_tasks import plugins, registry, strategies
 from tests import rewriting, services
+from tests.batch import Batch, start_batch
 from tests.services import Missing, Server
 
 USED: Final[set[str]] = set()
@@ -406,6 +407,15 @@ def sqs(_sqs_endpoint: str, _sqs_client: Any, settings: Any, monkeypatch: pytest
     settings.LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.sqs.SQSBackend"
     yield Sqs(_sqs_endpoint, queues, _sqs_client)
     _forget_queues(_sqs_endpoint)  # shared by all moto servers of a process, also by those of documentation pages
+
+
+@pytest.fixture
+def batch(sqs: Sqs, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Batch:
+    """Add the queue `large` to the settings, whose tasks are jobs of AWS Batch, in the server of `sqs`."""
+    batch = start_batch(monkeypatch)
+    arns = {"job_queue_arn": batch.job_queue, "job_definition_arn": batch.job_definition}
+    settings.LAMBDA_TASKS_QUEUES = {**sqs.queues, "large": arns}
+    return batch
 
 
 def _forget_queues(endpoint: str) -> None:

@@ -54,11 +54,11 @@ def _of(depth: Depth, found: dict[str, float]) -> Ages:
 
 
 def _server(depth: Depth) -> Server:
-    return server_of(app_settings.queues[depth.queue])
+    return server_of(app_settings.queue_urls[depth.queue])
 
 
 def _name(depth: Depth) -> str:
-    return app_settings.queues[depth.queue].rstrip("/").rpartition("/")[2]
+    return app_settings.queue_urls[depth.queue].rstrip("/").rpartition("/")[2]
 
 
 def _ages_on(server: Server, names: Sequence[str]) -> dict[str, float]:

@@ -91,6 +91,13 @@ class BaseBackend(ABC):
         """
         raise NotImplementedError
 
+    def longest_delay(self, queue: str) -> int:
+        """Return for how many seconds this queue itself delays a job; the outbox keeps it until then.
+
+        By default `max_delay`. A longer delay up to `max_delay` is still kept, in another way.
+        """
+        return self.max_delay
+
     @property
     def direct(self) -> BaseBackend:
         """The transport to which `execute_now()` gives a job. A transport that keeps jobs returns the one behind it."""

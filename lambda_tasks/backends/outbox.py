@@ -136,7 +136,7 @@ class OutboxBackend(BaseBackend):
         by_database: dict[str, list[Job]] = defaultdict(list)
         left = {job.message_id: job for job in jobs}
         for job in jobs:
-            if job.delay <= self.transport.max_delay:
+            if not job.delay or job.delay <= self.transport.longest_delay(job.queue):
                 by_database[job.database].append(job)
         for database, due in by_database.items():
             try:
@@ -259,7 +259,7 @@ class OutboxBackend(BaseBackend):
             "body": in_ascii(job.body) if connection.vendor == "mysql" else job.body,
             "attributes": job.message_attributes(),
             "run_in": timedelta(seconds=job.delay) if job.delay else None,
-            "due_in": timedelta(seconds=max(job.delay - self.transport.max_delay, 0)),
+            "due_in": timedelta(seconds=job.delay and max(job.delay - self.transport.longest_delay(job.queue), 0)),
         }
 
 

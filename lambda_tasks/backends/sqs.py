@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from django.core.checks import CheckMessage, Error, Warning
 
 from lambda_tasks.backends.base import BaseBackend, Refused, SendResult, Taken, Unsent
+from lambda_tasks.backends.entries import Answer, Batch, Entry, Failure, Progress, by_queue
 from lambda_tasks.backends.sqs_messages import (
     MARGIN,
     MAX_BYTES,
@@ -32,16 +31,16 @@ from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.sending.side_by_side import SideBySide
-from lambda_tasks.settings import LambdaTasksSettings, app_settings, whole_number
+from lambda_tasks.settings import JobQueue, LambdaTasksSettings, app_settings, whole_number
 from lambda_tasks.wire.queue_urls import Server, client_options, looks_like_aws, problem_of, server_of
 from lambda_tasks.wire.real_queues import guarded
-from lambda_tasks.wire.signing import signed
 from lambda_tasks.wire.stored import Stored
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
     from botocore.exceptions import ClientError
 
+    from lambda_tasks.backends.batch_jobs import BatchJobs
     from lambda_tasks.backends.large_arguments import LargeArguments
 
 logger = get_logger("lambda_tasks.backends.sqs")
@@ -75,66 +74,6 @@ _UNKNOWN_PARTITION: Final = (
     "has a host that looks like AWS, but belongs to no partition of AWS that this version of the library knows. "
     "Requests go to this host. Correct the URL if it is misspelt; otherwise, silence this warning."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A job, its message, and the size of that as SQS counts it, in bytes."""
-
-    job: Job
-    body: str
-    attributes: Mapping[str, str]
-    size: int
-
-    def fields(self) -> dict[str, Any]:
-        """Return the job in the format of SQS."""
-        # On a standard queue, a group has no order: it only makes the queue fair.
-        group = {} if self.job.group is None else {"MessageGroupId": self.job.group}
-        return {
-            **group,
-            "MessageBody": self.body,
-            "DelaySeconds": self.job.delay,
-            "MessageAttributes": {
-                name: {"DataType": "String", "StringValue": value} for name, value in self.attributes.items()
-            },
-        }
-
-
-@dataclass(slots=True)
-class _Progress:
-    """The state of one server during a call of `send()`."""
-
-    server: Server = field(default_factory=Server)
-    #: How many requests were answered, including rejections.
-    answers: int = 0
-    #: Whether no further requests are sent.
-    given_up: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    url: str
-    progress: _Progress
-    entries: list[_Entry]
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """An error, and the jobs that were not sent because of it."""
-
-    error: Exception
-    jobs: list[Job]
-    #: Whether the jobs themselves caused it, so that SQS will never accept them.
-    final: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """The results of a batch."""
-
-    taken: list[Job] = field(default_factory=list)
-    failures: list[_Failure] = field(default_factory=list)
-    not_tried: list[Job] = field(default_factory=list)
 
 
 class SQSBackend(BaseBackend):
@@ -183,10 +122,14 @@ class SQSBackend(BaseBackend):
         self.stows = large_arguments is not None
         if large_arguments is not None:
             self._large_arguments = _large_arguments(large_arguments, max_bytes=max_large_bytes)
+        self._batch_jobs: BatchJobs | None = None
 
     def validate(self, job: Job) -> None:
         """Refuse queues that are unknown or have no usable URL, and messages and attributes that SQS rejects."""
-        url = app_settings.queue_url(job.queue, task_name=job.task_name)
+        url = app_settings.address_of(job.queue, task_name=job.task_name)
+        if isinstance(url, JobQueue):
+            self._check_size_of_job(job)
+            return
         if problem := problem_of(url) or self._missing_region(url):
             raise InvalidSetting(_named(job.queue, problem))
         attributes = attributes_of_retry(job)
@@ -203,12 +146,24 @@ class SQSBackend(BaseBackend):
             )
         self._large_arguments.refuse(job, size)
 
+    def _check_size_of_job(self, job: Job) -> None:
+        """Refuse a job of AWS Batch that is too large, even if its arguments are stored outside of it."""
+        if size := self._jobs().excessive_size(job):
+            if self._large_arguments is None or job.message.stored is not None:
+                raise self._jobs().too_large(job, size)
+            self._large_arguments.refuse(job, size)
+
+    def _is_too_large(self, job: Job) -> bool:
+        if isinstance(app_settings.queues.get(job.queue), JobQueue):
+            return self._jobs().excessive_size(job) > 0
+        return excessive_size(job, attributes_of_retry(job), self.max_message_bytes) > 0
+
     def stow(self, job: Job) -> Job:
         if (stored := job.message.stored) is not None:
             (self._large_arguments or _large_arguments()).renew(stored, delay=job.delay)
             return job
         large = self._large_arguments
-        if large is None or not excessive_size(job, attributes_of_retry(job), self.max_message_bytes):
+        if large is None or not self._is_too_large(job):
             return job
         return large.stow(job)
 
@@ -220,7 +175,7 @@ class SQSBackend(BaseBackend):
         if not LambdaTasksSettings.queues.is_set:
             return []  # reported as E002
         messages: list[CheckMessage] = []
-        for queue, url in app_settings.queues.items():
+        for queue, url in app_settings.queue_urls.items():
             if problem := problem_of(url):
                 messages.append(Error(_named(queue, problem), id="lambda_tasks.E030"))
             elif problem := self._missing_region(url):
@@ -238,25 +193,41 @@ class SQSBackend(BaseBackend):
         self._region_is_configured = boto3.session.Session().region_name is not None
         return None if self._region_is_configured else _NO_REGION
 
+    def longest_delay(self, queue: str) -> int:
+        # AWS Batch has no delays: the container of a job would wait, and its time is paid for.
+        return 0 if isinstance(app_settings.queues.get(queue), JobQueue) else self.max_delay
+
     def send(self, jobs: Sequence[Job]) -> Iterator[SendResult]:
         """Send in as few requests as the limits allow, several of them in parallel.
 
         Results come in the order of the batches.
         """
         not_tried = ConnectionError("SQS did not answer the messages before it.")
-        for answer in self._answers(jobs):
+        entries, to_submit = by_queue(jobs)
+        for job_queue, jobs_of_queue in to_submit.items():
+            yield from self._jobs().send(job_queue, jobs_of_queue)
+        for answer in self._answers(entries):
             yield from map(Taken, answer.taken)
             for failure in answer.failures:
                 kind = Refused if failure.final else Unsent
                 yield from (kind(job, failure.error) for job in failure.jobs)
             yield from (Unsent(job, not_tried) for job in answer.not_tried)
 
-    def _answers(self, jobs: Sequence[Job]) -> Iterator[_Answer]:
-        by_queue = _by_queue(jobs)
-        servers = {server: _Progress(server) for server in map(self._server, by_queue)}
+    def _jobs(self) -> BatchJobs:
+        """Return what submits jobs to AWS Batch. Most projects do not need it, so it is imported here."""
+        if self._batch_jobs is None:
+            from lambda_tasks.backends.batch_jobs import BatchJobs
+
+            self._batch_jobs = BatchJobs(
+                endpoint_url=self._endpoint_url, config=self._config, max_threads=self.max_threads
+            )
+        return self._batch_jobs
+
+    def _answers(self, entries: Mapping[str, list[Entry]]) -> Iterator[Answer]:
+        servers = {server: Progress(server) for server in map(self._server, entries)}
         batches = [
-            _Batch(url, servers[self._server(url)], entries)
-            for url, entries_of_queue in by_queue.items()
+            Batch(url, servers[self._server(url)], entries)
+            for url, entries_of_queue in entries.items()
             for entries in self._batches(entries_of_queue)
         ]
         # The first request of this process to a server shows how far away it is.
@@ -281,8 +252,8 @@ class SQSBackend(BaseBackend):
                     # Without the permission, messages come back when their visibility timeout ends.
                     logger.debug("The visibility of %d messages was not changed: %s", len(batch), error)
 
-    def _batches(self, entries: list[_Entry]) -> Iterator[list[_Entry]]:
-        batch: list[_Entry] = []
+    def _batches(self, entries: list[Entry]) -> Iterator[list[Entry]]:
+        batch: list[Entry] = []
         batch_size = 0
         for entry in entries:
             if batch and (len(batch) == MAX_ENTRIES or batch_size + entry.size > self.max_message_bytes):
@@ -293,7 +264,7 @@ class SQSBackend(BaseBackend):
         if batch:
             yield batch
 
-    def _send_timed(self, batch: _Batch) -> _Answer:
+    def _send_timed(self, batch: Batch) -> Answer:
         """Send one batch in the caller's thread, and remember how long the thread waited."""
         with suppress(Exception):  # the batch raises the same error
             self._client(batch.url)  # creating a client takes longer than a request
@@ -303,11 +274,11 @@ class SQSBackend(BaseBackend):
             self._waited[batch.progress.server] = time.perf_counter() - began - (time.thread_time() - worked)
         return answer
 
-    def _send_batch(self, batch: _Batch) -> _Answer:
+    def _send_batch(self, batch: Batch) -> Answer:
         """Send one batch, unless its server was given up, and return the results. Nothing is raised."""
         from botocore import exceptions
 
-        answer = _Answer()
+        answer = Answer()
         progress = batch.progress
         if progress.given_up:
             answer.not_tried.extend(entry.job for entry in batch.entries)
@@ -329,9 +300,9 @@ class SQSBackend(BaseBackend):
                 # One of them is the cause, and SQS does not tell which.
                 self._send_one_by_one(batch, unsettled, answer)
             else:
-                answer.failures.append(_Failure(error, [entry.job for entry in unsettled], final))
+                answer.failures.append(Failure(error, [entry.job for entry in unsettled], final))
         except exceptions.BotoCoreError as error:
-            answer.failures.append(_Failure(error, [entry.job for entry in _unsettled(batch, answer)]))
+            answer.failures.append(Failure(error, [entry.job for entry in _unsettled(batch, answer)]))
             no_answer = isinstance(error, exceptions.ConnectionError | exceptions.ReadTimeoutError)
             if no_answer and progress.answers == answered_before:
                 # Each further batch would wait for the same timeouts, and the caller for the sum.
@@ -339,12 +310,12 @@ class SQSBackend(BaseBackend):
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:  # from code around requests: instrumentation, a provider of credentials
-            answer.failures.append(_Failure(error, [entry.job for entry in _unsettled(batch, answer)]))
+            answer.failures.append(Failure(error, [entry.job for entry in _unsettled(batch, answer)]))
         return answer
 
-    def _send_one_by_one(self, batch: _Batch, entries: Sequence[_Entry], together: _Answer) -> None:
+    def _send_one_by_one(self, batch: Batch, entries: Sequence[Entry], together: Answer) -> None:
         for entry in entries:
-            answer = self._send_batch(_Batch(batch.url, batch.progress, [entry]))
+            answer = self._send_batch(Batch(batch.url, batch.progress, [entry]))
             together.taken.extend(answer.taken)
             together.failures.extend(answer.failures)
             together.not_tried.extend(answer.not_tried)
@@ -383,21 +354,7 @@ def _large_arguments(*places: Any, **options: Any) -> LargeArguments:
     return LargeArguments(*places, **options)
 
 
-def _by_queue(jobs: Sequence[Job]) -> dict[str, list[_Entry]]:
-    """Return the entries for each queue, by the queue's URL."""
-    urls: dict[str, str] = {}
-    keys = app_settings.signing_keys
-    by_url: dict[str, list[_Entry]] = defaultdict(list)
-    for job in jobs:
-        if job.queue not in urls:
-            urls[job.queue] = app_settings.queue_url(job.queue, task_name=job.task_name)
-        attributes = job.message_attributes()
-        body = signed(job.body, attributes, keys[0]) if keys else job.body
-        by_url[urls[job.queue]].append(_Entry(job, body, attributes, size_of(body, attributes)))
-    return by_url
-
-
-def _send_entries(client: Any, batch: _Batch, answer: _Answer) -> None:
+def _send_entries(client: Any, batch: Batch, answer: Answer) -> None:
     """Send the entries, resend those that failed through the fault of SQS, and note the result of each."""
     from botocore.exceptions import ClientError
 
@@ -421,13 +378,13 @@ def _send_entries(client: Any, batch: _Batch, answer: _Answer) -> None:
                 code = failure.get("Code", "Unknown")
                 message = f"{entry.job.task_name} [{entry.job.message_id}]: {failure.get('Message', '')}"
                 error = ClientError({"Error": {"Code": code, "Message": message}}, "SendMessageBatch")
-                answer.failures.append(_Failure(error, [entry.job], our_fault and not _CURABLE.search(code)))
+                answer.failures.append(Failure(error, [entry.job], our_fault and not _CURABLE.search(code)))
         if not waiting:
             break
         time.sleep(random.uniform(0, 0.1 * 2**attempt))
 
 
-def _unsettled(batch: _Batch, answer: _Answer) -> list[_Entry]:
+def _unsettled(batch: Batch, answer: Answer) -> list[Entry]:
     """Return the entries of a batch without a result when a request failed, which may be a repeated request."""
     settled = {job.message_id for job in answer.taken}
     settled.update(job.message_id for failure in answer.failures for job in failure.jobs)

@@ -16,7 +16,7 @@ def entries_by_queue(records: Sequence[tuple[Mapping[str, Any], float]]) -> dict
     if not LambdaTasksSettings.queues.is_set:
         return by_queue
     for record, seconds in records:
-        url = url_of(str(record.get("eventSourceARN", "")), app_settings.queues.values())
+        url = url_of(str(record.get("eventSourceARN", "")), app_settings.queue_urls.values())
         if url and record.get("receiptHandle"):
             timeout = min(int(seconds), MAX_VISIBILITY_TIMEOUT)
             by_queue[url].append({"ReceiptHandle": record["receiptHandle"], "VisibilityTimeout": timeout})

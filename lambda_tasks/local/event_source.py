@@ -10,11 +10,13 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, NoReturn, TypeAlias
 
 import boto3
@@ -34,6 +36,16 @@ MAX_PER_CALL: Final = 10
 MAX_EVENT_SIZE: Final = 6 * 1024 * 1024
 #: The largest batch of an event source mapping.
 MAX_BATCH_SIZE: Final = 10_000
+
+#: Error codes of AWS, and names of botocore's errors, after which a client with other credentials may succeed.
+_ABOUT_CREDENTIALS: Final = re.compile(
+    "Expired|InvalidClientToken|UnrecognizedClient|InvalidAccessKey|Credential|Token"
+)
+
+#: Seconds to wait for the answer to a request, in addition to the time that a poll itself waits; and for a connection.
+_READ_TIMEOUT: Final = 10
+_CONNECT_TIMEOUT: Final = 2
+_ATTEMPTS: Final = 3
 
 _COUNTS: Final = (
     "ApproximateNumberOfMessages",
@@ -214,7 +226,8 @@ class EventSource:
     """A queue that is polled like an event source mapping polls it. Thread-safe.
 
     `wait_seconds` is how long one poll waits for a first message, and thereby how long stopping may take.
-    `batching_window_seconds` is how long a batch may take to fill after its first message.
+    `batching_window_seconds` is how long a batch may take to fill after its first message. `connect` makes another
+    client when the credentials of `client` have expired.
     """
 
     def __init__(
@@ -226,10 +239,12 @@ class EventSource:
         batch_size: int,
         batching_window_seconds: int,
         wait_seconds: int,
+        connect: Callable[[], Any] | None = None,
     ) -> None:
         self.name = name
         self.url = url
         self._client = client
+        self._connect = connect
         self._batch_size = batch_size
         self._window = batching_window_seconds
         self._wait = wait_seconds
@@ -243,13 +258,19 @@ class EventSource:
         """The region in the queue's ARN."""
         return self.arn.split(":")[3]
 
-    def gather(self, stopping: threading.Event) -> list[Message]:
+    @property
+    def longest_gathering(self) -> float:
+        """Seconds that `gather()` may take after its turn has come, if SQS answers only its last request."""
+        return float(_ATTEMPTS * (_CONNECT_TIMEOUT + _READ_TIMEOUT + self._wait) + self._window)
+
+    def gather(self, stopping: threading.Event, *, on_turn: Callable[[], object] = lambda: None) -> list[Message]:
         """Wait for messages, and return up to the batch size, or an empty list if none arrived.
 
         One thread polls at a time while the others wait, because parallel polls of an empty queue would not receive
-        messages any sooner.
+        messages any sooner. `on_turn` is called when the turn of this thread has come.
         """
         with self._turn:
+            on_turn()
             if stopping.is_set():
                 return []
             messages = self._receive(self._batch_size, wait=self._wait)
@@ -258,11 +279,21 @@ class EventSource:
                     self._fill(messages, stopping)
             return messages
 
-    def batches(self, messages: Sequence[Message]) -> Iterator[ReceivedBatch]:
-        """Yield the messages as batches whose events Lambda would accept: nearly always a single batch."""
+    def batches(self, messages: Sequence[Message], *, one_by_one: bool = False) -> Iterator[ReceivedBatch]:
+        """Yield the messages as batches whose events Lambda would accept: nearly always a single batch.
+
+        With `one_by_one`, each message is a batch of its own.
+        """
+        records = [build_record(message, queue_arn=self.arn) for message in messages]
         remaining = iter(messages)
-        for part in split_by_size(build_record(message, queue_arn=self.arn) for message in messages):
+        for part in ([record] for record in records) if one_by_one else split_by_size(records):
             yield ReceivedBatch(tuple(next(remaining) for _ in part), build_event(part))
+
+    def renew_client(self, error: Exception) -> None:
+        """After an error about the credentials, make a new client, which reads them again."""
+        code = error.response["Error"].get("Code", "") if isinstance(error, ClientError) else type(error).__name__
+        if self._connect is not None and _ABOUT_CREDENTIALS.search(str(code)):
+            self._client = self._connect()
 
     def delete_succeeded(self, batch: ReceivedBatch, verdict: Verdict) -> list[str]:
         """Delete the messages that `verdict` does not keep, and return SQS's errors for single messages."""
@@ -270,6 +301,24 @@ class EventSource:
         complaints: list[str] = []
         for start in range(0, len(done), MAX_PER_CALL):
             complaints += self._delete(done[start : start + MAX_PER_CALL])
+        return complaints
+
+    def change_visibility(self, messages: Sequence[Message], seconds: int) -> list[str]:
+        """Make messages visible in `seconds`, and return SQS's errors for single messages."""
+        complaints: list[str] = []
+        for start in range(0, len(messages), MAX_PER_CALL):
+            part = messages[start : start + MAX_PER_CALL]
+            answer = self._client.change_message_visibility_batch(
+                QueueUrl=self.url,
+                Entries=[
+                    {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"], "VisibilityTimeout": seconds}
+                    for number, message in enumerate(part)
+                ],
+            )
+            complaints += [
+                f"SQS did not change the visibility timeout of {part[int(failed['Id'])]['MessageId']}: {failed['Code']}"
+                for failed in answer.get("Failed", [])
+            ]
         return complaints
 
     def is_idle(self) -> bool:
@@ -336,16 +385,32 @@ def open_sources(queues: Mapping[str, str], *, endpoint_url: str | None = None, 
     for name, url in queues.items():
         if problem := problem_of(url):
             raise QueueUnavailable(f"The URL of queue {name!r} {problem}")
+    waits = options.get("wait_seconds", 0)
     session = boto3.session.Session()  # shared, because creating it is slow, and creating a client is fast
+
+    def connect_again(url: str) -> Any:
+        return _connect(boto3.session.Session(), url, endpoint_url, waits)
+
     return [
-        EventSource(name, url, client=_connect(session, url, endpoint_url), **options) for name, url in queues.items()
+        EventSource(
+            name,
+            url,
+            client=_connect(session, url, endpoint_url, waits),
+            connect=partial(connect_again, url),
+            **options,
+        )
+        for name, url in queues.items()
     ]
 
 
-def _connect(session: Any, queue_url: str, endpoint_url: str | None) -> Any:
+def _connect(session: Any, queue_url: str, endpoint_url: str | None, wait_seconds: int) -> Any:
     server = server_of(queue_url)
-    # One connection for each thread that polls or deletes.
-    config = Config(connect_timeout=2, read_timeout=10, max_pool_connections=50, retries={"mode": "standard"})
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT,
+        read_timeout=_READ_TIMEOUT + wait_seconds,  # an empty queue answers a poll only when its time has passed
+        max_pool_connections=50,  # one for each thread that polls or deletes
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+    )
     region = server.region or session.region_name or "us-east-1"
     options = client_options(
         session.client, "sqs", replace(server, region=region), config=config, endpoint_url=endpoint_url

@@ -155,20 +155,35 @@ class Reloading:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The worker received a signal to stop."""
+    """The worker received a signal to stop. `seconds` is how long running batches may take; None for any time."""
+
+    seconds: float | None = None
 
     def __str__(self) -> str:
+        within = "" if self.seconds is None else f", for which they have {self.seconds:g} s"
         return (
-            "Stopping after the running batches have finished. A second signal kills them, and their messages stay in "
-            "the queue."
+            f"Stopping after the running batches have finished{within}. A second signal kills them, and hands their "
+            "messages back."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """Messages that did not run, or whose process was killed at the end of the worker, are visible again."""
+
+    environment: str
+    message_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.environment}: {_messages(self.message_ids)} handed back to the queue"
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The totals of a worker, from its start to its end.
 
-    A message counts each time it was delivered. `raised`, `crashed` and `timed_out` are numbers of batches.
+    A message counts each time it was delivered. `raised`, `crashed` and `timed_out` are numbers of batches. Those of
+    the messages that were handed back at the end did not run, or are also in `kept`.
     """
 
     batches: int = 0
@@ -177,11 +192,13 @@ class Summary:
     raised: int = 0
     crashed: int = 0
     timed_out: int = 0
+    handed_back: int = 0
 
     def __str__(self) -> str:
         faults = {"raised": self.raised, "crashed": self.crashed, "timed out": self.timed_out}
         ended = "".join(f", {_count(number, 'batch')} {how}" for how, number in faults.items() if number)
-        return f"Stopped after {_count(self.batches, 'batch')}: {self.done} done, {self.kept} kept{ended}"
+        handed = f", {self.handed_back} handed back" if self.handed_back else ""
+        return f"Stopped after {_count(self.batches, 'batch')}: {self.done} done, {self.kept} kept{ended}{handed}"
 
 
 #: Everything that a worker reports.
@@ -197,6 +214,7 @@ Event: TypeAlias = (
     | Output
     | Reloading
     | Stopping
+    | HandedBack
     | Summary
 )
 

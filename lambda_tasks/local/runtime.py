@@ -16,6 +16,7 @@ from lambda_tasks.local import launch
 from lambda_tasks.local.launch import describe_exit
 from lambda_tasks.local.output import read_output
 from lambda_tasks.local.runtime_api import Crashed, Errored, InvocationResult, RuntimeApi, TimedOut
+from lambda_tasks.secret_loader import PREFIX as SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,6 +54,11 @@ class Function:
     init_timeout_seconds: float = INIT_TIMEOUT
 
     @property
+    def longest_invocation(self) -> float:
+        """Seconds that an invocation may take, with the time until its process takes it."""
+        return 2 * self.timeout_seconds
+
+    @property
     def arn(self) -> str:
         """The ARN that the handler sees as `context.invoked_function_arn`."""
         return f"arn:aws:lambda:{self.region}:000000000000:function:{self.name}"
@@ -72,6 +78,8 @@ class Runtime:
         self._environment: _Environment | None = None
         #: The number of processes started so far.
         self.starts = 0
+        #: The number of messages that the current process has received, as its user counts them.
+        self.messages = 0
 
     @property
     def is_alive(self) -> bool:
@@ -85,6 +93,7 @@ class Runtime:
         """
         self.close()
         self.starts += 1
+        self.messages = 0
         self._environment = environment = _Environment(self._function, self._on_output)
         problem = environment.api.wait_until_ready(self._function.init_timeout_seconds)
         if problem is not None:
@@ -184,7 +193,9 @@ def process_environment(function: Function, api_address: str) -> dict[str, str]:
 
     https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html#configuration-envvars-runtime
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    # The process fetches secrets itself, and reports a variable that is already set as a conflict.
+    fetched = {name.removeprefix(SECRET) for name in os.environ if name.startswith(SECRET)}
+    inherited = {name: value for name, value in os.environ.items() if name not in {*_NOT_INHERITED, *fetched}}
     lambdas_own = {
         "AWS_LAMBDA_RUNTIME_API": api_address,
         "AWS_LAMBDA_FUNCTION_NAME": function.name,

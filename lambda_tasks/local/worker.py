@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+from lambda_tasks.forks import random
 from lambda_tasks.local import progress
 from lambda_tasks.local.event_source import (
-    MAX_BATCH_SIZE,
-    MAX_PER_CALL,
     SQS_ERRORS,
     EventSource,
+    Message,
     ReceivedBatch,
     Verdict,
     judge,
     open_sources,
 )
+from lambda_tasks.local.health import Pulse
+from lambda_tasks.local.holding import HeldMessages, Waiting
+from lambda_tasks.local.options import Options, check_seconds, not_drained, short_function, short_visibility
 from lambda_tasks.local.runtime import Function, Runtime, RuntimeStartError
-from lambda_tasks.local.runtime_api import Answered, Crashed, Errored, InvocationResult, TimedOut
+from lambda_tasks.local.tally import Schedule, Tally, finished, maintained
 from lambda_tasks.local.ticking import Ticker
 from lambda_tasks.maintenance import MAINTENANCE_EVENT
-from lambda_tasks.settings import MAX_INSTANCES_TIMEOUT, MAX_TIMEOUT, app_settings
-from lambda_tasks.wire.visibility import MAX_BATCHING_WINDOW
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from typing_extensions import Unpack
+
+    from lambda_tasks.local.options import OptionValues
 
 logger = logging.getLogger("lambda_tasks.local")
 
 DEFAULT_HANDLER: Final = "lambda_tasks.handler.handler"
-MAX_CONCURRENCY: Final = 1000
 #: Seconds that one poll of an empty queue takes. A message ends the poll immediately, but `stop()` does not.
 POLL_SECONDS: Final = 2
 POLL_SECONDS_UNTIL_IDLE: Final = 1
-#: Seconds between two polls of a queue while SQS does not answer.
+#: Seconds between two polls of a queue after SQS has failed. They double with each failure, up to a maximum.
 RETRY_SECONDS: Final = 2
+MAX_RETRY_SECONDS: Final = 60
+#: Seconds between two looks of the main thread at the time that is left for stopping.
+_GLANCE: Final = 0.2
+#: Seconds that the end of the worker waits for its threads to hand back messages after their processes were killed.
+_LAST_REQUESTS: Final = 10.0
 #: Seconds between two maintenance events.
 MAINTENANCE_SECONDS: Final = 10
 
@@ -67,8 +75,19 @@ class LocalWorker:
 
     `batch_size` is 1 to 10,000. More than 10 requires a `batching_window` of 1 to 300 seconds.
 
-    `function_timeout` is in seconds, at most 5,400. The default is LAMBDA_TASKS_MAX_TIMEOUT, or 900 without it, because
-    the handler immediately returns messages for which too little time is left.
+    `function_timeout` is in seconds. The default is LAMBDA_TASKS_MAX_TIMEOUT, or 900 without settings, because the
+    handler immediately returns messages for which too little time is left. More than the queue's visibility timeout
+    requires `heartbeat`, which extends the visibility timeout of messages while this worker holds them.
+
+    With `one_by_one`, a process gets one message at a time, and the others of a batch wait in this process. They are
+    handed back when the worker stops.
+
+    `drain_seconds` is how long running batches may take after `stop()`. Then their processes are killed, and their
+    messages are handed back. By default, they may take any time.
+
+    `poll_seconds` is how long a poll waits for messages, and thereby how long an idle worker takes to stop.
+
+    After `max_messages`, a process is replaced by a new one.
 
     `environment` contains additional variables for the processes.
 
@@ -89,37 +108,34 @@ class LocalWorker:
         queues: Mapping[str, str],
         handler: str = DEFAULT_HANDLER,
         *,
-        concurrency: int = 1,
-        batch_size: int = 10,
-        batching_window: int = 0,
-        function_timeout: float | None = None,
         environment: Mapping[str, str] | None = None,
         endpoint_url: str | None = None,
         maintenance_every: float | None = None,
         tick_every: float | None = None,
         report: Callable[[progress.Event], None] = log,
+        **options: Unpack[OptionValues],
     ) -> None:
         if not queues:
             raise ValueError("queues must contain at least one name with its URL.")
-        _check("concurrency", concurrency, 1, MAX_CONCURRENCY)
-        _check_batches(batch_size, batching_window)
-        timeout = _function_timeout(function_timeout)
-        if maintenance_every is not None and not maintenance_every > 0:
-            raise ValueError(f"maintenance_every must be more than 0 seconds, or None, not {maintenance_every:g}.")
+        self._options = Options(**options)
+        check_seconds("maintenance_every", maintenance_every)
         self._queues = dict(queues)
-        self._concurrency = concurrency
-        self._batch_size = batch_size
-        self._batching_window = batching_window
         self._endpoint_url = endpoint_url
         endpoint = {"AWS_ENDPOINT_URL_SQS": endpoint_url} if endpoint_url else {}
-        self._function = Function(handler, timeout, environment={**endpoint, **(environment or {})})
+        self._function = Function(
+            handler, self._options.function_timeout, environment={**endpoint, **(environment or {})}
+        )
         self._report_to = report
         self._report_lock = threading.RLock()  # a signal handler may report while its thread is reporting
-        self._tally = _Tally()
-        self._schedule = _Schedule(maintenance_every)
+        self._tally = Tally()
+        self._held = HeldMessages(is_on=self._options.heartbeat, report=self._report)
+        self._schedule = Schedule(maintenance_every)
         self._stopping = threading.Event()
         self._ticker = Ticker(tick_every, stopping=self._stopping, report=self._report)
         self._killed = threading.Event()
+        self._stop_by: float | None = None
+        self._pulses: list[Pulse] = []
+        self._waiting: dict[str, Waiting] = {}
         self._until_idle = False
         self._sources: list[EventSource] = []
         self._runtimes: list[Runtime] = []
@@ -137,14 +153,14 @@ class LocalWorker:
         self._sources = open_sources(
             self._queues,
             endpoint_url=self._endpoint_url,
-            batch_size=self._batch_size,
-            batching_window_seconds=self._batching_window,
-            wait_seconds=POLL_SECONDS_UNTIL_IDLE if until_idle else POLL_SECONDS,
+            batch_size=self._options.batch_size,
+            batching_window_seconds=self._options.batching_window,
+            wait_seconds=self._seconds_of_a_poll(),
         )
-        self._report(progress.Started(self._queues, self._function.handler, self._concurrency))
+        self._report(progress.Started(self._queues, self._function.handler, self._options.concurrency))
         self._warn_of_short_visibility()
         self._warn_of_short_function()
-        with self._stopped_by_signals(), self._ticker.running():
+        with self._stopped_by_signals(), self._ticker.running(), self._held.beating():
             self._serve_all()
         if self._failures:
             raise self._failures[0]
@@ -152,22 +168,42 @@ class LocalWorker:
         return self._tally.summary
 
     def stop(self) -> None:
-        """Stop after the running batches, without starting others. Can be called from any thread."""
+        """Stop after the running batches, without starting others. Can be called from any thread.
+
+        Messages that were received and have not begun are handed back.
+        """
+        if self._options.drain_seconds is not None and self._stop_by is None:
+            self._stop_by = time.monotonic() + self._options.drain_seconds
         self._stopping.set()
 
     def kill(self) -> None:
-        """Kill the processes. Their messages stay in the queue. Can be called from any thread."""
+        """Kill the processes, and hand their messages back. Can be called from any thread."""
+        self._stop_by = time.monotonic()
         self._killed.set()
         self._stopping.set()
         for runtime in self._runtimes:
             runtime.kill()
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether the worker ended before its batches did: by `kill()`, a second signal, or after `drain_seconds`."""
+        return self._killed.is_set() and self._tally.summary.handed_back > 0
+
+    def problems(self) -> list[str]:
+        """Return why the worker is unhealthy: threads that are stuck, or SQS that does not answer for minutes."""
+        return [problem for pulse in list(self._pulses) if (problem := pulse.problem()) is not None]
+
     # Start and end.
 
+    def _seconds_of_a_poll(self) -> int:
+        if self._options.poll_seconds is not None:
+            return self._options.poll_seconds
+        return POLL_SECONDS_UNTIL_IDLE if self._until_idle else POLL_SECONDS
+
     def _warn_of_short_visibility(self) -> None:
-        for source in self._sources:
+        for source in [] if self._options.heartbeat else self._sources:
             if source.visibility_timeout < self._function.timeout_seconds:
-                self._report(progress.Warned(_short_visibility(source, self._function.timeout_seconds)))
+                self._report(progress.Warned(short_visibility(source, self._function.timeout_seconds)))
 
     def _warn_of_short_function(self) -> None:
         if not settings.configured:
@@ -178,18 +214,32 @@ class LocalWorker:
         with suppress(ImproperlyConfigured):  # which `manage.py check` reports
             for name in self._queues:
                 if timeout < (needed := longest_time_needed(name)):
-                    self._report(progress.Warned(_short_function(name, timeout, needed)))
+                    self._report(progress.Warned(short_function(name, timeout, needed)))
 
     def _serve_all(self) -> None:
         threads = [
             threading.Thread(target=self._serve_or_stop, args=(source, name), name=name, daemon=True)
             for source in self._sources
-            for name in (f"{source.name}-{number}" for number in range(1, self._concurrency + 1))
+            for name in (f"{source.name}-{number}" for number in range(1, self._options.concurrency + 1))
         ]
         for thread in threads:
             thread.start()
+        handing_back = threading.Thread(target=self._hand_back_waiting, name="hands back", daemon=True)
         for thread in threads:
-            thread.join()
+            while thread.is_alive() and not self._is_abandoned():
+                thread.join(_GLANCE)
+                if self._stopping.is_set() and handing_back.ident is None:
+                    handing_back.start()  # another thread, since SQS may not answer
+
+    def _is_abandoned(self) -> bool:
+        """Kill the processes if the time for stopping is over. Return whether the time after that is over, too."""
+        now = time.monotonic()
+        if self._stop_by is None or now < self._stop_by:
+            return False
+        if not self._killed.is_set():
+            self._report(progress.Warned(not_drained(self._options.drain_seconds or 0)))
+            self.kill()
+        return now >= self._stop_by + _LAST_REQUESTS
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
@@ -208,7 +258,7 @@ class LocalWorker:
             self.kill()
         else:
             self.stop()
-            self._report(progress.Stopping())
+            self._report(progress.Stopping(self._options.drain_seconds))
 
     # One process, started and closed in one thread.
 
@@ -224,38 +274,73 @@ class LocalWorker:
     def _serve(self, source: EventSource, name: str) -> None:
         runtime = Runtime(replace(self._function, region=source.region), on_output=self._output_of(name))
         self._runtimes.append(runtime)
+        pulse = Pulse(name)
+        self._pulses.append(pulse)
+        failures = 0
         with closing(runtime):
             while not self._stopping.is_set():
-                self._make_ready(runtime, name)  # first, so that a broken handler does not use up receives
+                self._make_ready(runtime, name, pulse)  # first, so that a broken handler does not use up receives
                 if self._schedule.is_due():
-                    self._maintain(runtime, name)
-                    self._make_ready(runtime, name)
-                self._take_turn(source, runtime, name)
+                    self._maintain(runtime, name, pulse)
+                    self._make_ready(runtime, name, pulse)
+                try:
+                    messages = self._receive(source, pulse)
+                except SQS_ERRORS as error:
+                    self._wait_for_sqs(error, failures, source, name, pulse)
+                    failures += 1
+                    continue
+                failures = 0
+                self._run(messages, source, runtime, name, pulse)
 
-    def _make_ready(self, runtime: Runtime, name: str) -> None:
+    def _make_ready(self, runtime: Runtime, name: str, pulse: Pulse) -> None:
+        if self._options.max_messages is not None and runtime.messages >= self._options.max_messages:
+            runtime.close()
         if not runtime.is_alive:
+            pulse.step("starting its process", self._function.init_timeout_seconds)
             pid = runtime.start()
             self._report(progress.RuntimeReady(name, pid, is_restart=runtime.starts > 1))
 
-    def _maintain(self, runtime: Runtime, name: str) -> None:
+    def _maintain(self, runtime: Runtime, name: str, pulse: Pulse) -> None:
         with self._tally.running():  # it may send messages
+            pulse.step("running the maintenance", self._function.longest_invocation)
             result = runtime.invoke(MAINTENANCE_EVENT)
-        maintained = _maintained(name, result)
-        if maintained.done or maintained.reason:
-            self._report(maintained)
+        report = maintained(name, result)
+        if report.done or report.reason:
+            self._report(report)
 
-    def _take_turn(self, source: EventSource, runtime: Runtime, name: str) -> None:
+    def _receive(self, source: EventSource, pulse: Pulse) -> list[Message]:
+        if self._until_idle and self._nothing_is_left():
+            self.stop()
+        pulse.step("waiting for its turn to poll", None)
+        return source.gather(self._stopping, on_turn=lambda: pulse.step("polling its queue", source.longest_gathering))
+
+    def _wait_for_sqs(self, error: Exception, failures: int, source: EventSource, name: str, pulse: Pulse) -> None:
+        pulse.sqs_failed()
+        source.renew_client(error)
+        # With jitter, so that workers do not return together after an outage.
+        seconds = min(RETRY_SECONDS * 2**failures, MAX_RETRY_SECONDS) * random.uniform(0.5, 1)
+        self._report(progress.Trouble(name, f"SQS failed, polling again in {seconds:.0f} s: {error}"))
+        pulse.step("waiting for SQS", seconds)
+        self._stopping.wait(seconds)
+
+    def _run(self, messages: list[Message], source: EventSource, runtime: Runtime, name: str, pulse: Pulse) -> None:
+        """Run the messages batch by batch, and hand back those that have not begun when the worker stops."""
+        pulse.sqs_answered()
+        self._held.add(source, messages)
+        waiting = Waiting(source, name, source.batches(messages, one_by_one=self._options.one_by_one))
+        self._waiting[name] = waiting
         try:
-            if self._until_idle and self._nothing_is_left():
-                self.stop()
-            for batch in source.batches(source.gather(self._stopping)):
-                if self._killed.is_set():
-                    return  # the messages of the last poll stay in the queue as well
-                self._make_ready(runtime, name)
+            while not self._stopping.is_set() and (batch := waiting.next()) is not None:
+                self._make_ready(runtime, name, pulse)
+                pulse.step("running a batch", self._function.longest_invocation)
                 self._deliver(batch, source, runtime, name)
-        except SQS_ERRORS as error:
-            self._report(progress.Trouble(name, f"SQS failed, polling again in {RETRY_SECONDS} s: {error}"))
-            self._stopping.wait(RETRY_SECONDS)
+        finally:
+            self._hand_back(waiting.all_messages(), source, name)
+
+    def _hand_back_waiting(self) -> None:
+        """Hand back the messages that wait for a running one to end."""
+        for waiting in list(self._waiting.values()):
+            self._hand_back(waiting.all_messages(), waiting.source, waiting.name)
 
     def _deliver(self, batch: ReceivedBatch, source: EventSource, runtime: Runtime, name: str) -> None:
         self._report(progress.Received(name, batch.message_ids))
@@ -263,10 +348,14 @@ class LocalWorker:
         with self._tally.running():
             result = runtime.invoke(batch.event)
             verdict = judge(result, batch.message_ids)
+            self._held.release(batch.messages)  # the handler may have chosen when those that it keeps are visible
             self._delete_succeeded(batch, verdict, source, name)
-        finished = _finished(name, batch, result, verdict, seconds=time.monotonic() - began)
-        self._tally.add(finished)
-        self._report(finished)
+        report = finished(name, batch, result, verdict, seconds=time.monotonic() - began)
+        runtime.messages += len(batch.messages)
+        self._tally.add(report)
+        self._report(report)
+        if self._killed.is_set() and report.outcome == "crashed":
+            self._hand_back(batch.messages, source, name)
 
     def _delete_succeeded(self, batch: ReceivedBatch, verdict: Verdict, source: EventSource, name: str) -> None:
         try:
@@ -275,6 +364,20 @@ class LocalWorker:
             complaints = [f"SQS did not delete finished messages, so they will be redelivered: {error}"]
         for complaint in complaints:
             self._report(progress.Trouble(name, complaint))
+
+    def _hand_back(self, messages: Sequence[Message], source: EventSource, name: str) -> None:
+        """Make messages visible immediately, which this worker does not run."""
+        self._held.release(messages)
+        if not messages:
+            return
+        try:
+            complaints = source.change_visibility(messages, 0)
+        except SQS_ERRORS as error:
+            complaints = [f"SQS did not take messages back, which return when their visibility timeout ends: {error}"]
+        for complaint in complaints:
+            self._report(progress.Trouble(name, complaint))
+        self._tally.add_handed_back(len(messages))
+        self._report(progress.HandedBack(name, tuple(message["MessageId"] for message in messages)))
 
     def _nothing_is_left(self) -> bool:
         # The queues are checked one after the other, and a task may send messages to a queue that was already checked.
@@ -292,150 +395,3 @@ class LocalWorker:
 
     def _output_of(self, name: str) -> Callable[[str], None]:
         return lambda line: self._report(progress.Output(name, line))
-
-
-class _Schedule:
-    """Tell one of the threads when an interval has passed. The first one passes immediately."""
-
-    def __init__(self, every: float | None) -> None:
-        self._every = every
-        self._next = time.monotonic()
-        self._lock = threading.Lock()
-
-    def is_due(self) -> bool:
-        if self._every is None:
-            return False
-        with self._lock:
-            now = time.monotonic()
-            if now < self._next:
-                return False
-            self._next = now + self._every
-            return True
-
-
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    started: int = 0
-    running: int = 0
-
-
-class _Tally:
-    """Count the running and the finished batches of all threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._moment = _Moment()
-        self._summary = progress.Summary()
-
-    @property
-    def summary(self) -> progress.Summary:
-        return self._summary
-
-    def moment(self) -> _Moment:
-        return self._moment
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        with self._lock:
-            self._moment = _Moment(self._moment.started + 1, self._moment.running + 1)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._moment = replace(self._moment, running=self._moment.running - 1)
-
-    def add(self, finished: progress.Finished) -> None:
-        with self._lock:
-            total = self._summary
-            self._summary = progress.Summary(
-                batches=total.batches + 1,
-                done=total.done + len(finished.done_ids),
-                kept=total.kept + len(finished.kept_ids),
-                raised=total.raised + (finished.outcome == "raised"),
-                crashed=total.crashed + (finished.outcome == "crashed"),
-                timed_out=total.timed_out + (finished.outcome == "timed out"),
-            )
-
-
-def _finished(
-    name: str, batch: ReceivedBatch, result: InvocationResult, verdict: Verdict, *, seconds: float
-) -> progress.Finished:
-    return progress.Finished(
-        environment=name,
-        outcome=_outcome(result),
-        done_ids=tuple(each for each in batch.message_ids if each not in verdict.failed_ids),
-        kept_ids=tuple(each for each in batch.message_ids if each in verdict.failed_ids),
-        reason=verdict.reason,
-        seconds=seconds,
-    )
-
-
-def _maintained(name: str, result: InvocationResult) -> progress.Maintained:
-    if not isinstance(result, Answered):
-        return progress.Maintained(name, reason=judge(result, ()).reason)
-    try:
-        answer = json.loads(result.body)
-    except ValueError as error:
-        return progress.Maintained(name, reason=f"the handler's response is not JSON ({error})")
-    parts = answer.items() if isinstance(answer, dict) else ()
-    return progress.Maintained(
-        name,
-        done={
-            part: {what: number for what, number in numbers.items() if number}
-            for part, numbers in parts
-            if isinstance(numbers, dict) and any(numbers.values())
-        },
-    )
-
-
-def _outcome(result: InvocationResult) -> progress.Outcome:
-    match result:
-        case Answered():
-            return "answered"
-        case Errored():
-            return "raised"
-        case Crashed():
-            return "crashed"
-        case TimedOut():
-            return "timed out"
-
-
-def _short_visibility(source: EventSource, function_timeout: float) -> str:
-    return (
-        f"The visibility timeout of queue {source.name!r} is {source.visibility_timeout} s, less than the function's "
-        f"timeout of {function_timeout:g} s. A batch that takes longer is redelivered while it runs. AWS rejects this "
-        f"configuration. Raise the queue's visibility timeout."
-    )
-
-
-def _short_function(queue: str, function_timeout: float, needed: float) -> str:
-    return (
-        f"The function's timeout of {function_timeout:g} s is shorter than the {needed:g} s that the longest task of "
-        f"queue {queue!r} needs. Time limits are shortened to the remaining time of an invocation. Raise "
-        "--function-timeout and the timeout of the function on AWS, or lower hard_timeout."
-    )
-
-
-def _function_timeout(seconds: float | None) -> float:
-    if seconds is None:  # without settings, the handler does not use Django
-        return app_settings.max_timeout if settings.configured else MAX_TIMEOUT
-    if not 0 < seconds <= MAX_INSTANCES_TIMEOUT:
-        raise ValueError(
-            f"function_timeout must be more than 0 and at most {MAX_INSTANCES_TIMEOUT} seconds, not {seconds}."
-        )
-    return seconds
-
-
-def _check_batches(batch_size: int, batching_window: int) -> None:
-    _check("batch_size", batch_size, 1, MAX_BATCH_SIZE)
-    _check("batching_window", batching_window, 0, MAX_BATCHING_WINDOW)
-    if batch_size > MAX_PER_CALL and not batching_window:
-        raise ValueError(
-            f"batch_size must be at most {MAX_PER_CALL} without a batching_window, not {batch_size}. "
-            "Lower it, or set batching_window."
-        )
-
-
-def _check(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} must be an integer from {low} to {high}, not {value!r}.")

@@ -101,7 +101,7 @@ def dead_letter_queues(names: Sequence[str] = ()) -> list[DeadLetterQueue]:
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    urls = app_settings.queues
+    urls = app_settings.queue_urls
     for name in names:
         if name not in urls:
             raise ValueError(

@@ -41,7 +41,7 @@ class Depth:
 
 
 def depths() -> list[Depth]:
-    """Return the depth of each queue, in the order of the settings.
+    """Return the depth of each queue of SQS, in the order of the settings.
 
     It takes one to three requests to SQS for each queue, which need the permissions `sqs:GetQueueAttributes` and
     `sqs:GetQueueUrl`. Nothing is raised if a request fails. The list is empty if the settings send nothing to a queue.
@@ -49,7 +49,7 @@ def depths() -> list[Depth]:
     if app_settings.eager or not LambdaTasksSettings.queues.is_set or not get_backend().leaves_process:
         return []
     client_of = lru_cache(_connect)
-    return [_depth(name, url, client_of) for name, url in app_settings.queues.items()]
+    return [_depth(name, url, client_of) for name, url in app_settings.queue_urls.items()]
 
 
 def _connect(server: Server) -> Any:

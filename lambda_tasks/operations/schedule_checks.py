@@ -46,7 +46,7 @@ def _problem_of_queue(queue: str, task: Task) -> str | None:
     if not LambdaTasksSettings.queues.is_set:
         return None
     try:
-        app_settings.queue_url(queue, task_name=task.name)
+        app_settings.address_of(queue, task_name=task.name)
     except InvalidSetting:
         return None  # reported as E001
     except ImproperlyConfigured as error:

@@ -6,10 +6,13 @@ botocore's `Stubber` answer inside the process.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
+#: Matches the addresses of AWS Batch. Those of SQS are recognized by `server_of()`.
+_BATCH_ON_AWS: Final = re.compile(r"https?://(?:[a-z0-9-]+\.)?batch(?:-fips)?\.[a-z0-9.-]+(?:amazonaws|api\.aws)")
 #: Whether requests are refused: the innermost block decides. Outside of blocks, they are not.
 _blocks: Final[list[bool]] = []
 
@@ -73,4 +76,7 @@ class _Refusal:
 def _answer(request: Any, **_: object) -> _Refusal | None:
     from lambda_tasks.wire.queue_urls import server_of  # tests that send nothing do not need it
 
-    return _Refusal(request.url) if _blocks and _blocks[-1] and server_of(request.url).is_aws else None
+    if not (_blocks and _blocks[-1]):
+        return None
+    is_real = server_of(request.url).is_aws or _BATCH_ON_AWS.match(request.url)
+    return _Refusal(request.url) if is_real else None

@@ -335,6 +335,9 @@ class TestMessagesOf08:
         old.migrate()
         [sent] = old.state("0.8.1")["batch"]
         settings.LAMBDA_TASKS_BACKEND = "lambda_tasks.backends.eager.EagerBackend"
+        place = "arn:aws:batch:us-east-1:123456789012"
+        batch = {"job_queue_arn": f"{place}:job-queue/batch", "job_definition_arn": f"{place}:job-definition/batch"}
+        settings.LAMBDA_TASKS_QUEUES = {**settings.LAMBDA_TASKS_QUEUES, "batch": batch}
 
         with running_page(DOCS / "howto/from-0.x.md"):
             assert handler({"Records": [sent]}, None) == {"batchItemFailures": []}

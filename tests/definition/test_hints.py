@@ -111,12 +111,10 @@ class TestVersion08:
         assert "lambda_tasks worker --concurrency N" in str(message.hint)
 
     def test_queues_have_an_answer(self) -> None:
-        batch = {"job_queue_arn": "arn:aws:batch:…", "job_definition_arn": "arn:aws:batch:…"}
-        queues = {"default": {"queue_url": "https://sqs.eu-west-1.amazonaws.com/123456789012/shop"}, "batch": batch}
+        queues = {"default": {"queue_url": "https://sqs.eu-west-1.amazonaws.com/123456789012/shop"}}
         with override_settings(LAMBDA_TASKS_QUEUES=queues):
             [message] = [message for message in check_settings() if message.id == "lambda_tasks.E001"]
         assert 'In place of {"queue_url": url}, as in version 0.8, write the URL itself.' in message.msg
-        assert "remove batch" in message.msg
 
     def test_other_queues_have_no_answer(self) -> None:
         with override_settings(LAMBDA_TASKS_QUEUES={"default": 5}), pytest.raises(InvalidSetting) as caught:

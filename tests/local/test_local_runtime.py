@@ -334,6 +334,17 @@ def test_variables_of_the_client_are_not_inherited(monkeypatch: pytest.MonkeyPat
     assert "AWS_LAMBDA_MAX_CONCURRENCY" not in process_environment(Function("h.h", 1), "127.0.0.1:1")
 
 
+def test_fetched_secrets_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process fetches them itself, and would report the variable as a conflict."""
+    monkeypatch.setenv("LAMBDA_TASKS_SECRET_SHOP_KEY", "a reference")
+    monkeypatch.setenv("SHOP_KEY", "fetched by manage.py")
+
+    environment = process_environment(Function("h.h", 1), "127.0.0.1:1")
+
+    assert "SHOP_KEY" not in environment
+    assert environment["LAMBDA_TASKS_SECRET_SHOP_KEY"] == "a reference"
+
+
 @pytest.mark.parametrize(
     ("returncode", "description"),
     [(0, "exit status 0"), (3, "exit status 3"), (-11, "killed by SIGSEGV"), (-250, "killed by signal 250")],

@@ -11,7 +11,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +23,21 @@ from typing import Any, TypeVar
 
 import boto3
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from django.core.management import CommandError, call_command
 from moto.server import ThreadedMotoServer
+from moto.sqs.models import sqs_backends
 
 from lambda_tasks.decorators import lambda_task
+from lambda_tasks.local import tally as tally_module
 from lambda_tasks.local import worker as worker_module
-from lambda_tasks.local.event_source import EventSource, QueueUnavailable
+from lambda_tasks.local.event_source import EventSource, QueueUnavailable, open_sources
+from lambda_tasks.local.health import Pulse
+from lambda_tasks.local.holding import MIN_EXTENSION
 from lambda_tasks.local.progress import (
     Event,
     Finished,
+    HandedBack,
     Maintained,
     Output,
     Received,
@@ -543,7 +552,7 @@ def test_worker_stopped_before_running_receives_nothing(queue: Queue, watch: Wat
     assert queue.depth() == (1, 0)
 
 
-def test_kill_ends_a_batch_and_keeps_it(queue: Queue, watch: Watch, listener: socket.socket) -> None:
+def test_kill_ends_a_batch_and_hands_it_back(queue: Queue, watch: Watch, listener: socket.socket) -> None:
     queue.send({"do": "connect", "address": listener.getsockname()})
     worker = worker_for(watch, default=queue)
 
@@ -553,7 +562,8 @@ def test_kill_ends_a_batch_and_keeps_it(queue: Queue, watch: Watch, listener: so
 
     assert watch.all(Finished)[0].outcome == "crashed"
     assert len(watch.all(RuntimeReady)) == 1
-    assert queue.depth() == (0, 1)
+    assert worker.was_killed
+    assert queue.depth() == (1, 0)
 
 
 def test_last_poll_before_kill_runs_no_batch(queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -581,6 +591,164 @@ def test_kill_ends_a_starting_process(queue: Queue, watch: Watch, listener: sock
         assert connection.recv(1) == b""  # the process has ended
 
     assert watch.all(Summary) == [Summary()]
+
+
+class TestDraining:
+    def test_waiting_messages_are_handed_back_immediately(
+        self, queue: Queue, watch: Watch, listener: socket.socket
+    ) -> None:
+        order = {"do": "connect", "address": listener.getsockname()}
+        for _ in range(3):
+            queue.send(order)
+        worker = LocalWorker({"default": queue.url}, "orders.handler", one_by_one=True, report=watch)
+
+        with running(worker), accept(listener):
+            assert queue.depth() == (0, 3)
+            worker.stop()
+            watch.wait_for(HandedBack)
+            assert queue.depth() == (2, 1)  # while the first one still runs
+
+        assert [len(batch.message_ids) for batch in watch.all(Received)] == [1]
+        [summary] = watch.all(Summary)
+        assert (summary.done, summary.handed_back) == (1, 2)
+        assert str(summary) == "Stopped after 1 batch: 1 done, 0 kept, 2 handed back"
+        assert queue.depth() == (2, 0)
+        assert not worker.was_killed
+
+    def test_unfinished_batch_is_killed(self, queue: Queue, watch: Watch, listener: socket.socket) -> None:
+        message_id = queue.send({"do": "connect", "address": listener.getsockname()})
+        worker = LocalWorker({"default": queue.url}, "orders.handler", drain_seconds=0, report=watch)
+
+        with running(worker), accept(listener) as connection:
+            worker.stop()
+            assert connection.recv(1) == b""  # the process has ended
+
+        assert worker.was_killed
+        assert watch.all(HandedBack) == [HandedBack("default-1", (message_id,))]
+        assert "have not ended within 0 s, so their processes are killed" in str(watch.all(Warned)[-1])
+        assert queue.depth() == (1, 0)
+
+    def test_batch_that_ends_in_time_is_finished(self, queue: Queue, watch: Watch, listener: socket.socket) -> None:
+        queue.send({"do": "connect", "address": listener.getsockname()})
+        worker = LocalWorker({"default": queue.url}, "orders.handler", drain_seconds=PATIENCE, report=watch)
+
+        with running(worker), accept(listener) as connection:
+            worker.stop()
+            connection.sendall(b"!")
+            watch.wait_for(Finished)
+
+        assert not worker.was_killed
+        assert queue.depth() == (0, 0)
+
+    def test_message_of_the_last_poll_is_handed_back(
+        self, queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        worker = worker_for(watch, default=queue)
+        receive = EventSource._receive
+
+        def stop_and_receive(source: EventSource, *args: Any, **options: Any) -> Any:
+            queue.send()
+            worker.stop()
+            return receive(source, *args, **options)
+
+        monkeypatch.setattr(EventSource, "_receive", stop_and_receive)
+        worker.run()
+
+        assert watch.all(Received) == []
+        assert len(watch.all(HandedBack)) == 1
+        assert queue.depth() == (1, 0)
+
+    def test_failed_hand_back_is_reported(
+        self, queue: Queue, client: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = EventSource(
+            "default", queue.url, client=client, batch_size=1, batching_window_seconds=0, wait_seconds=0
+        )
+        queue.send()
+        messages = source.gather(threading.Event())
+        source.url += "-no"
+        worker_for(watch, default=queue)._hand_back(messages, source, "default-1")
+
+        assert "return when their visibility timeout ends" in str(watch.all(Trouble)[0])
+
+
+def test_process_is_replaced_after_its_messages(queue: Queue, watch: Watch) -> None:
+    for _ in range(4):
+        queue.send()
+
+    worker = LocalWorker({"default": queue.url}, "orders.handler", one_by_one=True, max_messages=2, report=watch)
+    worker.run(until_idle=True)
+
+    pids = [order["pid"] for order in received()]
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 2]
+
+
+def test_heartbeat_extends_a_running_message(queue: Queue, watch: Watch, listener: socket.socket) -> None:
+    queue.set_visibility_timeout(1)
+    queue.send({"do": "connect", "address": listener.getsockname(), "times": 5})
+    worker = LocalWorker({"default": queue.url}, "orders.handler", heartbeat=True, report=watch)
+
+    with running(worker), accept(listener):
+        backend = sqs_backends["123456789012"]["eu-west-1"]
+        [message] = backend.queues[queue.url.rpartition("/")[2]]._messages
+        extended = message.visible_at + (MIN_EXTENSION - 5) * 1000
+        assert eventually(lambda: message.visible_at > extended)
+
+    assert [order["record"]["attributes"]["ApproximateReceiveCount"] for order in received()] == ["1"]
+    assert watch.all(Warned) == []  # the visibility timeout may be shorter than an invocation
+
+
+def test_long_poll_has_time_for_its_answer(queue: Queue) -> None:
+    [source] = open_sources({"default": queue.url}, batch_size=1, batching_window_seconds=0, wait_seconds=20)
+    assert source._client.meta.config.read_timeout == 30
+    assert source._connect is not None
+    assert source._connect().meta.config.read_timeout == 30
+    assert source.longest_gathering == 96
+
+
+class TestSqsFailures:
+    def test_pauses_double_up_to_a_maximum(self, queue: Queue, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker_module.random, "uniform", lambda low, high: high)
+        worker = worker_for(watch, default=queue)
+        pulse, source = Pulse("default-1"), SimpleNamespace(renew_client=lambda error: None)
+        worker.stop()  # so that it does not wait
+
+        for failures in range(7):
+            worker._wait_for_sqs(BotoCoreError(), failures, source, "default-1", pulse)  # type: ignore[arg-type]
+
+        seconds = [re.search(r"in (\d+) s", str(trouble)) for trouble in watch.all(Trouble)]
+        assert [int(match[1]) for match in seconds if match] == [2, 4, 8, 16, 32, 60, 60]
+
+    def test_expired_credentials_are_read_again(self, queue: Queue, client: Any) -> None:
+        made: list[Any] = []
+
+        def connect() -> Any:
+            made.append(client)
+            return client
+
+        source = EventSource(
+            "default",
+            queue.url,
+            client=client,
+            batch_size=1,
+            batching_window_seconds=0,
+            wait_seconds=0,
+            connect=connect,
+        )
+
+        source.renew_client(ClientError({"Error": {"Code": "ThrottlingException"}}, "ReceiveMessage"))
+        assert made == []
+        source.renew_client(ClientError({"Error": {"Code": "ExpiredToken"}}, "ReceiveMessage"))
+        source.renew_client(NoCredentialsError())
+        assert len(made) == 2
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Wait until something holds that another thread does, at most as long as for a report."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds() and time.monotonic() < deadline:
+        threading.Event().wait(0.02)
+    return holds()
 
 
 def test_exception_in_a_report_ends_the_worker(queue: Queue) -> None:
@@ -614,8 +782,12 @@ def test_missing_queue_is_named(queue: Queue, watch: Watch) -> None:
         ({"batch_size": 10_001, "batching_window": 1}, "batch_size must be an integer from 1 to 10000, not 10001"),
         ({"batch_size": 11}, "batch_size must be at most 10 without a batching_window, not 11"),
         ({"batching_window": 301}, "batching_window must be an integer from 0 to 300, not 301"),
-        ({"function_timeout": 5401}, "function_timeout must be more than 0 and at most 5400 seconds, not 5401"),
-        ({"function_timeout": 0}, "function_timeout must be more than 0 and at most 5400 seconds, not 0"),
+        ({"function_timeout": 43_141}, "function_timeout must be more than 0 and at most 43140 seconds, not 43141"),
+        ({"drain_seconds": -1}, "drain_seconds must be at least 0 seconds, or None, not -1"),
+        ({"poll_seconds": 21}, "poll_seconds must be an integer from 0 to 20, not 21"),
+        ({"poll_seconds": 20, "drain_seconds": 20}, r"poll_seconds must be less than drain_seconds \(20\), not 20"),
+        ({"max_messages": 0}, "max_messages must be an integer of at least 1, not 0"),
+        ({"function_timeout": 0}, "function_timeout must be more than 0 and at most 43140 seconds, not 0"),
     ],
 )
 def test_options_that_lambda_refuses_are_refused(options: dict[str, Any], message: str) -> None:
@@ -681,14 +853,14 @@ def test_event_requires_a_schedule(queue: Queue, watch: Watch) -> None:
 
 def test_schedule_is_due_immediately_and_then_periodically(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    schedule = worker_module._Schedule(10)
+    monkeypatch.setattr(tally_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    schedule = tally_module.Schedule(10)
     due = []
     for seconds in (0, 0, 9.9, 0.1, 5, 40, 0):
         now[0] += seconds
         due.append(schedule.is_due())
     assert due == [True, False, False, True, False, True, False]
-    assert not worker_module._Schedule(None).is_due()
+    assert not tally_module.Schedule(None).is_due()
 
 
 @pytest.mark.parametrize(
@@ -858,7 +1030,7 @@ def test_command_warns_about_eager_mode(settings: Any, capsys: Any) -> None:
 
 @contextmanager
 def command(
-    queue: Queue, directory: Path, handler: str = "orders.handler", **settings: Any
+    queue: Queue, directory: Path, handler: str = "orders.handler", options: Sequence[str] = (), **settings: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """Run the command in its own process group, as a shell starts it."""
     (directory / "shop_settings.py").write_text(
@@ -871,7 +1043,7 @@ globals().update({settings!r})
 """
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "django", "lambda_tasks", "worker", f"--handler={handler}"],
+        [sys.executable, "-m", "django", "lambda_tasks", "worker", f"--handler={handler}", *options],
         env={**os.environ, "DJANGO_SETTINGS_MODULE": "shop_settings"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -950,7 +1122,63 @@ def test_second_signal_kills_the_batch(queue: Queue, tmp_path: Path, listener: s
         read_until(process, "A second signal kills them")
         process.send_signal(signal.SIGTERM)
         read_until(process, "the runtime crashed: killed by SIGKILL")
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(PATIENCE) == 3
         assert connection.recv(1) == b""
 
-    assert queue.depth() == (0, 1)
+    assert queue.depth() == (1, 0)
+
+
+def test_json_records_have_a_line_each(queue: Queue, settings: Any, capsys: Any, tmp_path: Path) -> None:
+    (tmp_path / "talkative.py").write_text(
+        """
+import logging
+
+def handler(event, context):
+    logging.getLogger("shop").error("no stock", exc_info=ValueError("empty"))
+    print("plain")
+"""
+    )
+    settings.LAMBDA_TASKS_QUEUES = {"default": queue.url}
+    queue.send()
+
+    call_command("lambda_tasks", "worker", "--until-idle", "--handler=talkative.handler", "--format=json")
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    [record] = [line for line in lines if line.get("message") == "no stock"]
+    assert record["environment"] == "default-1"
+    assert (record["level"], record["logger"], record["errorType"]) == ("ERROR", "shop", "ValueError")
+    assert {"event": "Output", "environment": "default-1", "line": "plain"} in lines
+
+
+def test_health_of_the_command(queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    file = tmp_path / "healthy"
+    with command(queue, tmp_path, options=[f"--health-port={port}", f"--health-file={file}"]) as process:
+        read_until(process, "ready, process")
+        assert file.exists()
+        assert ask(f"http://127.0.0.1:{port}/") == (200, {"status": "ok", "problems": []})
+        # The tables do not exist in this project.
+        status, answer = ask(f"http://127.0.0.1:{port}/ready")
+        assert (status, answer["status"]) == (503, "unavailable")
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    assert not file.exists()
+
+
+def test_taken_health_port_ends_the_command(queue: Queue, settings: Any) -> None:
+    settings.LAMBDA_TASKS_QUEUES = {"default": queue.url}
+    with (
+        socket.create_server(("0.0.0.0", 0)) as taken,
+        pytest.raises(CommandError, match="Address already in use"),
+    ):
+        call_command("lambda_tasks", "worker", f"--health-port={taken.getsockname()[1]}")
+
+
+def ask(url: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=PATIENCE) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)

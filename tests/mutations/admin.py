@@ -132,7 +132,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "links of the admin can run scripts",
-        "settings.py",
+        "settings/values.py",
         '        if not template.startswith(("https://", "http://")):\n',
         "        if False:\n",
         f"{PAGE}::TestLinks",

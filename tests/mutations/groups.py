@@ -12,7 +12,7 @@ SENDING: Final = "tests/sending/test_groups.py"
 MUTATIONS: Final = (
     Mutation(
         "a message of SQS has no group",
-        "backends/sqs.py",
+        "backends/entries.py",
         '{"MessageGroupId": self.job.group}',
         "{}",
         f"{SENDING}::TestSqs",

@@ -32,9 +32,9 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "queues of version 0.8 are not answered",
-        "settings.py",
-        "problem + _remedy_for_former_queues(value)",
-        "problem",
+        "settings/values.py",
+        'if "queue_url" in value:',
+        "if False:",
         HINTS + "::TestVersion08",
     ),
     Mutation(

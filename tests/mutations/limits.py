@@ -17,14 +17,14 @@ LONG_TASKS: Final = "tests/faults/test_long_tasks.py"
 MUTATIONS: Final = (
     Mutation(
         "a limit may be longer than the setting allows",
-        "settings.py",
+        "settings/__init__.py",
         "return whole_number(1, longest)(value, name)",
         "return whole_number(1, MAX_INSTANCES_TIMEOUT)(value, name)",
         LONG_LIMITS,
     ),
     Mutation(
         "usual limits read the setting",
-        "settings.py",
+        "settings/__init__.py",
         "    if type(value) is int and 1 <= value <= MAX_TIMEOUT:\n",
         "    if False:\n",
         LONG_LIMITS,

@@ -111,7 +111,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "eager mode accepts unknown queues",
-        "settings.py",
+        "settings/__init__.py",
         "        elif queue != DEFAULT_QUEUE:\n",
         "        elif False:\n",
         "tests/project/test_settings.py::TestQueues",

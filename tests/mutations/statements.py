@@ -163,7 +163,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "settings: a batch does not see a change",
-        "settings.py",
+        "settings/__init__.py",
         "settled is not None and settled[0] == _changes",
         "settled is not None",
         "tests/project/test_settings.py::TestSettled",

@@ -190,15 +190,15 @@ MUTATIONS: Final = (
     Mutation(
         "a test sends requests to AWS",
         "wire/real_queues.py",
-        "return _Refusal(request.url) if _blocks and _blocks[-1] and server_of(request.url).is_aws else None",
+        "return _Refusal(request.url) if is_real else None",
         "return None",
         REAL,
     ),
     Mutation(
         "an emulator is refused",
         "wire/real_queues.py",
-        " and server_of(request.url).is_aws else None",
-        " else None",
+        "is_real = server_of(request.url).is_aws or _BATCH_ON_AWS.match(request.url)",
+        "is_real = True",
         REAL,
     ),
     Mutation(

@@ -41,7 +41,7 @@ def described(
     options: Options | None = None,
     *tasks: LambdaTaskWrapper[..., Any],
     format: Format = "cloudformation",
-    queues: Mapping[str, str] = QUEUES,
+    queues: Mapping[str, Any] = QUEUES,
     **settings: Any,
 ) -> Infrastructure:
     """Describe what these tasks need, with these queues and settings."""

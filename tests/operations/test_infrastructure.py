@@ -351,6 +351,28 @@ class TestPermissions:
         assert statement["Action"] == ["sqs:SendMessage"]
         assert statement["Resource"] == [{"GetAtt": "DefaultQueue.Arn"}, {"GetAtt": "HeavyQueue.Arn"}]
 
+    def test_jobs_of_aws_batch_may_be_submitted(self) -> None:
+        place = "arn:aws:batch:eu-west-1:123456789012"
+        jobs = [f"{place}:job-queue/large", f"{place}:job-definition/tasks:3"]
+        latest = [f"{place}:job-queue/small", f"{place}:job-definition/tasks", f"{place}:job-definition/tasks:*"]
+        queues = {
+            **QUEUES,
+            "large": {"job_queue_arn": jobs[0], "job_definition_arn": jobs[1]},
+            "small": {"job_queue_arn": latest[0], "job_definition_arn": latest[1]},
+        }
+        found = resources(described(queues=queues))
+        [policy] = properties(found, "IAM::ManagedPolicy")
+        submitting = [each for each in policy["PolicyDocument"]["Statement"] if each["Sid"] == "SubmitJobs"]
+        assert [(each["Action"], each["Resource"]) for each in submitting] == [(["batch:SubmitJob"], [*jobs, *latest])]
+        assert granted(found, "FunctionRole")["batch:SubmitJob"] == [*jobs, *latest]
+        assert not properties(found, "Batch::JobQueue")
+
+    def test_only_jobs_need_no_template(self) -> None:
+        place = "arn:aws:batch:eu-west-1:123456789012"
+        jobs = {"job_queue_arn": f"{place}:job-queue/large", "job_definition_arn": f"{place}:job-definition/tasks"}
+        with pytest.raises(ImproperlyConfigured, match="must have a queue of SQS for a template"):
+            described(queues={"default": jobs})
+
     def test_key_is_used_through_its_services_only(self) -> None:
         found = resources(described(EVERYTHING))
         uses = [statement for statement in statements(found) if "kms:Decrypt" in statement["Action"]]

@@ -484,6 +484,11 @@ class TestLocalWorker:
         chosen: list[Any] = []
 
         class Worker:
+            was_killed = False
+
+            def problems(self) -> list[str]:
+                return []
+
             def __init__(self, *_: Any, tick_every: float | None, **options: Any) -> None:
                 chosen.append(tick_every)
 

@@ -18,6 +18,7 @@ from django.test import override_settings
 import lambda_tasks
 from lambda_tasks import handler, plugins, secret_loader, strategies
 from lambda_tasks.backends import eager
+from lambda_tasks.backends.batch_jobs import BatchJobs
 from lambda_tasks.backends.bucket import Bucket
 from lambda_tasks.backends.sqs import SQSBackend
 from lambda_tasks.contrib import opentelemetry
@@ -41,13 +42,15 @@ LOCKS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "strategies": lambda: strategies._building,
     "backends/bucket": lambda: BUCKET._making_client,
     "backends/sqs": lambda: SQS._making_client,
+    "backends/batch_jobs": lambda: JOBS._making_client,
     "locks/memory": lambda: MEMORY._changing,
     "contrib/opentelemetry": lambda: opentelemetry._flushing,
     "forks": ForkSafeLock,
 }
 #: Modules of the local worker: its process starts others by their command, and never forks.
-NEVER_FORKED = {"local/worker", "local/event_source", "local/runtime_api"}
+NEVER_FORKED = {"local/worker", "local/event_source", "local/runtime_api", "local/holding", "local/tally"}
 SQS, MEMORY, BUCKET = SQSBackend(), MemoryLock(), Bucket("s3://shop")
+JOBS = BatchJobs(endpoint_url=None, config={}, max_threads=1)
 
 
 def in_child(work: Callable[[], object]) -> str:

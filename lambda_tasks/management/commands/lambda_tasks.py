@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
 
 import lambda_tasks
+from lambda_tasks.management.batch_job import BatchJob
 from lambda_tasks.management.cancel import Cancel
 from lambda_tasks.management.cleanup import Cleanup
 from lambda_tasks.management.dlq import DeadLetters
@@ -45,6 +46,7 @@ SUBCOMMANDS: Final[tuple[type[Subcommand], ...]] = (
     Stats,
     DeadLetters,
     Worker,
+    BatchJob,
     Invoke,
     Sign,
     Relay,

@@ -37,8 +37,13 @@ def diagnose(
     """
     doctor = Doctor(connect or connect_to_aws, function, note or (lambda text: None))
     look_at_tasks(doctor)
-    for name, url in app_settings.queues.items():
+    for name, url in app_settings.queue_urls.items():
         look_at_queue(doctor, Queue(name, url))
+    if job_queues := app_settings.job_queues:
+        from lambda_tasks.operations.doctor.job_queues import look_at_job_queue  # most projects have none
+
+        for name, job_queue in job_queues.items():
+            look_at_job_queue(doctor, name, job_queue)
     look_at_database(doctor, get_store().database)
     if (kept := outbox()) is not None:
         for database in kept.databases:

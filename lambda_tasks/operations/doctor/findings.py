@@ -57,6 +57,11 @@ LEVELS: Final[Mapping[str, Level]] = {
     "D404": "error",
     "D405": "warning",
     "D501": "error",
+    "D601": "error",
+    "D602": "error",
+    "D603": "error",
+    "D604": "warning",
+    "D605": "error",
 }
 
 #: The maxReceiveCount below which valid messages end in the dead letter queue, and the recommended one.

@@ -38,6 +38,10 @@ def read_addresses(urls: Mapping[str, str], chosen: Iterable[str]) -> list[Addre
     `chosen` are the names of the queues that the template creates; all if it is empty. Raise ValueError for an
     unknown name, and ImproperlyConfigured if one template cannot create these queues.
     """
+    if not urls:
+        raise ImproperlyConfigured(
+            "LAMBDA_TASKS_QUEUES must have a queue of SQS for a template, not only queues of AWS Batch."
+        )
     chosen = list(chosen)
     if unknown := [name for name in chosen if name not in urls]:
         raise ValueError(

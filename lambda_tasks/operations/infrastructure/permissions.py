@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from lambda_tasks.operations.infrastructure.described import Statement, Target
+from lambda_tasks.settings import JobQueue
 
 #: What the poller of an event source mapping does with the role of its function.
 _POLLING: Final = ("sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes")
@@ -19,16 +20,24 @@ _NETWORK: Final = tuple(
 )
 
 
-def for_sender(queues: Sequence[str], kms_key: str | None) -> tuple[Statement, ...]:
-    """Return the permissions of a process that sends messages to these queues."""
+def for_sender(
+    queues: Sequence[str], kms_key: str | None, job_queues: Iterable[JobQueue] = ()
+) -> tuple[Statement, ...]:
+    """Return the permissions of a process that sends messages to these queues, and submits jobs to AWS Batch."""
     send = Statement("SendTasks", ("sqs:SendMessage",), _queues(queues))
-    return (send, *_use_key(kms_key, ("sqs",)))
+    return (send, *_submit_jobs(job_queues), *_use_key(kms_key, ("sqs",)))
 
 
 def for_function(
-    own: Sequence[str], queues: Sequence[str], function: str, *, kms_key: str | None, secrets: Sequence[str]
+    own: Sequence[str],
+    queues: Sequence[str],
+    function: str,
+    *,
+    kms_key: str | None,
+    secrets: Sequence[str],
+    job_queues: Iterable[JobQueue] = (),
 ) -> tuple[Statement, ...]:
-    """Return the permissions of a function that reads the queues `own` and sends to all `queues`.
+    """Return the permissions of a function that reads the queues `own` and sends to all `queues` and `job_queues`.
 
     `secrets` are the ARNs of its secrets. The key may be used for them too.
     """
@@ -40,7 +49,7 @@ def for_function(
     logging = Statement("WriteLogs", ("logs:CreateLogStream", "logs:PutLogEvents"), (Target("log_streams", function),))
     via = ("sqs", "secretsmanager") if secrets else ("sqs",)
     return (
-        *(reading, postponing, sending, logging),
+        *(reading, postponing, sending, *_submit_jobs(job_queues), logging),
         *_read_secrets(secrets),
         *_use_key(kms_key, via),
     )
@@ -53,6 +62,18 @@ def for_network(function_name: str) -> tuple[Statement, ...]:
         Statement("ManageInterfaces", _NETWORK, everything),
         Statement("OnlyForLambda", _NETWORK, everything, denied_to=function_name),
     )
+
+
+def _submit_jobs(job_queues: Iterable[JobQueue]) -> tuple[Statement, ...]:
+    arns: dict[str, None] = {}  # each once, in order
+    for queue in job_queues:
+        definition = queue.job_definition_arn
+        # Without a revision, AWS checks the permission for the latest one.
+        revisions = [definition] if ":" in definition.partition("/")[2] else [definition, f"{definition}:*"]
+        arns.update(dict.fromkeys([queue.job_queue_arn, *revisions]))
+    if not arns:
+        return ()
+    return (Statement("SubmitJobs", ("batch:SubmitJob",), tuple(Target("arn", arn) for arn in arns)),)
 
 
 def _queues(keys: Iterable[str]) -> tuple[Target, ...]:

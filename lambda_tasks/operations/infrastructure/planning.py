@@ -61,7 +61,7 @@ def describe(options: Options, *, format: Format = "cloudformation") -> Infrastr
     Raise ImproperlyConfigured for settings from which no template can be made, and ValueError for unusable options.
     """
     _import_tasks()
-    addresses = read_addresses(app_settings.queues, options.queues)
+    addresses = read_addresses(app_settings.queue_urls, options.queues)
     region = addresses[0].region
     options.check_region(region)
     _check_queue_names(options, addresses)
@@ -76,7 +76,7 @@ def describe(options: Options, *, format: Format = "cloudformation") -> Infrastr
         region=region,
         queues=queues,
         functions=functions,
-        sender_statements=permissions.for_sender(keys, options.kms_key),
+        sender_statements=permissions.for_sender(keys, options.kms_key, app_settings.job_queues.values()),
         maintenance=_maintenance(),
         cleanup=_cleanup(options, queues),
         alarms=tuple(alarms.alarms_of(queues, functions)),
@@ -193,6 +193,7 @@ def _function(
                 key,
                 kms_key=options.kms_key,
                 secrets=secrets,
+                job_queues=app_settings.job_queues.values(),
             ),
             *(permissions.for_network(name) if options.vpc else ()),
         ),
