@@ -182,7 +182,7 @@ class TestKeys:
         assert run(record)
 
     def test_missing_library_is_reported(self, settings: Any, monkeypatch: Any) -> None:
-        monkeypatch.setattr("lambda_tasks.settings.find_spec", lambda name: None)
+        monkeypatch.setattr("lambda_tasks.settings.values.find_spec", lambda name: None)
         assert util.find_spec("cryptography") is not None
         with pytest.raises(InvalidSetting, match=r"Install django-lambda-tasks\[encryption\]"):
             _ = app_settings.encryption_keys
