@@ -354,12 +354,13 @@ def lambda_task(function: Callable[..., Any] | None = None, /, **options: Any) -
     `on_contention` ("retry", "wait" or "skip", if another run holds the lock), `max_wait` (seconds or a timedelta),
     `unique` (accept one call at a time, or one per value), `on_duplicate` ("return", "raise" or "replace", if an
     earlier call waits or runs), `unique_for` (seconds or a timedelta), `on_crash` ("retry", or "fail" for tasks whose
-    external effects must never be repeated), `expires_in` (seconds after which a message is no longer run), `aliases`
-    (former dotted paths of the task), `sensitive` (names of parameters whose values are masked in records and logs),
-    `atomic` (False to call the function without a transaction, so that its writes commit as it goes). `retry` takes a
-    `RetryPolicy`, or a mapping from exception types to policies, in place of `retry_on`, `retry_delay`, `retry_backoff`
-    and `max_retries`. `schedule` takes `Cron`, `Every`, or a list of them: when the task runs by itself. `on_success`
-    and `on_failure` take invocations that are sent when the task has ended: `task.invocation(…)`, or a list of them.
+    external effects must never be repeated), `record` ("all", or "failures" to forget a success soon, or None for the
+    setting's value), `expires_in` (seconds after which a message is no longer run), `aliases` (former dotted paths of
+    the task), `sensitive` (names of parameters whose values are masked in records and logs), `atomic` (False to call
+    the function without a transaction, so that its writes commit as it goes). `retry` takes a `RetryPolicy`, or a
+    mapping from exception types to policies, in place of `retry_on`, `retry_delay`, `retry_backoff` and `max_retries`.
+    `schedule` takes `Cron`, `Every`, or a list of them: when the task runs by itself. `on_success` and `on_failure`
+    take invocations that are sent when the task has ended: `task.invocation(…)`, or a list of them.
 
     Raises TypeError for a function whose parameters are not all keyword-only and annotated and for options of the wrong
     type, and ValueError for options with invalid values.

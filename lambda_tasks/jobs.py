@@ -249,6 +249,8 @@ class Run:
     group: str | None = None
     #: Whether other invocations may follow its end, as its call or the decorator of its task says.
     is_followed: bool = False
+    #: Whether a success leaves no lasting record, as the decorator of its task or the settings say.
+    forgets: bool = False
     #: Whether the message was received before. If so, its record is expected to exist.
     redelivered: bool = False
     #: Whether it runs inside a transaction of the caller, as in eager mode and in Django's TestCase.

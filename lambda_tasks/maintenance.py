@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from django.db import connections
 
 from lambda_tasks import registry
 from lambda_tasks.database.errors import close_broken_connections, drain_pool, end_session
 from lambda_tasks.exceptions import InvalidEvent, InvalidSetting
+from lambda_tasks.operations.outboxes import outbox as outbox  # noqa: PLC0414, others import it from here
 from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.recording.storable import shown
-from lambda_tasks.strategies import get_backend, sends_directly
+from lambda_tasks.strategies import get_backend
 
 if TYPE_CHECKING:
     from lambda_tasks.backends.outbox import OutboxBackend
@@ -50,15 +51,6 @@ MAX_INTERVAL: Final = 86_400
 _relayed_at: float | None = None
 
 
-def outbox() -> OutboxBackend | None:
-    """Return the configured outbox, or None."""
-    if sends_directly():
-        return None
-    backend = get_backend()
-    # Checks for methods and not for a class, so that projects can write an outbox from scratch.
-    return cast("OutboxBackend", backend) if backend.keeps and hasattr(backend, "relay") else None
-
-
 def wanted(event: object) -> bool:
     """Return whether an event requests maintenance. Raise `InvalidEvent` for an unknown value of the event field."""
     if not isinstance(event, Mapping) or EVENT_FIELD not in event:
@@ -70,13 +62,14 @@ def wanted(event: object) -> bool:
 
 
 def maintain(deadline: float | None, done: dict[str, Any]) -> None:
-    """Start periodic tasks, relay the outbox and recover lost tasks, and write the results into `done`.
+    """Start periodic tasks, relay the outbox, recover lost tasks and forget successes, and write results into `done`.
 
     Each step stops after a share of the remaining time. If one step fails, the others still run, and the first error
     is raised afterwards.
     """
     troubles: list[Exception] = []
-    for name, work in (("schedules", _fire), ("outbox", _relay), ("lost", _reap)):
+    # Records are forgotten last, since lost tasks and what follows tasks are recovered by their records.
+    for name, work in (("schedules", _fire), ("outbox", _relay), ("lost", _reap), ("forgotten", _forget)):
         seconds = float("inf") if deadline is None else max(deadline - monotonic(), 0) * TIME_SHARE
         try:
             if (numbers := work(seconds)) is not None:
@@ -112,6 +105,12 @@ def _reap(seconds: float) -> dict[str, int]:
 
     reaped = reap(seconds=seconds)
     return {"sent_again": reaped.sent_again, "failed": reaped.failed, "unsent": reaped.unsent}
+
+
+def _forget(seconds: float) -> int | None:
+    from lambda_tasks.operations import forgetting
+
+    return (forgetting.forget(seconds=seconds) or None) if forgetting.is_wanted() else None
 
 
 def relay_now_and_then(deadline: float | None) -> None:

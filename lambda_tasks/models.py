@@ -47,7 +47,7 @@ class TaskStatus(models.TextChoices):
 
 
 class TaskReason(models.TextChoices):
-    """Why an invocation has its status. Empty while it runs, and for a SUCCESS of the function itself."""
+    """Why an invocation has its status. Empty while it runs, and for a SUCCESS of the function that is kept."""
 
     #: SUCCESS: the function raised an exception of a type in `ignore_errors`.
     IGNORED = "ignored"
@@ -55,6 +55,8 @@ class TaskReason(models.TextChoices):
     SKIPPED = "skipped"
     #: SUCCESS: the function did not run, because a later call with the same unique key replaced this one.
     REPLACED = "replaced"
+    #: SUCCESS: the function has returned, and the record is deleted soon, because of `record="failures"`.
+    NOT_KEPT = "not_kept"
     #: RETRYING or FAILED: the function raised an exception.
     ERROR = "error"
     #: FAILED: the last retry that `max_retries` or `max_age` allows has failed.

@@ -11,29 +11,28 @@ from typing import Final
 from uuid import UUID
 
 from django.db import router
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Q, QuerySet
 
 from lambda_tasks.database.clock import DatabaseNow, from_now
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.limits.alarms import TimeLimits
 from lambda_tasks.logging import current_message_id, task_logger
-from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import (
     CancelRequest,
     EnqueuedTask,
     OutboxMessage,
     TaskFlow,
     TaskFlowMember,
-    TaskProgress,
     TaskRecord,
     TaskRerun,
     UniqueKey,
 )
+from lambda_tasks.operations import forgetting
+from lambda_tasks.operations.forgetting import delete_in_batches, without_outbox
+from lambda_tasks.operations.outboxes import databases_of_outboxes
 from lambda_tasks.settings import whole_number
 from lambda_tasks.strategies import get_store
 
-#: The number of rows per DELETE. It is small, so that no statement holds its locks for long.
-BATCH_SIZE = 1_000
 #: The share of the time until the soft timeout after which a task in this module starts no new batch. The rest of the
 #: time is for the last batch, the commit and the callbacks after it.
 TIME_SHARE: Final = 0.5
@@ -66,34 +65,11 @@ def delete_old_records(retention_days: int, *, report: Callable[[int], object] =
     """Do the work of `cleanup_task_records`. `report` is called with the number of records of each batch."""
     deadline = monotonic() + _seconds_to_spend()
     database = get_store().database
-    records = TaskRecord.objects.using(database)
-    old = _old_records(database, retention_days).order_by("start_time").values_list("pk", "start_time")
+    old = _old_records(database, retention_days)
     _delete_old_requests(database, retention_days)
     _delete_old_flows(database, retention_days)
     _delete_old_calls(database, retention_days)
-    outboxes_elsewhere = _databases_of_outboxes() - {database}
-    spared: set[UUID] = set()
-    deleted = 0
-    left = old
-    while batch := list(left.exclude(pk__in=spared)[:BATCH_SIZE]):
-        keys = {pk for pk, _ in batch}
-        for alias in outboxes_elsewhere:
-            spared.update(OutboxMessage.objects.using(alias).filter(pk__in=keys).values_list("pk", flat=True))
-        _delete_details(database, keys - spared)
-        _, rows = records.filter(pk__in=keys - spared).delete()
-        if not rows.get(TaskRecord._meta.label) and keys.isdisjoint(spared):
-            break  # another process has deleted them, but this transaction's snapshot still contains them
-        deleted += rows.get(TaskRecord._meta.label, 0)
-        report(rows.get(TaskRecord._meta.label, 0))
-        task_logger.debug("%d records deleted so far", deleted)
-        if monotonic() >= deadline:
-            task_logger.warning("%d records deleted. The time is used up; the next run continues.", deleted)
-            break
-        # Deleted rows remain in the index until the commit, so start each batch after them. Go back one second, since
-        # SQLite compares times as strings, some of which have fewer digits.
-        last = batch[-1][1]
-        assert last is not None  # a record without a time is not old
-        left = old.filter(start_time__gte=last - timedelta(seconds=1))
+    deleted = delete_in_batches(old, deadline=deadline, report=report)
     _delete_old_keys(retention_days)
     _delete_old_arguments(retention_days)
     return deleted
@@ -110,9 +86,9 @@ def _delete_old_keys(days: int) -> None:
     """Delete unused keys of tasks with `unique`. This is the last step, so that their locks are held briefly."""
     from lambda_tasks.sending.unique import delete_old_keys
 
-    for alias in {get_store().database, *_databases_of_outboxes()}:
+    for alias in {get_store().database, *databases_of_outboxes()}:
         if router.allow_migrate_model(alias, UniqueKey):
-            delete_old_keys(alias, days=days, limit=BATCH_SIZE)
+            delete_old_keys(alias, days=days, limit=forgetting.BATCH_SIZE)
 
 
 @lambda_task
@@ -138,10 +114,10 @@ def count_old_records(*, retention_days: int) -> int:
     database = get_store().database
     old = _old_records(database, retention_days)
     spared = 0
-    for alias in _databases_of_outboxes() - {database}:
+    for alias in databases_of_outboxes() - {database}:
         keys = OutboxMessage.objects.using(alias).order_by("pk").values_list("pk", flat=True)
-        waiting = keys.iterator(chunk_size=BATCH_SIZE)
-        while batch := list(islice(waiting, BATCH_SIZE)):
+        waiting = keys.iterator(chunk_size=forgetting.BATCH_SIZE)
+        while batch := list(islice(waiting, forgetting.BATCH_SIZE)):
             spared += old.filter(pk__in=batch).count()
     return old.count() - spared
 
@@ -152,9 +128,7 @@ def _old_records(database: str, retention_days: int) -> QuerySet[TaskRecord]:
     started_before = DatabaseNow() - timedelta(days=retention_days)
     old: QuerySet[TaskRecord] = TaskRecord.objects.using(database).filter(start_time__lt=started_before)
     old = old.exclude(pk=current_message_id())  # type: ignore[misc]  # None excludes no record
-    if router.allow_migrate_model(database, OutboxMessage):
-        old = old.exclude(Exists(OutboxMessage.objects.filter(pk=OuterRef("pk"))))
-    return old
+    return without_outbox(old)
 
 
 def _delete_old_requests(database: str, days: int) -> None:
@@ -193,7 +167,7 @@ def _delete_old_flows(database: str, days: int) -> None:
     old = [*ended.values_list("pk", flat=True)[:MAX_FLOWS], *_never_sent(flows, max(days, MESSAGE_DAYS))]
     members = TaskFlowMember.objects.using(database).filter(flow_id__in=old)
     left = members.order_by("pk")
-    while keys := list(left.values_list("pk", flat=True)[:BATCH_SIZE]):
+    while keys := list(left.values_list("pk", flat=True)[: forgetting.BATCH_SIZE]):
         members.filter(pk__in=keys).delete()
         left = left.filter(pk__gt=keys[-1])  # this transaction's snapshot may contain what another one has deleted
     TaskFlow.objects.using(database).filter(pk__in=old).delete()
@@ -206,24 +180,9 @@ def _delete_old_calls(database: str, days: int) -> None:
     limit = from_now(-timedelta(days=days).total_seconds())
     due = Q(run_after=None) | Q(run_after__lt=limit)
     old = EnqueuedTask.objects.using(database).filter(due, enqueued_at__lt=limit).order_by("enqueued_at")
-    while keys := list(old.values_list("pk", flat=True)[:BATCH_SIZE]):
+    while keys := list(old.values_list("pk", flat=True)[: forgetting.BATCH_SIZE]):
         if not EnqueuedTask.objects.using(database).filter(pk__in=keys).delete()[0]:
             break  # another process has deleted them, but this transaction's snapshot still contains them
-
-
-def _delete_details(database: str, keys: set[UUID]) -> None:
-    """Delete the rows of other tables whose primary key is that of these records.
-
-    A call of one of Django's tasks without a record would look as if it waited.
-    """
-    for model in (TaskProgress, TaskRerun, EnqueuedTask):
-        if router.allow_migrate_model(database, model):
-            model._default_manager.using(database).filter(pk__in=keys).delete()
-
-
-def _databases_of_outboxes() -> set[str]:
-    kept = outbox()
-    return set() if kept is None else set(kept.databases)
 
 
 def _seconds_to_spend() -> float:

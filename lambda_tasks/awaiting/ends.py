@@ -13,6 +13,7 @@ from lambda_tasks.exceptions import ResultUnavailable, TaskFailed
 from lambda_tasks.jobs import PENDING, ROLLED_BACK, SENT, UNSENT
 from lambda_tasks.outcomes import Latest
 from lambda_tasks.recording.tracebacks import without_later_lines
+from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_store
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Following:
         self._id = message_id
         self._state = state
         self._database = database
+        self._task = task
         self._name = f"{task.name} [{message_id}]" if task is not None else f"The task [{message_id}]"
         self._asked = False
 
@@ -62,8 +64,15 @@ class Following:
 
     def timed_out(self, timeout: float | None, status: str | None) -> TimeoutError:
         """Return the error for an invocation that has not ended in time."""
-        remedy = _UNKNOWN if status is None else _REMEDIES.get(status, _REMEDIES["RUNNING"])
+        remedy = self._unknown() if status is None else _REMEDIES.get(status, _REMEDIES["RUNNING"])
         return TimeoutError(f"{self._name} has not ended within {timeout:g} s; its status is {status}. {remedy}")
+
+    def _unknown(self) -> str:
+        """Return what is known about an invocation without a record."""
+        if self._task is None or (self._task.record or app_settings.record) == "all":
+            return _UNKNOWN
+        hours = app_settings.forget_after / 3600
+        return f"{_UNKNOWN} {self._task.name} has record='failures': it may have succeeded more than {hours:g} h ago."
 
     def failure(self, end: Latest) -> TaskFailed:
         """Return the error for an invocation that has failed."""

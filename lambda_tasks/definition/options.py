@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lambda_tasks.definition.steps import Step
 
 ExceptionTypes = Iterable[type[BaseException]]
+#: Which invocations leave a record; None for the setting's value.
+RecordOption = Literal["all", "failures"] | None
 
 
 class OptionsWithoutRetries(TypedDict, total=False):
@@ -40,6 +42,7 @@ class OptionsWithoutRetries(TypedDict, total=False):
     unique_for: int | float | timedelta
     delay: int
     on_crash: Literal["retry", "fail"]
+    record: RecordOption
     expires_in: int | None
     aliases: Iterable[str]
     sensitive: tuple[str, ...] | list[str]
@@ -60,6 +63,7 @@ class TaskOptions(OptionsWithoutRetries, total=False):
 
 
 _ON_CRASH: Final = ("retry", "fail")
+_RECORD: Final = ("all", "failures", None)
 
 
 # Not frozen, and without a `repr()`: every process has to compile each method that the decorator generates.
@@ -89,6 +93,7 @@ class Options:
     unique_for: float = ONE_DAY
     delay: int = 0
     on_crash: Literal["retry", "fail"] = "retry"
+    record: RecordOption = None
     expires_in: int | None = None
     aliases: tuple[str, ...] = ()
     sensitive: tuple[str, ...] = ()
@@ -109,6 +114,8 @@ class Options:
         keys.check(self)
         if self.on_crash not in _ON_CRASH:
             raise ValueError(f"on_crash must be {' or '.join(map(repr, _ON_CRASH))}, not {self.on_crash!r}.")
+        if self.record not in _RECORD:
+            raise ValueError(f"record must be 'all', 'failures' or None, not {self.record!r}.")
         self.schedule = _schedules(self.schedule)
         for name in ("on_success", "on_failure"):
             setattr(self, name, follow_ups(getattr(self, name), name))

@@ -184,6 +184,7 @@ def prepare(message: Invocation, *, message_id: str, **details: Unpack[Details])
         flow=(flow := details.get("flow", "")),
         group=details.get("group"),
         is_followed=flow != "" or task.is_followed,
+        forgets=(task.record or app_settings.record) == "failures",
         redelivered=details.get("redelivered", False),
         request_id=details.get("request_id"),
     )

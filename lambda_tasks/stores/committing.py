@@ -15,7 +15,7 @@ from lambda_tasks.database.statements import OrmCall, Statement, Statements
 from lambda_tasks.exceptions import LeaseLost
 from lambda_tasks.jobs import Run
 from lambda_tasks.models import TaskStatus
-from lambda_tasks.stores.rows import ending, takes_several_statements
+from lambda_tasks.stores.rows import ending, ending_with_reason, takes_several_statements
 
 #: No number, which PostgreSQL's error about that quotes. No other error contains it.
 _CLAIM_LOST: Final = "lambda_tasks: claim lost"
@@ -26,18 +26,29 @@ _FENCE: Final = (
 
 
 def ending_and_committing(connection: BaseDatabaseWrapper) -> Statement | OrmCall:
-    """Compile the UPDATE that records a SUCCESS, followed by COMMIT.
+    """Compile the UPDATE that records a SUCCESS, followed by COMMIT."""
+    return _followed_by_commit(ending(connection))
+
+
+def ending_with_reason_and_committing(connection: BaseDatabaseWrapper) -> Statement | OrmCall:
+    """Compile the same for a SUCCESS with a reason."""
+    return _followed_by_commit(ending_with_reason(connection))
+
+
+def _followed_by_commit(statement: Statement | OrmCall) -> Statement | OrmCall:
+    """Add COMMIT to an UPDATE.
 
     PostgreSQL runs nothing of a request after an error. So the fence is an error: if the UPDATE finds no row, the first
     statement converts a string that is not a number, and COMMIT is not run.
     """
-    statement = ending(connection)
     if isinstance(statement, OrmCall):
         return statement
     return replace(statement, sql=f"WITH ended AS ({statement.sql} RETURNING 1) {_FENCE}; COMMIT")
 
 
-def end_and_commit(statements: Statements, run: Run, result: Any, connection: BaseDatabaseWrapper) -> bool:
+def end_and_commit(
+    statements: Statements, run: Run, connection: BaseDatabaseWrapper, *, result: Any, reason: str | None
+) -> bool:
     """Record the SUCCESS of `run` and commit. Return False, and do nothing, where that takes two requests.
 
     That is so if other code may run something before COMMIT. It is also so if the session has already ended: a session
@@ -45,10 +56,13 @@ def end_and_commit(statements: Statements, run: Run, result: Any, connection: Ba
     """
     if not (takes_several_statements(connection) and commits_itself(connection)) or _has_news(connection.connection):
         return False
-    statement = statements.of(ending_and_committing, connection)
+    writer = ending_and_committing if reason is None else ending_with_reason_and_committing
+    statement = statements.of(writer, connection)
     if isinstance(statement, OrmCall):
         return False
     values = {"id": run.message_id, "claim": run.claim, "status": TaskStatus.SUCCESS, "traceback": None}
+    if reason is not None:
+        values["reason"] = reason
     failpoints.reached("finish:before_commit")
     try:
         statement.run(connection, {**values, "result": result})

@@ -7,7 +7,7 @@ from django.db.models import QuerySet, Subquery
 
 from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.jobs import Run
-from lambda_tasks.models import TaskProgress, TaskRecord
+from lambda_tasks.models import TaskProgress, TaskReason, TaskRecord
 from lambda_tasks.outcomes import Latest, ReportedProgress
 from lambda_tasks.stores.rows import held
 
@@ -19,7 +19,7 @@ def latest(message_id: str, database: str) -> Latest | None:
             message_id=str(record.pk),
             root_id=str(record.root_id or record.pk),
             status=str(record.status),
-            reason=record.reason,
+            reason="" if record.reason == TaskReason.NOT_KEPT else record.reason,
             result=record.result,
             traceback=record.traceback or "",
             task_name=record.task_name,

@@ -46,7 +46,7 @@ from lambda_tasks.results import json_result
 from lambda_tasks.stores import cancelling, following, keyed
 from lambda_tasks.stores.base import BaseStore
 from lambda_tasks.stores.committing import end_and_commit, lease_lost
-from lambda_tasks.stores.reasons import reason_of
+from lambda_tasks.stores.reasons import reason_of, reason_of_success
 from lambda_tasks.stores.rows import (
     EXISTING,
     NO_LEASE,
@@ -141,7 +141,8 @@ class ORMStore(BaseStore):
     def record(self, run: Run, outcome: Outcome) -> None:
         match outcome:
             case Succeeded(result):
-                written = self._end(run, TaskStatus.SUCCESS, result=json_result(result), traceback=None)
+                forgotten = {"reason": reason} if run.forgets and (reason := reason_of_success(run)) else {}
+                written = self._end(run, TaskStatus.SUCCESS, result=json_result(result), traceback=None, **forgotten)
             case Ignored(error):
                 reason = reason_of(outcome)
                 written = self._end(
@@ -162,7 +163,8 @@ class ORMStore(BaseStore):
         # A subclass with a method of its own records in its own way.
         if connection.vendor != "postgresql" or type(self).record is not ORMStore.record:
             return False
-        return end_and_commit(self._statements, run, json_result(outcome.result), connection)
+        result, reason = json_result(outcome.result), reason_of_success(run)
+        return end_and_commit(self._statements, run, connection, result=result, reason=reason)
 
     def release(self, run: Run) -> None:
         self._mine(run).update(claim=None, lease_until=LeaseNow())

@@ -19,7 +19,6 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from lambda_tasks import tasks
 from lambda_tasks.admin import filters, listing
 from lambda_tasks.backends import relay
 from lambda_tasks.backends.base import Taken
@@ -29,7 +28,7 @@ from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import TaskLostError
 from lambda_tasks.jobs import Job, Run
 from lambda_tasks.models import OutboxMessage, TaskFlow, TaskRecord, TaskStatus
-from lambda_tasks.operations import statistics
+from lambda_tasks.operations import forgetting, statistics
 from lambda_tasks.outcomes import Claimed, Failed, Finished, Lost, Prevented, Retry, Succeeded
 from lambda_tasks.stores.orm import _FORGOTTEN, ORMStore
 from lambda_tasks.strategies import get_store
@@ -99,7 +98,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "MOST_LISTED", 150)
     monkeypatch.setattr(filters, "MOST_SEARCHED", 120)
     monkeypatch.setattr(listing, "RECENT", 10)
-    monkeypatch.setattr(tasks, "BATCH_SIZE", 10)
+    monkeypatch.setattr(forgetting, "BATCH_SIZE", 10)
     monkeypatch.setattr(relay, "BATCH_SIZE", 10)
 
 

@@ -14,6 +14,7 @@ from lambda_tasks.backends.memory import event_record
 from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.handler import handler
+from lambda_tasks.operations import forgetting
 from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.wire import ids
 from tests.faults.workers import (
@@ -82,6 +83,6 @@ def test_cleanup_deletes_many_records_of_one_moment(monkeypatch: pytest.MonkeyPa
     records().update(start_time=DatabaseNow())  # as a claim writes it: SQLite's string has fewer digits than Django's
     while records().filter(start_time__lt=DatabaseNow() - timedelta(0)).count() < 7:
         pass  # wait for the next millisecond
-    monkeypatch.setattr(tasks, "BATCH_SIZE", 3)
+    monkeypatch.setattr(forgetting, "BATCH_SIZE", 3)
     monkeypatch.setattr(tasks, "_retention_days", lambda days, name: days)  # accept 0, since the records are new
     assert cleanup_task_records(retention_days=0) == 7

@@ -28,6 +28,7 @@ from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import Job
 from lambda_tasks.messages import SQSLambdaTaskMessage
 from lambda_tasks.models import OutboxMessage, TaskRecord
+from lambda_tasks.operations import forgetting
 from lambda_tasks.operations import reaping as lost
 from lambda_tasks.operations.reaping import Reaped, reap
 from lambda_tasks.outcomes import Failed
@@ -669,8 +670,10 @@ class TestTask:
         """What it has deleted by then stays deleted."""
         for _ in range(25):
             lost_record(status="SUCCESS", start_time=DatabaseNow() - timedelta(days=8))
-        monkeypatch.setattr(tasks, "BATCH_SIZE", 10)
-        monkeypatch.setattr(tasks, "monotonic", Clock(100))
+        monkeypatch.setattr(forgetting, "BATCH_SIZE", 10)
+        clock = Clock(100)
+        monkeypatch.setattr(tasks, "monotonic", clock)
+        monkeypatch.setattr(forgetting, "monotonic", clock)
         assert self.run(cleanup_task_records).result == 20
         assert "20 records deleted. The time is used up; the next run continues." in caplog.text
         assert self.run(cleanup_task_records).result == 5
@@ -678,8 +681,10 @@ class TestTask:
     def test_cleanup_called_directly_has_no_time_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(25):
             lost_record(status="SUCCESS", start_time=DatabaseNow() - timedelta(days=8))
-        monkeypatch.setattr(tasks, "BATCH_SIZE", 10)
-        monkeypatch.setattr(tasks, "monotonic", Clock(1000))
+        monkeypatch.setattr(forgetting, "BATCH_SIZE", 10)
+        clock = Clock(1000)
+        monkeypatch.setattr(tasks, "monotonic", clock)
+        monkeypatch.setattr(forgetting, "monotonic", clock)
         assert cleanup_task_records() == 25
 
 

@@ -34,6 +34,14 @@ def test_random_worlds_lose_and_double_nothing(postgres: object, redis_server: o
     assert report.sums["faults"] > 20
 
 
+def test_forgotten_successes_run_once(postgres: object, redis_server: object, tmp_path: Path) -> None:
+    arguments = ("chaos", "--seeds", "2", "--first-seed", "1", "--kinds", "brief")
+    report = simulate(tmp_path / "report.json", *arguments)
+    assert report.sentences == []
+    assert report.sums["successes forgotten"] > 10
+    assert report.sums["duplicates"] > 5
+
+
 def test_non_durable_claims_lose_and_double_nothing(postgres: object, redis_server: object, tmp_path: Path) -> None:
     report = simulate(tmp_path / "report.json", "chaos", "--seeds", "1", "--first-seed", "4", "--durable-claims", "no")
     assert report.sentences == []

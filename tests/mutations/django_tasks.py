@@ -138,7 +138,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the cleanup lets a finished task look ready",
-        "tasks.py",
+        "operations/forgetting.py",
         "    for model in (TaskProgress, TaskRerun, EnqueuedTask):\n",
         "    for model in (TaskProgress, TaskRerun):\n",
         TESTS + "::TestResults",

@@ -49,7 +49,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a worker that sends nothing imports the transport",
-        "maintenance.py",
+        "operations/outboxes.py",
         "    if sends_directly():\n        return None\n",
         "",
         "tests/project/test_imports_cost.py",

@@ -53,7 +53,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the cleanup keeps the links of deleted reruns",
-        "tasks.py",
+        "operations/forgetting.py",
         "for model in (TaskProgress, TaskRerun, EnqueuedTask):",
         "for model in (TaskProgress, EnqueuedTask):",
         RERUNNING,

@@ -358,7 +358,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the cleanup keeps the progress",
-        "tasks.py",
+        "operations/forgetting.py",
         "    for model in (TaskProgress, TaskRerun, EnqueuedTask):\n",
         "    for model in (TaskRerun, EnqueuedTask):\n",
         PROGRESS + "::TestReports",

@@ -18,8 +18,10 @@ from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.handler import handler
 from lambda_tasks.models import OutboxMessage, SQSLambdaTaskMessage, TaskRecord, TaskStatus
+from lambda_tasks.operations import forgetting
+from lambda_tasks.operations.forgetting import BATCH_SIZE
 from lambda_tasks.strategies import get_backend
-from lambda_tasks.tasks import BATCH_SIZE, cleanup_task_records
+from lambda_tasks.tasks import cleanup_task_records
 from lambda_tasks.wire.ids import new_message_id
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -119,7 +121,7 @@ class TestMessagesInTheOutbox:
         self, database: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The message is in the outbox of another database."""
-        monkeypatch.setattr(tasks, "BATCH_SIZE", batch_size)
+        monkeypatch.setattr(forgetting, "BATCH_SIZE", batch_size)
         with_message = [record(age=age * DAY) for age in (8, 10, 11, 14)]
         for age in (9, 12, 13):
             record(age=age * DAY)
@@ -176,7 +178,7 @@ class TestCommand:
     @pytest.mark.databases("sqlite", transaction=True)
     def test_dry_run_subtracts_spared_records(self, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """They have messages in the outboxes, of which one is in another database."""
-        monkeypatch.setattr(tasks, "BATCH_SIZE", 1)
+        monkeypatch.setattr(forgetting, "BATCH_SIZE", 1)
         records = [record(age=age * DAY) for age in (8, 9, 10, 11)]
         message_of(records[0]).save(force_insert=True)
         for each in records[1:3]:
@@ -198,7 +200,7 @@ class TestCommand:
 class TestBatches:
     def test_oldest_thousand_rows_are_deleted_per_statement(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert BATCH_SIZE == 1000
-        monkeypatch.setattr(tasks, "BATCH_SIZE", 10)
+        monkeypatch.setattr(forgetting, "BATCH_SIZE", 10)
         TaskRecord.objects.bulk_create(new_record(age=(10 + number) * DAY) for number in range(25))
         young = record(age=DAY)
 
@@ -267,7 +269,7 @@ class TestRun:
 
     def test_failure_midway_deletes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The cleanup is one transaction, like any task."""
-        monkeypatch.setattr(tasks, "BATCH_SIZE", 1)
+        monkeypatch.setattr(forgetting, "BATCH_SIZE", 1)
         old = {record(age=8 * DAY), record(age=9 * DAY)}
         deletes = []
 

@@ -75,6 +75,8 @@ TABLE: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT": (300, [1, 900], [0, -1, 901, 1.5, "60", None, True]),
     "LAMBDA_TASKS_MAX_RETRIES": (2880, [0, 1, 10**6], [-1, 1.5, "5", None, True]),
     "LAMBDA_TASKS_MAX_TAKEOVERS": (3, [0, 1, 100], [-1, 1.5, "5", None, False]),
+    "LAMBDA_TASKS_RECORD": ("all", ["all", "failures"], ["none", "", None, True, ["all"]]),
+    "LAMBDA_TASKS_FORGET_AFTER": (86_400, [3_600, 1_209_600], [0, 3_599, 1_209_601, 7_200.5, "86400", None, True]),
     "LAMBDA_TASKS_EAGER": (False, [True, False], [0, 1, "true", "", None]),
     "LAMBDA_TASKS_EAGER_PROPAGATES": (False, [True, False], [0, 1, "true", "", None]),
     "LAMBDA_TASKS_NOOP_EXECUTION": (False, [True, False], [0, 1, "true", "", None]),

@@ -126,6 +126,8 @@ class ChaosWorld(World):
             yield (self._drop, 6)
             if not self._outbox:
                 yield (self._relay, 10)
+        elif "brief" in self._points_of and not self._outbox:
+            yield (self._relay, 10)
 
     def points_in_worker(self) -> list[str]:
         """Return failpoints that any worker may reach."""

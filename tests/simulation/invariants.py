@@ -10,6 +10,7 @@ from typing import Final
 
 from django.db import connection
 
+from lambda_tasks.database.clock import from_now
 from lambda_tasks.models import OutboxMessage, TaskReason, TaskRecord, TaskStatus
 from lambda_tasks.settings import app_settings
 from lambda_tasks.stores.orm import _ENDED_BY_RETRY, _FORGOTTEN
@@ -82,6 +83,7 @@ EXPECTED: Final = {
     "unique": Expected(1, SUCCESS),
     "replacing": Expected(1, SUCCESS),
     "postponed": Expected(1, SUCCESS),
+    "brief": Expected(1, SUCCESS),
     "djangos": Expected(1, SUCCESS, retries=1, retried=(TaskReason.ERROR, "Again")),
     "large": Expected(1, SUCCESS, retries=1, retried=(TaskReason.ERROR, "Again")),
     # Of tasks that follow each other, the first one.
@@ -103,7 +105,7 @@ EXPECTED_OF_OTHERS: Final = {
 }
 #: The kinds of tasks that customers order in random worlds, unless the command names some. A further kind would make
 #: other worlds of the same seeds.
-USUAL: Final = tuple(kind for kind in EXPECTED if kind not in ("djangos", "large"))
+USUAL: Final = tuple(kind for kind in EXPECTED if kind not in ("djangos", "large", "brief"))
 #: The end of a task that was cancelled.
 CANCELLED: Final = Expected(0, FAILED, "TaskCancelled", retries=None)
 
@@ -156,9 +158,11 @@ def check(world: World) -> Books:
         violations += (
             Violation(name, f"{order} {sentence}")
             for name, sentence in _verdicts(_ends(world, placement), chains[number], effects[number], strikes)
+            if not (placement.kind == "brief" and not chains[number] and effects[number] == 1)  # it is forgotten
         )
         violations += _of_others(world, placement, order, chains, effects)
     violations += unsettled(world)
+    violations += _remembered()
     violations += (
         Violation("forged", f"a forged message took effect {times} times as order {number}")
         for number, times in effects.items()
@@ -179,6 +183,13 @@ def check(world: World) -> Books:
         takeovers=takeovers,
         violations=violations,
     )
+
+
+def _remembered() -> Iterator[Violation]:
+    """Yield the successes that a project keeps although it has no use for them: those that ended long ago."""
+    ended_before = from_now(-app_settings.forget_after)
+    for record in TaskRecord.objects.filter(reason=TaskReason.NOT_KEPT, end_time__lt=ended_before):
+        yield Violation("stuck", f"{record} should be forgotten")
 
 
 def _of_others(
@@ -305,7 +316,8 @@ def _verdicts(
     expected = ends[0]
     statuses = [record.status for record in chain]
     if not chain:
-        yield "lost", "was sent, but has no record"
+        # A record that was forgotten may have told of the first effect.
+        yield ("doubled" if effects > 1 else "lost"), f"was sent, took effect {effects} times, and has no record"
         return
     if RUNNING in statuses:
         yield "stuck", f"is still running: {statuses}"

@@ -402,6 +402,16 @@ PROTOCOLS: Final = (
         often=("cancel", "relay"),
     ),
     without(
+        "successes are forgotten as soon as they are committed",
+        "operations/forgetting.py",
+        "    ended_before = from_now(-app_settings.forget_after)\n",
+        "    ended_before = from_now(0)\n",
+        "brief",
+        "killed",
+        points=("batch:before_return",),
+        often=("relay", "deliver_again"),
+    ),
+    without(
         "the maintenance recovers no flows",
         "operations/reaping.py",
         "            recovery.recover(store.database, seconds=deadline - monotonic())\n",

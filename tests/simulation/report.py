@@ -70,6 +70,7 @@ class Report:
                 "cancelled before a start": figures.prevented,
                 "crashes of the database": figures.crashes,
                 "claims lost in crashes": figures.forgotten,
+                "successes forgotten": figures.forgotten_successes,
                 "takeovers": books.takeovers,
                 "ticks": books.ticks,
                 "faults": figures.struck.total(),

@@ -123,6 +123,8 @@ class Figures:
     #: Crashes of the database server, and the claims that it lost in them.
     crashes: int = 0
     forgotten: int = 0
+    #: Successes that the maintenance has deleted at the end.
+    forgotten_successes: int = 0
     #: Attempts to cancel an order, and those that prevented its task from starting.
     cancels: int = 0
     prevented: int = 0
@@ -356,6 +358,15 @@ class World:
                 self.dropped.add(order_of(message) % tasks.CHILD)
                 self.figures.dropped += 1
 
+    # Forgetting
+
+    def forget(self) -> None:
+        """Forget successes in a new process, after a time after which no copy of their messages comes back."""
+        self.pass_time(app_settings.forget_after)
+        before = TaskRecord.objects.filter(reason=TaskReason.NOT_KEPT).count()
+        self.relay()
+        self.figures.forgotten_successes += before - TaskRecord.objects.filter(reason=TaskReason.NOT_KEPT).count()
+
     # Time
 
     def collect(self) -> None:
@@ -400,6 +411,7 @@ class World:
                 due_at=F("due_at") - timedelta(seconds=seconds), run_at=F("run_at") - timedelta(seconds=seconds)
             )
             _age_flows(timedelta(seconds=seconds))
+            _age_successes(timedelta(seconds=seconds))
 
     def come_to_rest(self) -> None:
         """Deliver without further faults until all activity has ended."""
@@ -425,6 +437,8 @@ class World:
                 self.pass_time(PAST_ANY_LEASE)
                 self.relay()
                 maintained = True
+            elif TaskRecord.objects.filter(reason=TaskReason.NOT_KEPT).exists():
+                self.forget()
             else:
                 return
             if self._endless:
@@ -603,6 +617,15 @@ def _age_flows(passed: timedelta) -> None:
     ended = TaskRecord.objects.filter(Q(pk__in=roots) | Q(root_id__in=roots), status__in=_ENDED)
     records = list(ended.select_for_update(skip_locked=True).values_list("pk", flat=True))
     TaskRecord.objects.filter(pk__in=records).update(end_time=F("end_time") - passed)
+
+
+def _age_successes(passed: timedelta) -> None:
+    """Let time pass for the successes that are forgotten later, except those that an open transaction is writing."""
+    ended = TaskRecord.objects.filter(reason=TaskReason.NOT_KEPT)
+    records = list(ended.select_for_update(skip_locked=True).values_list("pk", flat=True))
+    TaskRecord.objects.filter(pk__in=records).update(
+        start_time=F("start_time") - passed, end_time=F("end_time") - passed
+    )
 
 
 def points_of_customer(folder: Path, kind: str = "plain") -> list[str]:

@@ -76,6 +76,12 @@ def plain(*, order: int) -> str:
     return f"order {order} is done"
 
 
+@lambda_task(record="failures")
+def brief(*, order: int) -> None:
+    """Succeed, and leave a record only for a while."""
+    take_effect(order)
+
+
 @lambda_task(retry_on=(Again,))
 def retried(*, order: int) -> None:
     take_effect(order)

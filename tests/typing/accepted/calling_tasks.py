@@ -48,6 +48,7 @@ def with_brackets(*, key: UUID | None) -> None: ...
     delay=900,
     group="price",
     on_crash="fail",
+    record="failures",
     retry_backoff=True,
     max_retries=10,
     expires_in=3600,
