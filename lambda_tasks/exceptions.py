@@ -111,6 +111,10 @@ class ResultUnavailable(LambdaTasksError):
     """The task will not end while its caller waits: the transaction that sends it is open, or was rolled back."""
 
 
+class CannotPartition(LambdaTasksError):
+    """The table of records cannot be partitioned, or not now."""
+
+
 class CannotRunAgain(LambdaTasksError, ValueError):
     """A record cannot be run again: it has not ended, its task is unknown, or its arguments are masked or outdated."""
 

@@ -63,16 +63,22 @@ def cleanup_task_records(*, retention_days: int = 7) -> int:
 
 def delete_old_records(retention_days: int, *, report: Callable[[int], object] = lambda number: None) -> int:
     """Do the work of `cleanup_task_records`. `report` is called with the number of records of each batch."""
+    # Imported here because many processes import this module only to send the task.
+    from lambda_tasks.operations.partitioning import daily
+
     deadline = monotonic() + _seconds_to_spend()
     database = get_store().database
     old = _old_records(database, retention_days)
+    dropped = daily.maintain(database, retention_days)
+    if dropped.busy:
+        old = old.exclude(dropped.busy)
     _delete_old_requests(database, retention_days)
     _delete_old_flows(database, retention_days)
     _delete_old_calls(database, retention_days)
     deleted = delete_in_batches(old, deadline=deadline, report=report)
     _delete_old_keys(retention_days)
     _delete_old_arguments(retention_days)
-    return deleted
+    return dropped.records + deleted
 
 
 def _delete_old_arguments(days: int) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from django.db.migrations.operations import AddField, AddIndex, CreateModel, RemoveIndex
 from django.db.models import Field, Index, Model
 
+from lambda_tasks.database.partitions import build_on_partitions, is_partitioned
+
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.base.schema import BaseDatabaseSchemaEditor
@@ -48,10 +50,13 @@ def is_invalid(connection: BaseDatabaseWrapper, table: str, index: str) -> bool:
         return cursor.fetchone() is not None
 
 
-def _options(schema_editor: BaseDatabaseSchemaEditor) -> dict[str, Any]:
+def _options(schema_editor: BaseDatabaseSchemaEditor, table: str) -> dict[str, Any]:
     """Return the arguments that make PostgreSQL build or drop an index without blocking reads and writes."""
     connection = schema_editor.connection
-    return {"concurrently": True} if connection.vendor == "postgresql" and not connection.in_atomic_block else {}
+    if connection.vendor != "postgresql" or connection.in_atomic_block:
+        return {}
+    # The index of a partitioned table cannot be dropped concurrently.
+    return {} if not schema_editor.collect_sql and is_partitioned(connection, table) else {"concurrently": True}
 
 
 def build_index(schema_editor: BaseDatabaseSchemaEditor, model: type[Model], index: Index) -> None:
@@ -60,14 +65,20 @@ def build_index(schema_editor: BaseDatabaseSchemaEditor, model: type[Model], ind
     if not schema_editor.collect_sql and index.name in constraints(connection, table):
         if not is_invalid(connection, table, index.name):
             return
-        schema_editor.remove_index(model, index, **_options(schema_editor))
-    schema_editor.add_index(model, index, **_options(schema_editor))
+        schema_editor.remove_index(model, index, **_options(schema_editor, table))
+    if not schema_editor.collect_sql and not connection.in_atomic_block and is_partitioned(connection, table):
+        quoted = connection.ops.quote_name(table)
+        statement = str(index.create_sql(model, schema_editor))
+        schema_editor.execute(statement.replace(f" ON {quoted}", f" ON ONLY {quoted}", 1))
+        build_on_partitions(connection, table, index.name)
+        return
+    schema_editor.add_index(model, index, **_options(schema_editor, table))
 
 
 def drop_index(schema_editor: BaseDatabaseSchemaEditor, model: type[Model], index: Index) -> None:
     """Drop `index` if it exists."""
     if schema_editor.collect_sql or index.name in constraints(schema_editor.connection, model._meta.db_table):
-        schema_editor.remove_index(model, index, **_options(schema_editor))
+        schema_editor.remove_index(model, index, **_options(schema_editor, model._meta.db_table))
 
 
 def add_column(schema_editor: BaseDatabaseSchemaEditor, model: type[Model], field: Field[Any, Any]) -> None:

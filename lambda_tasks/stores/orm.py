@@ -163,7 +163,8 @@ class ORMStore(BaseStore):
         # A subclass with a method of its own records in its own way.
         if connection.vendor != "postgresql" or type(self).record is not ORMStore.record:
             return False
-        result, reason = json_result(outcome.result), reason_of_success(run)
+        result = json_result(outcome.result)
+        reason = reason_of_success(run) if run.forgets else None
         return end_and_commit(self._statements, run, connection, result=result, reason=reason)
 
     def release(self, run: Run) -> None:

@@ -20,6 +20,7 @@ from lambda_tasks.management.from_celery import FromCelery
 from lambda_tasks.management.invoke import Invoke
 from lambda_tasks.management.listing import List
 from lambda_tasks.management.output import Output
+from lambda_tasks.management.partition import Partition
 from lambda_tasks.management.reap import Reap
 from lambda_tasks.management.relay import Relay
 from lambda_tasks.management.retry import Retry
@@ -54,6 +55,7 @@ SUBCOMMANDS: Final[tuple[type[Subcommand], ...]] = (
     Schedules,
     Reap,
     Cleanup,
+    Partition,
     Doctor,
     Template,
     FromCelery,
