@@ -50,13 +50,10 @@ def is_invalid(connection: BaseDatabaseWrapper, table: str, index: str) -> bool:
         return cursor.fetchone() is not None
 
 
-def _options(schema_editor: BaseDatabaseSchemaEditor, table: str) -> dict[str, Any]:
+def _options(schema_editor: BaseDatabaseSchemaEditor) -> dict[str, Any]:
     """Return the arguments that make PostgreSQL build or drop an index without blocking reads and writes."""
     connection = schema_editor.connection
-    if connection.vendor != "postgresql" or connection.in_atomic_block:
-        return {}
-    # The index of a partitioned table cannot be dropped concurrently.
-    return {} if not schema_editor.collect_sql and is_partitioned(connection, table) else {"concurrently": True}
+    return {"concurrently": True} if connection.vendor == "postgresql" and not connection.in_atomic_block else {}
 
 
 def build_index(schema_editor: BaseDatabaseSchemaEditor, model: type[Model], index: Index) -> None:
@@ -65,20 +62,34 @@ def build_index(schema_editor: BaseDatabaseSchemaEditor, model: type[Model], ind
     if not schema_editor.collect_sql and index.name in constraints(connection, table):
         if not is_invalid(connection, table, index.name):
             return
-        schema_editor.remove_index(model, index, **_options(schema_editor, table))
-    if not schema_editor.collect_sql and not connection.in_atomic_block and is_partitioned(connection, table):
+        _remove(schema_editor, model, index)
+    if _is_partitioned(schema_editor, table):
         quoted = connection.ops.quote_name(table)
         statement = str(index.create_sql(model, schema_editor))
         schema_editor.execute(statement.replace(f" ON {quoted}", f" ON ONLY {quoted}", 1))
         build_on_partitions(connection, table, index.name)
         return
-    schema_editor.add_index(model, index, **_options(schema_editor, table))
+    schema_editor.add_index(model, index, **_options(schema_editor))
 
 
 def drop_index(schema_editor: BaseDatabaseSchemaEditor, model: type[Model], index: Index) -> None:
     """Drop `index` if it exists."""
     if schema_editor.collect_sql or index.name in constraints(schema_editor.connection, model._meta.db_table):
-        schema_editor.remove_index(model, index, **_options(schema_editor, model._meta.db_table))
+        _remove(schema_editor, model, index)
+
+
+def _remove(schema_editor: BaseDatabaseSchemaEditor, model: type[Model], index: Index) -> None:
+    # PostgreSQL cannot drop the index of a partitioned table concurrently.
+    options = {} if _is_partitioned(schema_editor, model._meta.db_table) else _options(schema_editor)
+    schema_editor.remove_index(model, index, **options)
+
+
+def _is_partitioned(schema_editor: BaseDatabaseSchemaEditor, table: str) -> bool:
+    """Return whether the indexes of a table are those of partitions, which are built one after the other."""
+    connection = schema_editor.connection
+    if schema_editor.collect_sql or connection.in_atomic_block:
+        return False
+    return is_partitioned(connection, table)
 
 
 def add_column(schema_editor: BaseDatabaseSchemaEditor, model: type[Model], field: Field[Any, Any]) -> None:

@@ -58,7 +58,7 @@ class Partition(Subcommand):
             statements = [sql for each in lacking for sql in creation(connection, TABLE, each)]
         else:
             statements = converting.plan(connection, ahead=days)
-        nothing = "Nothing is to be done: the partitions exist."
+        nothing = "All of these partitions exist."
         self.output.result({"sql": statements}, "\n".join(f"{sql};" for sql in statements) or nothing)
 
     def _create(self, connection: BaseDatabaseWrapper, days: int) -> None:

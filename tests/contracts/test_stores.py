@@ -25,6 +25,7 @@ from lambda_tasks.testing.contracts import InThread, StoreContract, Stored, crow
 from lambda_tasks.wire.ids import new_message_id
 from lambda_tasks.wire.invocation import Invocation
 from tests.app.models import Effect
+from tests.partitions import partitioned
 
 
 class ORMStoreContract(StoreContract):
@@ -48,6 +49,20 @@ class TestORMStore(ORMStoreContract):
 @pytest.mark.databases("sqlite", transaction=True)
 class TestORMStoreOnSQLite(ORMStoreContract):
     waits_for_commit = False  # there is no server to lose, and no FOR UPDATE
+
+
+@pytest.fixture(scope="class")
+def _partitioned(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    with django_db_blocker.unblock(), partitioned("postgres"):
+        yield
+
+
+@pytest.mark.thorough
+@pytest.mark.once
+@pytest.mark.databases("postgres", transaction=True)
+@pytest.mark.usefixtures("_partitioned")
+class TestORMStoreWithPartitions(ORMStoreContract):
+    """Run the contract with the table of records partitioned by day."""
 
 
 @pytest.mark.thorough

@@ -45,6 +45,7 @@ SINCE: Final = (
     "0011_admin_permissions",
     "0012_enqueued_tasks",
     "0013_stored_arguments",
+    "0014_not_kept",
 )
 ORM_STORE: Final = "lambda_tasks.stores.orm.ORMStore"
 

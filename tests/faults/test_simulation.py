@@ -42,6 +42,14 @@ def test_forgotten_successes_run_once(postgres: object, redis_server: object, tm
     assert report.sums["duplicates"] > 5
 
 
+def test_partitioned_records_lose_and_double_nothing(postgres: object, redis_server: object, tmp_path: Path) -> None:
+    arguments = ("--seeds", "2", "--first-seed", "5", "--partitioned", "yes")
+    report = simulate(tmp_path / "report.json", "chaos", *arguments)
+    assert report.sentences == []
+    assert report.sums["takeovers"] > 0
+    assert report.sums["faults"] > 10
+
+
 def test_non_durable_claims_lose_and_double_nothing(postgres: object, redis_server: object, tmp_path: Path) -> None:
     report = simulate(tmp_path / "report.json", "chaos", "--seeds", "1", "--first-seed", "4", "--durable-claims", "no")
     assert report.sentences == []

@@ -189,6 +189,21 @@ class TestConverting:
         left = {made[index].pk: "SUCCESS" for index in (2, 3, 6)} | {made[index].pk: "FAILED" for index in (0, 5)}
         assert dict(records().values_list("pk", "status")) == left
 
+    def test_copied_record_may_change_before_its_batch_ends(self, restored: None) -> None:
+        """The trigger has written the new row before the copy inserts the old one."""
+        made = record(timedelta(0))
+        for statement in converting.preparation(connections[ALIAS]):
+            rows(connections[ALIAS], statement)
+        copy, old = f'"{converting.COPY}"', f"SELECT * FROM {TABLE}"
+        rows(connections[ALIAS], f"CREATE TABLE batch AS {old}")
+        try:
+            records().update(status="FAILED")
+            statement = converting.copying(connections[ALIAS]).replace(f'FROM "{TABLE}" WHERE', "FROM batch WHERE")
+            rows(connections[ALIAS], statement, [UUID(int=0)])
+            assert rows(connections[ALIAS], f"SELECT status FROM {copy} WHERE id = %s", [made.pk]) == [("FAILED",)]
+        finally:
+            rows(connections[ALIAS], "DROP TABLE batch")
+
     def test_tasks_run_during_the_conversion(self, restored: None) -> None:
         jobs = [job_of(example, new_message_id(), name=str(number)) for number in range(30)]
         failures: list[object] = []
@@ -290,8 +305,8 @@ class TestPlan:
         assert partitions.is_partitioned(connections[ALIAS], TABLE)
         assert records().count() == 1
 
-    def test_plan_of_a_partitioned_table_has_what_is_missing(self, table: None) -> None:
-        assert partition("--dry-run") == "Nothing is to be done: the partitions exist.\n"
+    def test_plan_lists_the_missing_partitions(self, table: None) -> None:
+        assert partition("--dry-run") == "All of these partitions exist.\n"
         [create, attach] = partition("--dry-run", "--days", "3").splitlines()
         assert create == f'CREATE TABLE "{TABLE}_{day(-3 * DAY)}" (LIKE "{TABLE}" INCLUDING ALL);'
         assert attach.startswith(f'ALTER TABLE "{TABLE}" ATTACH PARTITION "{TABLE}_{day(-3 * DAY)}" FOR VALUES FROM')

@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel processes (one for each core)")
     parser.add_argument("--database", choices=("postgres", "mariadb"), default="postgres")
     parser.add_argument("--durable-claims", choices=("yes", "no"), default="yes", help="the store's option (yes)")
+    parser.add_argument(
+        "--partitioned", choices=("yes", "no"), default="no", help="partition the table of records (no)"
+    )
     parser.add_argument("--outbox", choices=("yes", "no"), default=os.environ.get("SIMULATION_OUTBOX", "no"))
     parser.add_argument(
         "--points", nargs="+", default=[], help="only these failpoints; for sweep, those that begin with these prefixes"
@@ -108,6 +111,10 @@ def _run_here(options: argparse.Namespace) -> Report:
 
     warm_up()
     connection.creation.create_test_db(verbosity=0, autoclobber=True)
+    if options.partitioned == "yes":
+        from lambda_tasks.operations.partitioning.converting import convert
+
+        convert(connection)
     try:
         with tempfile.TemporaryDirectory() as folder:
             if options.what == "sweep":
@@ -158,6 +165,7 @@ def _run_in_parts(options: argparse.Namespace) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.simulation", options.what, "--database", options.database]
         command += ["--durable-claims", options.durable_claims, "--outbox", options.outbox]
+        command += ["--partitioned", options.partitioned]
         command += ["--kinds", *options.kinds] if options.kinds else []
         command += ["--points", *options.points] if options.points else []
         command += ["--faults", *options.faults] if options.faults else []

@@ -35,7 +35,7 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("tests.simulation", "sweep", "--kinds", "large", "--points", "arguments:", "retry:"),
     ("tests.simulation", "chaos", "--seeds", "6"),
     ("tests.simulation", "chaos", "--seeds", "2", "--kinds", "djangos", "plain"),
-    ("tests.simulation", "chaos", "--seeds", "2", "--kinds", "brief", "plain"),
+    ("tests.simulation", "chaos", "--seeds", "2", "--kinds", "brief", "plain", "--partitioned=yes"),
     ("tests.simulation", "chaos", "--seeds", "3", "--outbox=yes"),
     ("tests.simulation", "chaos", "--seeds", "2", "--database=mariadb"),
     ("tests.simulation", "crashes", "--seeds", "2", "--durable-claims=no"),

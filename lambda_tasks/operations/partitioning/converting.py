@@ -178,7 +178,7 @@ def copying(connection: BaseDatabaseWrapper) -> str:
 
 
 def _copied(connection: BaseDatabaseWrapper) -> Iterator[int]:
-    """Copy the records in batches, and yield the size of each. What is copied already is left as it is."""
+    """Copy the records in batches, and yield the size of each. Records that exist in the copy are left as they are."""
     last, statement = _LOWEST, copying(connection)
     while not partitions.is_partitioned(connection, TABLE):
         found = alone(connection, lambda after=last: rows(connection, statement, [after]))  # type: ignore[misc]
@@ -206,7 +206,7 @@ def _refuse_difference(connection: BaseDatabaseWrapper) -> None:
 
 
 def exchange(connection: BaseDatabaseWrapper) -> list[str]:
-    """Return the statements that put the partitioned table in the place of the other one, with all its names."""
+    """Return the statements that put the partitioned table under the name of the other one, and rename the indexes."""
     table, copy, old = (quoted(connection, name) for name in (TABLE, COPY, OLD))
     statements = [
         f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE",
