@@ -41,6 +41,7 @@ PROGRAMS: Final = {
     "old-snapshot": ["benchmarks.old_snapshot"],
     "parallel": ["benchmarks.parallel"],
     "group": ["benchmarks.group"],
+    "scale": ["benchmarks.scale"],
 }
 
 HEAD: Final = """\

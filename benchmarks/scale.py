@@ -15,10 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from benchmarks.harness import Measured, Sample, in_turn, microseconds, timed
 from benchmarks.report import Report, Table, main
 
 TABLE: Final = "lambda_tasks_taskrecord"
 BATCH: Final = 10
+#: Tasks in one measurement of time.
+TIMED: Final = 200
 PLAIN: Final = "the plain table"
 FORGETTING: Final = '`record="failures"`'
 PARTITIONED: Final = "the partitioned table"
@@ -52,8 +55,6 @@ class Cost:
 
     wal: float
     size: float
-    cpu: float
-    wall: float
     statements: float
 
 
@@ -102,19 +103,22 @@ def _measure(options: argparse.Namespace) -> Report:
     _execute(f"DROP TABLE {OLD}")
     dropped = _cleaned()
     costs[PARTITIONED] = _cost(options.tasks, "all")
+    _execute(f"CREATE SCHEMA plain; CREATE TABLE plain.{TABLE} (LIKE {TABLE} INCLUDING ALL)")
+    times = _times(options.rounds)
     return Report(
         title="The database at scale",
         question=__doc__ or "",
         method=[
             f"{options.tasks:,} tasks without arguments for each row of the first table, after a checkpoint.",
             "The WAL includes the copies of pages that follow a checkpoint.",
-            "Sizes include indexes, and both versions of each row, as without vacuum.",
+            "Sizes include indexes. Vacuum has not run.",
+            f"Times are medians of {options.rounds} rounds of {TIMED} tasks, in which the three take turns.",
             f"The cleanup deletes {options.rows:,} records of 30 tasks that are 10 to 20 days old.",
             "PostgreSQL is private to the measurement, with its default settings, without autovacuum.",
             *servers.machine(),
         ],
         tables=[
-            _costs_table(costs, forgotten),
+            _costs_table(costs, times, forgotten),
             _cleanup_table(options.rows, deleted, dropped),
             _load_table(costs),
             _bill_table(costs),
@@ -164,11 +168,33 @@ def _run(number: int, record: str) -> float:
 def _cost(number: int, record: str) -> Cost:
     _empty()
     _execute("CHECKPOINT")
+    before = _size()
     with _counted() as used:
-        cpu, wall = time.process_time(), time.perf_counter()
         statements = _run(number, record)
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return Cost(used["wal"] / number, _size() / number, cpu / number, wall / number, statements)
+    return Cost(used["wal"] / number, (_size() - before) / number, statements)
+
+
+def _times(rounds: int) -> Measured:
+    """Measure tasks on the partitioned table, and on an empty plain one in a schema of its own, in turn."""
+    from benchmarks.records import use_table
+
+    def contender(schema: str, record: str) -> Callable[[], Sample]:
+        def measured() -> Sample:
+            use_table(schema)
+            sample = timed(lambda: _run(TIMED, record), units=TIMED)()
+            use_table("public")
+            return sample
+
+        return measured
+
+    return in_turn(
+        {
+            PLAIN: contender("plain", "all"),
+            FORGETTING: contender("plain", "failures"),
+            PARTITIONED: contender("public", "all"),
+        },
+        rounds=rounds,
+    )
 
 
 def _forgotten(number: int) -> tuple[float, float]:
@@ -245,15 +271,33 @@ def _one(sql: str, *params: object) -> Any:
 # Tables
 
 
-def _costs_table(costs: Mapping[str, Cost], forgotten: tuple[float, float]) -> Table:
+def _costs_table(costs: Mapping[str, Cost], times: Measured, forgotten: tuple[float, float]) -> Table:
     rows = [
-        (name, f"{cost.statements:.1f}", f"{cost.wal:,.0f}", f"{cost.size:,.0f}", f"{cost.cpu * 1e6:,.0f}")
+        (
+            name,
+            f"{cost.statements:.1f}",
+            f"{cost.wal:,.0f}",
+            f"{cost.size:,.0f}",
+            microseconds(times.cpu(name).median),
+            str(times.cpu_ratio(name, PLAIN)),
+            microseconds(times.wall(name).median),
+            str(times.wall_ratio(name, PLAIN)),
+        )
         for name, cost in costs.items()
     ]
     seconds, wal = forgotten
     return Table(
         f"A task. To forget a success later takes {seconds * 1e6:,.0f} µs and {wal:,.0f} bytes of WAL.",
-        ("", "statements, without BEGIN and COMMIT", "WAL, bytes", "table and indexes, bytes", "CPU of the worker, µs"),
+        (
+            "",
+            "statements, without BEGIN and COMMIT",
+            "WAL, bytes",
+            "table and indexes, bytes",
+            "CPU of the worker, µs",
+            "CPU ratio",
+            "wall, µs",
+            "wall ratio",
+        ),
         rows,
     )
 
@@ -344,4 +388,4 @@ def _bill_table(costs: Mapping[str, Cost]) -> Table:
 
 
 if __name__ == "__main__":
-    main(measure, rounds=1, tasks=10_000, rows=1_000_000)
+    main(measure, rounds=7, tasks=4_000, rows=1_000_000)

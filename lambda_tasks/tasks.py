@@ -70,6 +70,7 @@ def delete_old_records(retention_days: int, *, report: Callable[[int], object] =
     database = get_store().database
     old = _old_records(database, retention_days)
     dropped = daily.maintain(database, retention_days)
+    report(dropped.records)
     if dropped.busy:
         old = old.exclude(dropped.busy)
     _delete_old_requests(database, retention_days)

@@ -429,6 +429,21 @@ class TestDropping:
         assert day(10 * DAY) not in names()
         assert records().get().result == 1
 
+    def test_cleanup_without_ownership_deletes_rows(self, caplog: pytest.LogCaptureFixture) -> None:
+        record(10 * DAY)
+        role = f"worker_{uuid4().hex[:8]}"
+        rows(connections[ALIAS], f"CREATE ROLE {role}")
+        try:
+            rows(connections[ALIAS], f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+            rows(connections[ALIAS], f"SET ROLE {role}")
+            assert cleanup_task_records() == 1
+        finally:
+            rows(connections[ALIAS], "RESET ROLE")
+            rows(connections[ALIAS], f"DROP OWNED BY {role}")
+            rows(connections[ALIAS], f"DROP ROLE {role}")
+        assert "Run `manage.py lambda_tasks cleanup` as the role that owns the table" in caplog.text
+        assert day(10 * DAY) in names()
+
 
 class TestLibrary:
     """The rest of the library works on a partitioned table."""

@@ -32,8 +32,10 @@ def missing(connection: BaseDatabaseWrapper, *, ahead: int = 0) -> list[Partitio
     return [day for day in partitions.of_days(TABLE, first, last) if day.name not in names]
 
 
-def create_missing(connection: BaseDatabaseWrapper, *, ahead: int = 0) -> list[Partition]:
+def create_missing(connection: BaseDatabaseWrapper, *, ahead: int = 0, attempts: int = 0) -> list[Partition]:
     """Create the partitions of the next days, and return those that were created. Any number of processes may do it.
+
+    `attempts` is the number of attempts to lock the table, as of `alone()`.
 
     A day that began without a partition may have too many records in the default partition. It stays without one,
     with a WARNING, and its records are deleted one by one.
@@ -41,7 +43,7 @@ def create_missing(connection: BaseDatabaseWrapper, *, ahead: int = 0) -> list[P
     created = []
     for partition in missing(connection, ahead=ahead):
         try:
-            if alone(connection, lambda partition=partition: _create(connection, partition)):  # type: ignore[misc]
+            if alone(connection, lambda partition=partition: _create(connection, partition), attempts=attempts):  # type: ignore[misc]
                 created.append(partition)
         except _TooManyToMove:
             logger.warning(

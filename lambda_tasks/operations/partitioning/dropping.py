@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 logger = get_logger("lambda_tasks.maintenance")
 
-#: How often a partition is tried whose table is locked. The next cleanup tries again.
-_ATTEMPTS: Final = 5
 #: The most messages of an outbox in another database that are compared with the records of a partition.
 _MOST_COMPARED: Final = 1_000
 
@@ -38,11 +36,12 @@ class Dropped:
     busy: Q = field(default_factory=Q)
 
 
-def drop_old(database: str, retention_days: int) -> Dropped:
+def drop_old(database: str, retention_days: int, *, attempts: int = 0) -> Dropped:
     """Drop each partition whose records all started more than `retention_days` days ago, have ended, and are not owed.
 
     A partition with a record that is RUNNING, that started later, or whose message is in an outbox stays. Do nothing
-    if the table is not partitioned. The function must not be called in a transaction.
+    if the table is not partitioned. After one that is still locked after some `attempts`, try no other.
+    The function must not be called in a transaction.
     """
     dropped = Dropped()
     connection = connections[database]
@@ -53,18 +52,20 @@ def drop_old(database: str, retention_days: int) -> Dropped:
         if partition.ends is None or partition.ends.date() > over:
             continue
         try:
-            number = _drop(connection, partition, retention_days)
+            number = None if dropped.busy else _drop(connection, partition, retention_days, attempts)
         except CannotPartition:
             logger.warning("The partition %s is locked by other sessions. The next cleanup drops it.", partition.name)
-            dropped.busy |= Q(pk__gte=partition.low, pk__lt=partition.high)
+            dropped.busy = Q(pk__gte=partition.low, pk__lt=partition.high)
             continue
-        if number is not None:
+        if dropped.busy:
+            dropped.busy |= Q(pk__gte=partition.low, pk__lt=partition.high)
+        elif number is not None:
             dropped.names.append(partition.name)
             dropped.records += number
     return dropped
 
 
-def _drop(connection: BaseDatabaseWrapper, partition: Partition, retention_days: int) -> int | None:
+def _drop(connection: BaseDatabaseWrapper, partition: Partition, retention_days: int, attempts: int) -> int | None:
     """Drop a partition and return the number of its records, or None if it has records that must stay."""
     if _is_needed(connection, partition, retention_days):
         return None  # before anything is locked
@@ -85,7 +86,7 @@ def _drop(connection: BaseDatabaseWrapper, partition: Partition, retention_days:
         rows(connection, f"DROP TABLE {name}")
         return int(number)
 
-    return alone(connection, drop, attempts=_ATTEMPTS)
+    return alone(connection, drop, attempts=attempts)
 
 
 def _is_needed(connection: BaseDatabaseWrapper, partition: Partition, retention_days: int) -> bool:
