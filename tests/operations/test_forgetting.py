@@ -58,7 +58,7 @@ def brief(*, name: str, error: str = "") -> tuple[str, int]:
     return name, task.attempt
 
 
-@lambda_task(record="failures")
+@lambda_task(record="failures", atomic=False)  # SQLite stores no progress from inside a transaction
 def reporting() -> None:
     task = current_task()
     assert task is not None
