@@ -15,6 +15,7 @@ from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connections, transaction
 from django.test import override_settings
 
+from lambda_tasks import tasks
 from lambda_tasks.backends.memory import event_record
 from lambda_tasks.contrib.health import check_tables
 from lambda_tasks.database import partitions
@@ -428,6 +429,19 @@ class TestDropping:
         handler({"Records": [event_record(job_of(cleanup_task_records, new_message_id()))]}, None)
         assert day(10 * DAY) not in names()
         assert records().get().result == 1
+
+    def test_worker_releases_the_locks_before_its_commit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        record(10 * DAY)
+        written: list[TaskRecord] = []
+
+        def write() -> None:
+            rows(connections[ALIAS], "SET lock_timeout = '2s'")
+            written.append(record(timedelta(0)))
+
+        monkeypatch.setattr(tasks, "_delete_old_keys", lambda days: in_another_worker(write))
+        handler({"Records": [event_record(job_of(cleanup_task_records, new_message_id()))]}, None)
+        assert len(written) == 1
+        assert day(10 * DAY) not in names()
 
     def test_cleanup_without_ownership_deletes_rows(self, caplog: pytest.LogCaptureFixture) -> None:
         record(10 * DAY)
