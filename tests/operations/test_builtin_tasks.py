@@ -207,11 +207,14 @@ class TestBatches:
         with CaptureQueriesContext(connection) as queries:
             assert cleanup_task_records() == 25
 
-        beginning = f"DELETE FROM {connection.ops.quote_name(TaskRecord._meta.db_table)}"
-        deletes = [query["sql"] for query in queries if query["sql"].startswith(beginning)]
+        table = connection.ops.quote_name(TaskRecord._meta.db_table)
+        deletes = [query["sql"] for query in queries if query["sql"].startswith(f"DELETE FROM {table}")]
         assert len(deletes) == 3
         # The statement finds them through the index on start_time.
-        assert all("ORDER BY" in query["sql"] for query in queries if query["sql"].startswith("SELECT"))
+        selects = [
+            query["sql"] for query in queries if query["sql"].startswith("SELECT") and f"FROM {table}" in query["sql"]
+        ]
+        assert all("ORDER BY" in select for select in selects)
         assert kept() == {young}
 
     def test_cleanup_deletes_more_than_one_full_batch(self) -> None:
