@@ -188,6 +188,8 @@ class LambdaTasksSettings:
     default_hard_timeout = Setting(timeout_seconds, 300)
     max_retries = Setting(whole_number(0), 2880)
     max_takeovers = Setting(whole_number(0), 3)
+    record = Setting(values.either("all", "failures"), "all")
+    forget_after = Setting(whole_number(*values.FORGET_AFTER_LIMITS), 86_400)
     eager = Setting(values.flag, False)
     eager_propagates = Setting(values.flag, False)
     noop_execution = Setting(values.flag, False)

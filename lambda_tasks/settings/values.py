@@ -26,6 +26,10 @@ MAX_DELAY: Final = 900
 MAX_KEPT_DELAY: Final = 31_536_000
 #: The longest visibility timeout, in seconds, that SQS accepts: twelve hours.
 MAX_VISIBILITY_TIMEOUT: Final = 43_200
+#: The shortest and the longest time, in seconds, for which a success is remembered that leaves no lasting record. One
+#: hour is longer than the visibility timeout of a queue for functions of ten minutes. SQS keeps no message for more
+#: than 14 days.
+FORGET_AFTER_LIMITS: Final = (3_600, 1_209_600)
 #: The characters that a secret key must have at least: 24 random bytes in base64.
 SHORTEST_KEY: Final = 32
 #: The bytes of a key of Fernet, in base64.

@@ -143,18 +143,12 @@ class ORMStore(BaseStore):
             case Succeeded(result):
                 forgotten = {"reason": reason} if run.forgets and (reason := reason_of_success(run)) else {}
                 written = self._end(run, TaskStatus.SUCCESS, result=json_result(result), traceback=None, **forgotten)
-            case Ignored(error):
-                reason = reason_of(outcome)
-                written = self._end(
-                    run, TaskStatus.SUCCESS, result=None, traceback=run.traceback_text(error), reason=reason
-                )
             case Retry(error):
                 written = self._end_with_retry(run, run.retry_text(error), reason_of(outcome))
-            case Failed(error):
-                reason = reason_of(outcome)
-                written = self._end(
-                    run, TaskStatus.FAILED, result=None, traceback=run.traceback_text(error), reason=reason
-                )
+            case Ignored(error) | Failed(error):
+                status = TaskStatus.SUCCESS if isinstance(outcome, Ignored) else TaskStatus.FAILED
+                text, reason = run.traceback_text(error), reason_of(outcome)
+                written = self._end(run, status, result=None, traceback=text, reason=reason)
         if not written:
             raise lease_lost(run)
 

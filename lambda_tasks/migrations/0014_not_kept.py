@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("lambda_tasks", "0012_enqueued_tasks")]
+    dependencies = [("lambda_tasks", "0013_stored_arguments")]
 
     operations = [
         # Only the choices, so that the statement does not change the table.
