@@ -12,6 +12,27 @@ ENCRYPTION: Final = "tests/wire/test_encryption.py"
 
 MUTATIONS: Final = (
     Mutation(
+        "a job on AWS Batch is not verified",
+        "operations/batch_jobs.py",
+        "    if keys := app_settings.signing_keys:\n",
+        "    if not (keys := ['k' * 32]):\n",
+        "tests/operations/test_batch_jobs.py::TestMessages",
+    ),
+    Mutation(
+        "a job on AWS Batch is not signed",
+        "backends/batch_jobs.py",
+        "body = signed_if_configured(job.body, attributes)",
+        "body = job.body",
+        "tests/operations/test_batch_jobs.py::TestMessages",
+    ),
+    Mutation(
+        "large arguments are not stored outside of a job on AWS Batch",
+        "backends/sqs.py",
+        "            return self._jobs().excessive_size(job) > 0\n",
+        "            return False\n",
+        "tests/operations/test_batch_jobs.py::TestMessages",
+    ),
+    Mutation(
         "stored arguments are not compared with their digest",
         "backends/large_arguments.py",
         "        if not stored.belongs_to(text):\n",

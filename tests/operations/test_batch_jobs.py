@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import OperationalError, connections
+from django.db import OperationalError, connections, transaction
 
 from lambda_tasks import current_task, failpoints
 from lambda_tasks.database.clock import LeaseNow
 from lambda_tasks.decorators import lambda_task
-from lambda_tasks.exceptions import InvalidMessage, UnknownTask
+from lambda_tasks.exceptions import InvalidMessage, InvalidSignature, MessageTooLarge, UnknownTask
 from lambda_tasks.execution import pipeline
 from lambda_tasks.models import OutboxMessage
 from lambda_tasks.operations.batch_jobs import GLANCE, JobFailed, run_job
@@ -59,6 +59,11 @@ def retried(*, film: str) -> None:
     leave(film)
     if current_task().attempt == 1:
         raise OutOfMemory
+
+
+@lambda_task(queue="large")
+def measured(*, film: str) -> int:
+    return len(film)
 
 
 @lambda_task(queue="large")
@@ -386,3 +391,44 @@ def test_killed_container_is_replaced_by_the_next_attempt(
         connection.close()
         assert record_of(handle.message_id).status == "SUCCESS"
         assert effects() == ["work"]
+
+
+@pytest.mark.django_db(transaction=True)
+class TestMessages:
+    """What a message may be on SQS, it may be on AWS Batch."""
+
+    def test_signed_job_runs(self, batch: Batch, settings: Any) -> None:
+        settings.LAMBDA_TASKS_SIGNING_KEYS = ["k" * 32]
+        message_id, environment = submitted(batch, render, film="Metropolis")
+        assert '"signature":' in environment[BODY]
+        assert run_job(environment) == "succeeded"
+        assert (record_of(message_id).status, effects()) == ("SUCCESS", ["Metropolis"])
+
+    @pytest.mark.parametrize("changed", ["M", None])
+    def test_forged_job_is_refused(self, batch: Batch, settings: Any, changed: str | None) -> None:
+        if changed is not None:
+            settings.LAMBDA_TASKS_SIGNING_KEYS = ["k" * 32]
+        _, environment = submitted(batch, render, film="Metropolis")
+        settings.LAMBDA_TASKS_SIGNING_KEYS = ["k" * 32]
+        if changed is not None:
+            environment[BODY] = environment[BODY].replace("Metropolis", changed)
+        with pytest.raises(InvalidSignature):
+            run_job(environment)
+        assert effects() == []
+
+    def test_large_arguments_are_stored_outside_of_the_job(self, batch: Batch, settings: Any) -> None:
+        settings.LAMBDA_TASKS_BACKEND = {
+            "BACKEND": "lambda_tasks.backends.sqs.SQSBackend",
+            "OPTIONS": {"large_arguments": "database"},
+        }
+        film = "Metropolis " * 1_000
+        with transaction.atomic():
+            handle = measured.execute_on_commit(film=film)
+        [environment] = batch.environments()
+        assert len(environment[BODY]) < 1_000
+        assert run_job(environment) == "succeeded"
+        assert (record_of(handle.message_id).status, record_of(handle.message_id).result) == ("SUCCESS", len(film))
+
+    def test_without_the_option_the_error_names_it(self, batch: Batch) -> None:
+        with pytest.raises(MessageTooLarge, match="large_arguments"):
+            render.execute_now(film="Metropolis " * 1_000)
