@@ -24,6 +24,7 @@ from lambda_tasks.settings.values import (
     MAX_KEPT_DELAY,
     MAX_TIMEOUT,
     MAX_VISIBILITY_TIMEOUT,
+    MAX_WORKER_TIMEOUT,
     JobQueue,
     delay_constraint,
     delay_seconds,
@@ -40,6 +41,7 @@ __all__ = [
     "MAX_KEPT_DELAY",
     "MAX_TIMEOUT",
     "MAX_VISIBILITY_TIMEOUT",
+    "MAX_WORKER_TIMEOUT",
     "PREFIX",
     "JobQueue",
     "LambdaTasksSettings",
@@ -82,8 +84,13 @@ def _longest_timeout() -> int:
 
 
 def _remedy_for_long_timeout(seconds: int) -> str:
+    if seconds > MAX_WORKER_TIMEOUT:
+        return " SQS hides a message for twelve hours at most: divide the work among several tasks."
     if seconds > MAX_INSTANCES_TIMEOUT:
-        return f" Lambda runs no function for more than {MAX_INSTANCES_TIMEOUT} s: divide the work among several tasks."
+        return (
+            f" Lambda runs no function for more than {MAX_INSTANCES_TIMEOUT} s: divide the work among several tasks. "
+            "If a worker or AWS Batch runs the task, set LAMBDA_TASKS_MAX_TIMEOUT to these seconds."
+        )
     if seconds > 0:
         return " If the timeout of the function is longer, set LAMBDA_TASKS_MAX_TIMEOUT to it."
     return ""
@@ -183,7 +190,7 @@ class LambdaTasksSettings:
     """
 
     queues = Setting(values.queues)
-    max_timeout = Setting(whole_number(MAX_TIMEOUT, MAX_INSTANCES_TIMEOUT), MAX_TIMEOUT)
+    max_timeout = Setting(whole_number(MAX_TIMEOUT, MAX_WORKER_TIMEOUT), MAX_TIMEOUT)
     default_soft_timeout = Setting(timeout_seconds, 270)
     default_hard_timeout = Setting(timeout_seconds, 300)
     max_retries = Setting(whole_number(0), 2880)

@@ -20,6 +20,9 @@ MAX_TIMEOUT: Final = 900
 #: The longest timeouts of functions, in seconds: of most, and of those on Lambda Managed Instances.
 MAX_FUNCTION_TIMEOUT: Final = 1_800
 MAX_INSTANCES_TIMEOUT: Final = 5_400
+#: The longest timeout of a task, in seconds, that a worker can give which extends the visibility of its messages: SQS
+#: hides a message for twelve hours in all.
+MAX_WORKER_TIMEOUT: Final = 43_000
 #: The longest delay, in seconds, that SQS accepts as `DelaySeconds`.
 MAX_DELAY: Final = 900
 #: The longest delay, in seconds, for which the outbox keeps a message: one year.

@@ -36,7 +36,12 @@ def test_task_may_use_the_time_of_its_function(settings: Any) -> None:
         (900, 901, "1 to 900, not 901. If the timeout of the function is longer, set LAMBDA_TASKS_MAX_TIMEOUT to it."),
         (900, 5_400, "1 to 900, not 5400. If the timeout of the function is longer, set LAMBDA_TASKS_MAX_TIMEOUT"),
         (1_800, 1_801, "1 to 1800, not 1801. If the timeout of the function is longer, set LAMBDA_TASKS_MAX_TIMEOUT"),
-        (900, 5_401, "not 5401. Lambda runs no function for more than 5400 s: divide the work among several tasks."),
+        (
+            900,
+            5_401,
+            "not 5401. Lambda runs no function .* If a worker or AWS Batch runs the task, set LAMBDA_TASKS_MAX",
+        ),
+        (900, 43_001, "not 43001. SQS hides a message for twelve hours at most: divide the work among several tasks."),
         (900, 0, "1 to 900, not 0.$"),
     ],
 )
@@ -49,7 +54,7 @@ def test_error_names_the_setting(settings: Any, longest: int, seconds: int, reme
 def test_usual_limits_do_not_read_the_setting(settings: Any) -> None:
     settings.LAMBDA_TASKS_MAX_TIMEOUT = "invalid"
     assert module.timeout_seconds(900, "hard_timeout") == 900
-    with pytest.raises(InvalidSetting, match="LAMBDA_TASKS_MAX_TIMEOUT must be an integer from 900 to 5400, not 'inva"):
+    with pytest.raises(InvalidSetting, match="LAMBDA_TASKS_MAX_TIMEOUT must be an integer from 900 to 43000, not"):
         module.timeout_seconds(901, "hard_timeout")
 
 

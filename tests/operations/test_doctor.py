@@ -419,7 +419,7 @@ def test_function_longer_than_the_setting_is_found(
         (5_700, None),
         (5_701, "Set VisibilityTimeout to 5700 s or less, or LAMBDA_TASKS_MAX_TIMEOUT = 901."),
         (32_700, "Set VisibilityTimeout to 5700 s or less, or LAMBDA_TASKS_MAX_TIMEOUT = 5400."),
-        (32_701, "Set VisibilityTimeout to 5700 s or less."),
+        (43_200, "Set VisibilityTimeout to 5700 s or less, or LAMBDA_TASKS_MAX_TIMEOUT = 7150."),
     ],
 )
 def test_message_that_returns_too_late_is_found(

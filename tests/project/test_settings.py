@@ -70,7 +70,7 @@ TABLE: dict[str, tuple[Any, list[Any], list[Any]]] = {
             {**QUEUE, 1: "https://…"},
         ],
     ),
-    "LAMBDA_TASKS_MAX_TIMEOUT": (900, [900, 1800, 5400], [899, 5401, 0, 1000.5, "900", None, True]),
+    "LAMBDA_TASKS_MAX_TIMEOUT": (900, [900, 1800, 43_000], [899, 43_001, 0, 1000.5, "900", None, True]),
     "LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT": (270, [1, 900], [0, -1, 901, 1.5, "60", None, True]),
     "LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT": (300, [1, 900], [0, -1, 901, 1.5, "60", None, True]),
     "LAMBDA_TASKS_MAX_RETRIES": (2880, [0, 1, 10**6], [-1, 1.5, "5", None, True]),

@@ -22,7 +22,6 @@ from lambda_tasks.operations.doctor.findings import (
     max_message_bytes,
 )
 from lambda_tasks.operations.doctor.functions import look_at_mappings
-from lambda_tasks.settings import MAX_INSTANCES_TIMEOUT
 from lambda_tasks.wire.queue_urls import problem_of
 from lambda_tasks.wire.visibility import MAX_BATCHING_WINDOW, VISIBILITY_FACTOR, lost_after
 
@@ -197,8 +196,7 @@ def _check_lost(doctor: Doctor, queue: Queue, visibility: int) -> None:
         queue,
         f"VisibilityTimeout is {visibility} s, but a record counts as lost {seconds} s after its lease. Its message is "
         "then sent again before the first one has come back, which uses up a takeover.",
-        f"Set VisibilityTimeout to {seconds} s or less"
-        + (f", or LAMBDA_TASKS_MAX_TIMEOUT = {enough}." if enough <= MAX_INSTANCES_TIMEOUT else "."),
+        f"Set VisibilityTimeout to {seconds} s or less, or LAMBDA_TASKS_MAX_TIMEOUT = {enough}.",
     )
 
 
