@@ -23,6 +23,8 @@ OF_DIRECT: Final = ("flow:sent",)
 OF_SCHEDULES: Final = "schedule:"
 #: The prefix of failpoints that are reached only if tasks follow each other.
 OF_FLOWS: Final = "flow:"
+#: The prefix of failpoints that are reached only by the kind "large".
+OF_LARGE: Final = "arguments:"
 #: The beginnings of the names of such kinds of orders.
 FLOWS: Final = ("followed", "chain", "group")
 #: The names of violations, in the order of the report.
@@ -111,6 +113,8 @@ class Report:
         elsewhere = (*(OF_DIRECT if outbox else OF_OUTBOX), *(() if prefixes else (OF_SCHEDULES,)))
         if kinds and not prefixes and not any(kind.startswith(FLOWS) for kind in kinds):
             elsewhere += (OF_FLOWS,)
+        if kinds and not prefixes and "large" not in kinds:
+            elsewhere += (OF_LARGE,)
         meant = [point for point in POINTS if point.startswith(tuple(prefixes) or "")]
         return [point for point in meant if not point.startswith(elsewhere) and not self.struck[f"{point}|killed"]]
 
