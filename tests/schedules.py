@@ -21,12 +21,19 @@ HOUR: Final = 3600
 @contextmanager
 def own_tasks() -> Iterator[Callable[..., LambdaTaskWrapper[Any, Any]]]:
     """Yield a function that makes a task of a function. Other tasks are not known in the block."""
+    with tasks_forgotten():
+        registry._tasks.clear()
+        registry._aliases.clear()
+        yield LambdaTaskWrapper
+
+
+@contextmanager
+def tasks_forgotten() -> Iterator[None]:
+    """Forget the tasks that the block defines, so that other tests do not find them."""
     registry.discover_tasks()  # so that no module registers its tasks in the block
     known, aliases = dict(registry._tasks), dict(registry._aliases)
-    registry._tasks.clear()
-    registry._aliases.clear()
     try:
-        yield LambdaTaskWrapper
+        yield
     finally:
         registry._tasks.clear()
         registry._tasks.update(known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,13 @@ from lambda_tasks.definition.hints import fate_of_option
 from lambda_tasks.exceptions import InvalidSetting
 from lambda_tasks.execution.pipeline import lease_for, prepare
 from lambda_tasks.wire.invocation import Invocation
+from tests.schedules import tasks_forgotten
+
+
+@pytest.fixture(autouse=True)
+def _tasks_end_with_the_test() -> Iterator[None]:
+    with tasks_forgotten():
+        yield
 
 
 def test_task_may_use_the_time_of_its_function(settings: Any) -> None:

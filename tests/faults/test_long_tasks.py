@@ -31,6 +31,7 @@ from tests.faults.workers import (
     record_of,
     records,
 )
+from tests.schedules import tasks_forgotten
 
 LONGEST: Final = 5_400
 
@@ -39,7 +40,7 @@ pytestmark = [EVERYWHERE, pytest.mark.usefixtures("empty_queue", "store", "long_
 
 @pytest.fixture
 def long_functions() -> Iterator[None]:
-    with override_settings(LAMBDA_TASKS_MAX_TIMEOUT=LONGEST):
+    with tasks_forgotten(), override_settings(LAMBDA_TASKS_MAX_TIMEOUT=LONGEST):
         yield
 
 
