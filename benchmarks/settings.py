@@ -23,8 +23,9 @@ if os.environ.get("BENCH_DATABASE", "postgres") == "sqlite":
 else:
     DATABASES = {"default": servers.django_database("PostgreSQL", NAME)}
 
-# As the page on deploying recommends.
-DATABASES["default"].update(CONN_MAX_AGE=600, CONN_HEALTH_CHECKS=True)
+# As the page on deploying recommends, or Django's default.
+kept = os.environ.get("BENCH_CONNECTIONS", "kept") == "kept"
+DATABASES["default"].update(CONN_MAX_AGE=600 if kept else 0, CONN_HEALTH_CHECKS=kept)
 
 INSTALLED_APPS = ["lambda_tasks", "benchmarks"]
 SECRET_KEY = "only for benchmarks"
