@@ -265,21 +265,8 @@ class Batch:
                 self._keep(delivery, visible_in=handed_back_pause(delivery.receives))
                 return
             self._started_any = True
-            outcome = pipeline.execute(
-                message,
-                message_id=delivery.message_id,
-                root_id=delivery.root_id,
-                queue=delivery.queue,
-                attributes=delivery.attributes,
-                deadline=self._deadline,
-                task=task,
-                first_sent=delivery.first_sent,
-                sent_at=delivery.sent_at,
-                scheduled_for=delivery.scheduled_for,
-                flow=delivery.flow,
-                group=delivery.group,
-                redelivered=delivery.receives > 1,
-                request_id=self._request_id,
+            outcome = pipeline.execute_delivery(
+                message, delivery, deadline=self._deadline, task=task, request_id=self._request_id
             )
         except Redeliver as redeliver:
             logger.warning("Message %s stays on the queue: %s.", delivery.shown_id, redeliver.reason)

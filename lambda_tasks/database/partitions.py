@@ -80,7 +80,7 @@ def is_partitioned(connection: BaseDatabaseWrapper, table: str) -> bool:
 
 def kind_of(connection: BaseDatabaseWrapper, table: str) -> str | None:
     """Return the kind of a relation: "r" for a table, "p" for a partitioned one; None if it does not exist."""
-    found = rows(connection, "SELECT relkind FROM pg_class WHERE oid = to_regclass(%s)", [_quoted(connection, table)])
+    found = rows(connection, "SELECT relkind FROM pg_class WHERE oid = to_regclass(%s)", [quoted(connection, table)])
     return None if not found else (kind.decode() if isinstance(kind := found[0][0], bytes) else str(kind))
 
 
@@ -90,7 +90,7 @@ def partitions_of(connection: BaseDatabaseWrapper, table: str) -> list[Partition
         connection,
         "SELECT relname, pg_get_expr(relpartbound, pg_class.oid) FROM pg_inherits "
         "JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = to_regclass(%s) ORDER BY relname",
-        [_quoted(connection, table)],
+        [quoted(connection, table)],
     )
     return [_parsed(name, bounds) for name, bounds in found]
 
@@ -111,7 +111,7 @@ def indexes_of(connection: BaseDatabaseWrapper, table: str) -> dict[str, tuple[s
         connection,
         "SELECT relname, pg_get_indexdef(indexrelid), indisprimary FROM pg_index "
         "JOIN pg_class ON pg_class.oid = indexrelid WHERE indrelid = to_regclass(%s) ORDER BY relname",
-        [_quoted(connection, table)],
+        [quoted(connection, table)],
     )
     return {name: (definition, primary) for name, definition, primary in found}
 
@@ -128,9 +128,10 @@ def rows(connection: BaseDatabaseWrapper, sql: str, params: Iterable[Any] = ()) 
         return list(cursor.fetchall()) if cursor.description else []
 
 
-def _quoted(connection: BaseDatabaseWrapper, name: str) -> str:
-    quoted: str = connection.ops.quote_name(name)
-    return quoted
+def quoted(connection: BaseDatabaseWrapper, name: str) -> str:
+    """Return a name as SQL writes it."""
+    as_written: str = connection.ops.quote_name(name)
+    return as_written
 
 
 # Statements
@@ -142,7 +143,7 @@ def creation(connection: BaseDatabaseWrapper, parent: str, partition: Partition)
     `CREATE TABLE … PARTITION OF` would lock the whole table against every reader; attaching locks only the default
     partition.
     """
-    table, name = _quoted(connection, parent), _quoted(connection, partition.name)
+    table, name = quoted(connection, parent), quoted(connection, partition.name)
     yield f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)"
     yield f"ALTER TABLE {table} ATTACH PARTITION {name} {partition.bounds}"
 
@@ -156,6 +157,6 @@ def build_on_partitions(connection: BaseDatabaseWrapper, table: str, index: str)
     for partition in partitions_of(connection, table):
         name = f"{partition.name}_{index}"[:63]
         if name not in indexes_of(connection, partition.name):
-            target = _quoted(connection, partition.name)
-            rows(connection, index_on(definition, _quoted(connection, name), target, concurrently=True))
-        rows(connection, f"ALTER INDEX {_quoted(connection, index)} ATTACH PARTITION {_quoted(connection, name)}")
+            target = quoted(connection, partition.name)
+            rows(connection, index_on(definition, quoted(connection, name), target, concurrently=True))
+        rows(connection, f"ALTER INDEX {quoted(connection, index)} ATTACH PARTITION {quoted(connection, name)}")

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from lambda_tasks.definition.task import Task
+    from lambda_tasks.wire.deliveries import Delivery
     from lambda_tasks.wire.invocation import Invocation
 
 #: Seconds between the latest moment at which the watchdog ends the process and the end of the lease.
@@ -70,7 +71,18 @@ _SHOWN_REASON: Final = 500
 _LAST_WORDS: Final = 0.8
 
 
-class Details(TypedDict, total=False):
+class WorkerDetails(TypedDict, total=False):
+    """What a worker knows besides the delivery, all optional."""
+
+    #: The time, by `time.monotonic()`, at which Lambda ends the process. Time limits are clamped to it.
+    deadline: float | None
+    #: The task, if the caller has resolved it.
+    task: Task | None
+    #: The id of the Lambda invocation.
+    request_id: str | None
+
+
+class Details(WorkerDetails, total=False):
     """Properties of a delivery other than its message and its id, all optional."""
 
     #: The id of the first invocation of the chain of retries. Without it, the message is the first.
@@ -79,10 +91,6 @@ class Details(TypedDict, total=False):
     queue: str | None
     #: The message attributes that the producer's plugins have added.
     attributes: Mapping[str, str]
-    #: The time, by `time.monotonic()`, at which Lambda ends the process. Time limits are clamped to it.
-    deadline: float | None
-    #: The task, if the caller has resolved it.
-    task: Task | None
     #: False disables time limits, as in eager mode.
     limited: bool
     #: When the first invocation of the chain was sent, in seconds since 1970. Without it, the message does not expire.
@@ -97,8 +105,6 @@ class Details(TypedDict, total=False):
     group: str | None
     #: Whether the message was received before, so that it probably has a record.
     redelivered: bool
-    #: The id of the Lambda invocation.
-    request_id: str | None
 
 
 def execute(message: Invocation, *, message_id: str, **details: Unpack[Details]) -> Outcome | Skipped:
@@ -135,6 +141,24 @@ def execute(message: Invocation, *, message_id: str, **details: Unpack[Details])
             resume_flow(attempt.run)
         _raise_interrupt(outcome)
         return outcome
+
+
+def execute_delivery(message: Invocation, delivery: Delivery, **details: Unpack[WorkerDetails]) -> Outcome | Skipped:
+    """Run `message`, which is the body of `delivery`, in the same way."""
+    return execute(
+        message,
+        message_id=delivery.message_id,
+        root_id=delivery.root_id,
+        queue=delivery.queue,
+        attributes=delivery.attributes,
+        first_sent=delivery.first_sent,
+        sent_at=delivery.sent_at,
+        scheduled_for=delivery.scheduled_for,
+        flow=delivery.flow,
+        group=delivery.group,
+        redelivered=delivery.receives > 1,
+        **details,
+    )
 
 
 def log_fields(message: Invocation, message_id: str, details: Details) -> Fields:

@@ -93,20 +93,7 @@ def _attempt(delivery: Delivery, job: JobMessage, receives: int) -> str | Redeli
 def _execute(delivery: Delivery, job: JobMessage) -> Outcome | Skipped:
     if keys := app_settings.signing_keys:
         verify(delivery.body, delivery.texts, keys)
-    return pipeline.execute(
-        Invocation.of_body(delivery.body),
-        message_id=delivery.message_id,
-        root_id=delivery.root_id,
-        queue=delivery.queue,
-        attributes=delivery.attributes,
-        first_sent=delivery.first_sent,
-        sent_at=delivery.sent_at,
-        scheduled_for=delivery.scheduled_for,
-        flow=delivery.flow,
-        group=delivery.group,
-        redelivered=delivery.receives > 1,
-        request_id=job.job_id or None,
-    )
+    return pipeline.execute_delivery(Invocation.of_body(delivery.body), delivery, request_id=job.job_id or None)
 
 
 def _name_of(outcome: Outcome | Skipped) -> str:

@@ -17,7 +17,7 @@ from lambda_tasks.jobs import Run
 from lambda_tasks.models import TaskStatus
 from lambda_tasks.stores.rows import ending, ending_with_reason, takes_several_statements
 
-#: No number, which PostgreSQL's error about that quotes. No other error contains it.
+#: A string that is not a number. PostgreSQL's error about it quotes it, and no other error contains it.
 _CLAIM_LOST: Final = "lambda_tasks: claim lost"
 #: Evaluated for the number of updated rows. Without the number, PostgreSQL would convert it while it plans.
 _FENCE: Final = (

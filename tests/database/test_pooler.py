@@ -89,7 +89,8 @@ class TestThroughPooler:
         monkeypatch.setattr(registry, "registered_tasks", list)  # without the long tasks of other tests
         doctor = Doctor(lambda *_: None, None, lambda text: None)
         look_at_database(doctor, pooled)
-        assert doctor.findings == []
+        # The tests' own server does not wait for the disk, which is D305.
+        assert [finding for finding in doctor.findings if finding.id != "D305"] == []
 
     def test_tasks_of_every_kind_end(self, pooled: str) -> None:
         backend = get_backend()

@@ -38,17 +38,6 @@ SECRET: Final = "not-for-snapshots-5e1f0c"
 ARN: Final = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:shop-AbCdEf"
 
 
-@pytest.fixture
-def api() -> Iterator[RuntimeApi]:
-    with RuntimeApi() as api:
-        yield api
-
-
-@pytest.fixture
-def project(tmp_path: Path, database: str) -> Project:
-    return Project(tmp_path, database)
-
-
 def open_files(pid: int) -> list[str]:
     return [str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir() if each.is_symlink()]
 

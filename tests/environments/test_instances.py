@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,17 +31,6 @@ EVERYWHERE = pytest.mark.databases(transaction=True)
 ON_SQLITE = pytest.mark.databases("sqlite", transaction=True)
 
 INSTANCES = "lambda_tasks.instances"
-
-
-@pytest.fixture
-def api() -> Iterator[RuntimeApi]:
-    with RuntimeApi() as api:
-        yield api
-
-
-@pytest.fixture
-def project(tmp_path: Path, database: str) -> Project:
-    return Project(tmp_path, database)
 
 
 @EVERYWHERE

@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -404,21 +404,25 @@ class TestCommit:
 
 
 @contextmanager
-def slow_commit(*, fails: bool) -> Iterator[None]:
-    """Block every COMMIT of an effect while the advisory lock 4711 is held, and let it fail afterwards if `fails`."""
-    end = "RAISE EXCEPTION 'refused at commit'" if fails else "RETURN NULL"
+def at_commit(does: str) -> Iterator[None]:
+    """Run these statements of PL/pgSQL in the COMMIT of a transaction that has left an effect."""
     execute(
         f"""
-        CREATE FUNCTION wait_in_commit() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM pg_advisory_xact_lock_shared(4711); {end}; END $$;
-        CREATE CONSTRAINT TRIGGER wait_in_commit AFTER INSERT ON app_effect
-        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_in_commit()
+        CREATE FUNCTION do_in_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {does}; RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER do_in_commit AFTER INSERT ON app_effect
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION do_in_commit()
         """
     )
     try:
         yield
     finally:
-        execute("DROP TRIGGER wait_in_commit ON app_effect; DROP FUNCTION wait_in_commit()")
+        execute("DROP TRIGGER do_in_commit ON app_effect; DROP FUNCTION do_in_commit()")
+
+
+def slow_commit(*, fails: bool) -> AbstractContextManager[None]:
+    """Block every COMMIT of an effect while the advisory lock 4711 is held, and let it fail afterwards if `fails`."""
+    end = "RAISE EXCEPTION 'refused at commit'" if fails else "NULL"
+    return at_commit(f"PERFORM pg_advisory_xact_lock_shared(4711); {end}")
 
 
 @on_postgres

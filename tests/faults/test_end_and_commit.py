@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from tests.faults.proxy import Proxy, Strike
 from tests.faults.test_database_faults import (  # noqa: F401, the fixtures are used by name
     _tasks_work_here,
     at,
+    at_commit,
     backend,
     deliver,
     effects,
@@ -66,22 +66,6 @@ def ends_alone(requests: list[str]) -> bool:
     """Return whether the UPDATE of the outcome was a request of its own."""
     [ending] = [sql for sql in requests if "UPDATE" in sql and "lambda_tasks_taskrecord" in sql]
     return not ending.endswith("; COMMIT")
-
-
-@contextmanager
-def at_commit(does: str) -> Iterator[None]:
-    """Run these statements of PL/pgSQL in the COMMIT of a transaction that has left an effect."""
-    execute(
-        f"""
-        CREATE FUNCTION do_in_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {does}; RETURN NULL; END $$;
-        CREATE CONSTRAINT TRIGGER do_in_commit AFTER INSERT ON app_effect
-        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION do_in_commit()
-        """
-    )
-    try:
-        yield
-    finally:
-        execute("DROP TRIGGER do_in_commit ON app_effect; DROP FUNCTION do_in_commit()")
 
 
 def take_over() -> None:

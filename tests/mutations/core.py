@@ -244,8 +244,8 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "attributes from the producer's plugins are dropped",
-        "handler.py",
-        "                attributes=delivery.attributes,\n",
+        "execution/pipeline.py",
+        "        attributes=delivery.attributes,\n",
         "",
         "tests/execution/test_handler.py",
     ),

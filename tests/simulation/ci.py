@@ -61,7 +61,7 @@ def main() -> int:
             print(f"\n$ python -m {' '.join(command)}\n{output}{'FAILED' if code else 'passed'} in {seconds:.0f} s.")
             if code:
                 failed.append((command, output))
-    # Again at the end, because of a long log a reader may have only the end.
+    # Again at the end, because a reader of a long log may have only its end.
     for command, output in failed:
         print(f"\nFAILED: python -m {' '.join(command)}")
         print("\n".join(f"FAILED: {line}" for line in output.splitlines()[-_LAST_LINES:]))

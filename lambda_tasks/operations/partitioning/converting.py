@@ -12,10 +12,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from lambda_tasks.database import partitions
-from lambda_tasks.database.partitions import Partition, rows
+from lambda_tasks.database.partitions import Partition, quoted, rows
 from lambda_tasks.exceptions import CannotPartition
 from lambda_tasks.operations.partitioning import creating
-from lambda_tasks.operations.partitioning.steps import TABLE, alone, columns, quoted, today
+from lambda_tasks.operations.partitioning.steps import TABLE, alone, columns, today
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

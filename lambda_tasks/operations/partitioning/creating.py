@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from lambda_tasks.database import partitions
-from lambda_tasks.database.partitions import Partition, rows
+from lambda_tasks.database.partitions import Partition, quoted, rows
 from lambda_tasks.exceptions import CannotPartition
-from lambda_tasks.operations.partitioning.steps import TABLE, alone, columns, quoted, today
+from lambda_tasks.operations.partitioning.steps import TABLE, alone, columns, today
 from lambda_tasks.recording.lines import get_logger
 
 if TYPE_CHECKING:

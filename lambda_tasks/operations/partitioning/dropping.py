@@ -10,11 +10,11 @@ from django.db import connections, router
 from django.db.models import Q
 
 from lambda_tasks.database import partitions
-from lambda_tasks.database.partitions import Partition, rows
+from lambda_tasks.database.partitions import Partition, quoted, rows
 from lambda_tasks.exceptions import CannotPartition
 from lambda_tasks.models import EnqueuedTask, OutboxMessage, TaskProgress, TaskRerun
 from lambda_tasks.operations.outboxes import databases_of_outboxes
-from lambda_tasks.operations.partitioning.steps import TABLE, alone, quoted, today
+from lambda_tasks.operations.partitioning.steps import TABLE, alone, today
 from lambda_tasks.recording.lines import get_logger
 
 if TYPE_CHECKING:

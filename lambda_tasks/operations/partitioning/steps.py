@@ -11,7 +11,7 @@ from django.db import OperationalError, connections, transaction
 
 from lambda_tasks.database import partitions
 from lambda_tasks.database.errors import is_lock_timeout
-from lambda_tasks.database.partitions import rows
+from lambda_tasks.database.partitions import quoted, rows
 from lambda_tasks.exceptions import CannotPartition
 from lambda_tasks.models import TaskRecord
 from lambda_tasks.strategies import get_store
@@ -84,11 +84,6 @@ def alone(connection: BaseDatabaseWrapper, work: Callable[[], T], *, attempts: i
         f"The table {TABLE} must be free for a moment, and other sessions had locked it in all of {attempts} attempts. "
         "Look for long transactions in pg_stat_activity, and run the command again."
     ) from cause
-
-
-def quoted(connection: BaseDatabaseWrapper, name: str) -> str:
-    quoted_name: str = connection.ops.quote_name(name)
-    return quoted_name
 
 
 def columns(connection: BaseDatabaseWrapper, table: str) -> list[str]:

@@ -269,6 +269,23 @@ class StoreContract(CancelledInvocations, FollowedInvocations, ForgedMessages, K
             self.record(store, run, outcome)
         assert self.stored(store, run) == Stored("SUCCESS", "first")
 
+    def test_success_is_recorded_with_its_commit(self, store: BaseStore) -> None:
+        run = self.claimed_run(store)
+        with transaction.atomic(using=store.database):
+            if not store.record_and_commit(run, Succeeded({"answer": 42})):
+                pytest.skip("this store records and commits in two requests")
+            # The block ends after the COMMIT, and another connection sees its work before.
+            assert together(1, lambda _: self.stored(store, run)) == [Stored("SUCCESS", {"answer": 42})]
+        assert store.has_succeeded(run)
+
+    def test_overtaken_run_does_not_commit(self, store: BaseStore) -> None:
+        dead = self.claimed_run(store, lease=-1)
+        self.claimed_run(store, of=dead)
+        with pytest.raises(LeaseLost), transaction.atomic(using=store.database):
+            if not store.record_and_commit(dead, Succeeded(1)):
+                pytest.skip("this store records and commits in two requests")
+        assert self.stored(store, dead) == Stored("RUNNING")
+
     def test_success_and_a_takeover_exclude_each_other(self, store: BaseStore) -> None:
         late = self.claimed_run(store, lease=-1)
         claim = InThread(lambda: store.claim(self.new_run(store, of=late)))
