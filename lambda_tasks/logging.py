@@ -6,8 +6,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -105,17 +105,27 @@ class TaskLoggerAdapter(_Adapter):
             kwargs["extra"] = {**fields, **(kwargs.get("extra") or {})}
         return msg, kwargs
 
-    @contextmanager
-    def bound(self, message_id: str, fields: Callable[[], Fields] = lambda: _NONE) -> Iterator[None]:
+    def bound(self, message_id: str, fields: Callable[[], Fields] = lambda: _NONE) -> AbstractContextManager[None]:
         """Add `message_id` and the result of `fields` to every line that is logged inside of the `with` block.
 
         `fields` is called for each line.
         """
-        token = log_context.set((message_id, fields))
-        try:
-            yield
-        finally:
-            log_context.reset(token)
+        return _Bound(message_id, fields)
+
+
+class _Bound(AbstractContextManager[None]):
+    """What `bound()` returns. A class, since each task uses it, and a generator takes twice the time."""
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, *context: Any) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._token = log_context.set(self._context)
+
+    def __exit__(self, *exc_info: object) -> None:
+        log_context.reset(self._token)
 
 
 class SteadyLogger(TaskLoggerAdapter):

@@ -135,6 +135,15 @@ def _unregister_all() -> None:
             manager.unregister(plugin)
 
 
+def first(hook: Any, **details: Any) -> Any:
+    """Call a hook whose first value counts. If only the default plugin implements it, do so without pluggy."""
+    implementations = hook.get_hookimpls()
+    if len(implementations) == 1 and implementations[0].plugin_name == DEFAULT_PLUGIN:
+        only = implementations[0]
+        return only.function(*[details[name] for name in only.argnames])
+    return hook(**details)
+
+
 def notify(listener: Any, **details: Any) -> None:
     """Call every implementation of `listener`. An exception in one is logged, and the others are still called."""
     for implementation in reversed(listener.get_hookimpls()):

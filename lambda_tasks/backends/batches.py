@@ -166,7 +166,7 @@ class Rows:
         step = 1 if connections[database].vendor == "mysql" else len(keys)
         for start in range(0, len(keys), step):
             some = keys[start : start + step]
-            self._statements.run(_Deleting(len(some)), _numbered(some), using=database)
+            self._statements.run(_Deleting(len(some)), _numbered(some), connections[database])
 
     def settle(self, batch: Sending, database: str, held: Held) -> None:
         """Delete the sent messages, and store the errors of the others."""

@@ -52,7 +52,21 @@ def _kept_cursor(connection: BaseDatabaseWrapper) -> Any:
     connection.ensure_connection()
     driver, cursor = vars(connection).get(_KEPT, (None, None))
     if cursor is not None and driver is connection.connection:
-        return connection.make_cursor(cursor)
+        return cursor
     created = connection.cursor()
-    vars(connection)[_KEPT] = connection.connection, created.cursor
+    if connection.vendor == "sqlite":
+        created = _converting(connection, created)
+    vars(connection)[_KEPT] = connection.connection, created
     return created
+
+
+def _converting(connection: BaseDatabaseWrapper, created: Any) -> Any:
+    """Return a cursor that converts each statement once, or `created` if the backend's cursors are not Django's."""
+    # Loaded here, so that processes with another database do not load SQLite's backend.
+    from django.db.backends.sqlite3.base import SQLiteCursorWrapper
+
+    from lambda_tasks.database.sqlite_cursor import ConvertingCursor
+
+    if type(created.cursor) is not SQLiteCursorWrapper:
+        return created
+    return connection.make_cursor(connection.connection.cursor(factory=ConvertingCursor))

@@ -10,10 +10,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
-from uuid import UUID
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import CharField, DurationField, Field, IntegerField, JSONField, TextField, UUIDField, Value
+from django.utils.duration import duration_microseconds
+
+from lambda_tasks.recording.uuids import hexadecimal
 
 #: How the value of a slot begins that has none yet. It must not appear in SQL or in its parameters.
 MARK: Final = "lambda_tasks slot "
@@ -82,19 +84,14 @@ def _conversion(field: Field[Any, Any], connection: BaseDatabaseWrapper) -> Call
     types for JSON, numbers and durations.
     """
     if isinstance(field, UUIDField):
-        return None if connection.features.has_native_uuid_field else _hexadecimal
+        return None if connection.features.has_native_uuid_field else hexadecimal
     if isinstance(field, JSONField) and field.encoder is None and connection.vendor in _OWN_VENDORS:
         return json.dumps
-    if connection.vendor != "postgresql":
-        return None
     if isinstance(field, IntegerField):
-        return str
-    return _interval if isinstance(field, DurationField) else None
-
-
-def _hexadecimal(value: UUID | str) -> str:
-    """Return an id as Django stores it in a column of characters."""
-    return UUID(str(value)).hex
+        return str if connection.vendor == "postgresql" else int
+    if isinstance(field, DurationField):
+        return _interval if connection.vendor == "postgresql" else duration_microseconds
+    return None
 
 
 def _interval(value: timedelta) -> str:

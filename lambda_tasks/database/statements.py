@@ -18,7 +18,6 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from django.core.exceptions import ValidationError
-from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model, QuerySet
 from django.db.models.constants import OnConflict
@@ -106,10 +105,12 @@ class Statements:
         self._written: WeakKeyDictionary[BaseDatabaseWrapper, dict[object, Any]] = WeakKeyDictionary()
 
     def run(
-        self, writer: Callable[[BaseDatabaseWrapper], Statement | OrmCall], values: Mapping[str, Any], *, using: str
+        self,
+        writer: Callable[[BaseDatabaseWrapper], Statement | OrmCall],
+        values: Mapping[str, Any],
+        connection: BaseDatabaseWrapper,
     ) -> int:
         """Run the statement that `writer` compiles, from the cache if possible; return the number of affected rows."""
-        connection = connections[using]
         return self.of(writer, connection).run(connection, values)
 
     def of(self, writer: Callable[[BaseDatabaseWrapper], S], connection: BaseDatabaseWrapper) -> S:

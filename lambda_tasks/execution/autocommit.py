@@ -23,7 +23,7 @@ from lambda_tasks.execution.strangers import Watch
 from lambda_tasks.jobs import Run
 from lambda_tasks.limits.alarms import NoLimits, TimeLimits
 from lambda_tasks.outcomes import Succeeded
-from lambda_tasks.plugins import hooks
+from lambda_tasks.plugins import first, hooks
 from lambda_tasks.strategies import get_store
 
 #: A statement that does nothing. The answer contains the state of the session.
@@ -41,7 +41,7 @@ def run_in_autocommit(attempt: Attempt, limits: TimeLimits | NoLimits) -> None:
     failpoints.reached("task:enter")
     try:
         with Watch(run, limits), limits.armed():
-            result = hooks().lambda_task_call(run=run)
+            result = first(hooks().lambda_task_call, run=run)
     except BaseException as error:
         lost = connection_lost(run.database, error, connection.connection)
         left = _close_left_open(before)

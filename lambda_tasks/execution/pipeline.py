@@ -45,7 +45,7 @@ from lambda_tasks.limits import watchdog
 from lambda_tasks.limits.alarms import KILL_GRACE, WATCHDOG_DELAY, HardTimeLimitExceeded, NoLimits, TimeLimits
 from lambda_tasks.logging import FAILED_FIELDS, Fields, run_logger, task_logger, trace_id
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry, Skipped, Succeeded, Wait
-from lambda_tasks.plugins import hooks, notify
+from lambda_tasks.plugins import first, hooks, notify
 from lambda_tasks.recording.storable import printable
 from lambda_tasks.recording.tracebacks import begin_at_task, dropped_text
 from lambda_tasks.sending.outgoing import NotedNames
@@ -323,7 +323,7 @@ def transact(attempt: Attempt, limits: TimeLimits | NoLimits) -> None:
         attempt.stage = Stage.CALL
         guard = Guard(connection, run.task_name)
         with guard, Watch(run, limits), limits.armed():
-            result = hooks().lambda_task_call(run=run)
+            result = first(hooks().lambda_task_call, run=run)
         guard.ensure_unbroken()  # before RECORD: an error that the task has swallowed belongs to its CALL stage
         attempt.stage = Stage.RECORD
         failpoints.reached("task:leave")

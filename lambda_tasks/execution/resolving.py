@@ -10,7 +10,7 @@ from lambda_tasks import registry
 from lambda_tasks.database.errors import close_broken_connections
 from lambda_tasks.exceptions import Redeliver
 from lambda_tasks.limits.alarms import KILL_GRACE, TimeLimits
-from lambda_tasks.plugins import hooks
+from lambda_tasks.plugins import first, hooks
 from lambda_tasks.settings import app_settings
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def resolve(task_name: str, deadline: float | None = None) -> Task:
 
 
 def _resolve_with_hooks(task_name: str) -> Task:
-    return hooks().lambda_task_resolve(task_name=task_name)  # type: ignore[return-value]  # the default never returns None
+    return first(hooks().lambda_task_resolve, task_name=task_name)  # type: ignore[no-any-return]  # the default never returns None
 
 
 def _shortened(soft: float, hard: float, deadline: float | None) -> tuple[float, float]:

@@ -35,6 +35,16 @@ WATCHDOG_DELAY: Final = 1.0
 #: Seconds by which an alarm is postponed that arrives while this module's own code runs.
 _POSTPONE: Final = 0.005
 
+try:
+    # The public `signal.signal()` also converts the result to an enum, by an exception if it is a function. That took
+    # a task 40,000 of 1,210,000 instructions on Python 3.11.
+    from _signal import signal as _set_handler  # type: ignore[import-not-found]
+except ImportError:  # another implementation of Python
+    _set_handler = signal.signal
+
+#: As integers, which is how `_signal` has them.
+_DEFAULT_HANDLER: Final = int(signal.SIG_DFL)
+
 
 class SoftTimeLimitExceeded(Exception):
     """Raised once inside a task when its soft timeout expires. The task may catch it to clean up."""
@@ -256,8 +266,8 @@ class _Armed:
         if limits._active:
             limits._owner = sys._getframe(1) if self._spare_caller else None
             limits._armed = True
-            # A limit that expired before, for example during BEGIN, raises now.
-            limits._set_next_alarm()
+            if limits.seconds_left <= 0:  # it expired before, for example during BEGIN, and raises now
+                limits._set_next_alarm()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
@@ -278,7 +288,7 @@ class _OuterAlarm:
 
     def __init__(
         self,
-        handler: Callable[[int, FrameType | None], object] | int | None = signal.SIG_DFL,
+        handler: Callable[[int, FrameType | None], object] | int | None = _DEFAULT_HANDLER,
         due: float | None = None,
         interval: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
@@ -292,7 +302,7 @@ class _OuterAlarm:
     def replace(cls, handler: Callable[[int, FrameType | None], object], clock: Callable[[], float]) -> _OuterAlarm:
         """Stop the timer, and have `handler` handle the next alarms. Return what was set before."""
         left, interval = signal.setitimer(signal.ITIMER_REAL, 0)
-        before = signal.signal(signal.SIGALRM, handler)
+        before = _set_handler(signal.SIGALRM, handler)
         return cls(before, clock() + left if left else None, interval, clock)
 
     def seconds_left(self) -> float:
@@ -305,7 +315,7 @@ class _OuterAlarm:
             self._handler(signum, frame)
 
     def restore(self) -> None:
-        signal.signal(signal.SIGALRM, self._handler if self._handler is not None else signal.SIG_DFL)
+        _set_handler(signal.SIGALRM, self._handler if self._handler is not None else _DEFAULT_HANDLER)
         if self._due is not None:
             signal.setitimer(signal.ITIMER_REAL, max(self.seconds_left(), _POSTPONE), self._interval)
 

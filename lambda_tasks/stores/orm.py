@@ -13,6 +13,7 @@ from uuid import UUID
 
 from django.core.checks import CheckMessage, Warning
 from django.db import IntegrityError, connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Q, QuerySet
 
 from lambda_tasks import failpoints
@@ -111,9 +112,10 @@ class ORMStore(BaseStore):
         if existing is None:
             if refused := self._end_predecessor(run):
                 return refused
+            connection = connections[run.database]
             try:
-                with self._savepoint_in_transaction(run):
-                    self._insert(run)
+                with _savepoint_in_transaction(connection):
+                    self._insert(run, connection)
                 return Claimed()
             except IntegrityError:
                 existing = self._read(run)
@@ -280,15 +282,9 @@ class ORMStore(BaseStore):
         """Return the record only while the run holds its claim: this is the fence."""
         return held(run.database, run.message_id, run.claim)
 
-    def _savepoint_in_transaction(self, run: Run) -> AbstractContextManager[Any]:
-        """Open a savepoint in an open transaction, as in eager mode, so that a refused INSERT does not break it."""
-        if connections[run.database].in_atomic_block:
-            return transaction.atomic(using=run.database)
-        return nullcontext()
-
-    def _insert(self, run: Run) -> None:
+    def _insert(self, run: Run, connection: BaseDatabaseWrapper) -> None:
         self._statements.run(
-            claiming if self._must_last(run) else claiming_asynchronously,
+            claiming if self._must_last(run, connection) else claiming_asynchronously,
             {
                 "id": run.message_id,
                 "task_name": run.task_name,
@@ -299,14 +295,13 @@ class ORMStore(BaseStore):
                 "claim": run.claim,
                 "lease": timedelta(seconds=run.lease),
             },
-            using=run.database,
+            connection,
         )
 
-    def _must_last(self, run: Run) -> bool:
+    def _must_last(self, run: Run, connection: BaseDatabaseWrapper) -> bool:
         """Return whether the claim must survive a crash of the database server."""
         if self._durable_claims or run.task.on_crash == "fail":
             return True
-        connection = connections[run.database]
         # In the caller's transaction, as in eager mode, the setting would apply to the caller's COMMIT.
         in_transaction = connection.in_atomic_block or not connection.get_autocommit()
         return in_transaction or not takes_several_statements(connection)
@@ -443,4 +438,9 @@ class ORMStore(BaseStore):
     def _end(self, run: Run, status: str, **columns: Any) -> int:
         values = {"id": run.message_id, "claim": run.claim, "status": status, **columns}
         statement = ending_with_reason if "reason" in columns else ending
-        return self._statements.run(statement, values, using=run.database)
+        return self._statements.run(statement, values, connections[run.database])
+
+
+def _savepoint_in_transaction(connection: BaseDatabaseWrapper) -> AbstractContextManager[Any]:
+    """Open a savepoint in an open transaction, as in eager mode, so that a refused INSERT does not break it."""
+    return transaction.atomic(using=connection.alias) if connection.in_atomic_block else nullcontext()

@@ -7,6 +7,8 @@ import threading
 import time
 import uuid
 
+from lambda_tasks.recording.uuids import is_canonical
+
 # The namespace of derived ids: those of retries, and those that replace foreign ids that are not UUIDs.
 _NAMESPACE = uuid.UUID("b0cfa6c4-8a54-5d6e-9b1f-5b6a1f6c2d10")
 # The namespace of invocations by a schedule. Foreign ids are strings of others, and must not lead to the same ids.
@@ -44,6 +46,12 @@ def new_message_id() -> str:
     milliseconds, fraction = moment >> 12, moment & 0xFFF
     chance = int.from_bytes(os.urandom(8), "big") & (2**62 - 1)
     digits = f"{milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | chance:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def new_token() -> str:
+    """Return 128 random bits from the operating system, written like a UUID. Two never are the same."""
+    digits = os.urandom(16).hex()
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
@@ -97,6 +105,8 @@ def canonical_id(raw: str) -> str:
     A UUID is returned in lower case with dashes. Any other string, such as the `messageId` of some SQS emulators, is
     converted to a UUIDv5. The same string always gives the same UUID.
     """
+    if is_canonical(raw):
+        return raw
     try:
         return str(uuid.UUID(raw))
     except ValueError:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import IntegrityError, connections, transaction
+from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 from django.test.utils import CaptureQueriesContext
 
 from lambda_tasks.database.cursors import execute
+from lambda_tasks.models import TaskRecord
 
 INSERT = (
     "INSERT INTO lambda_tasks_taskrecord (id, task_name, kwargs, status, n_retries) VALUES (%s, 'a.b', '{}', 'X', 0)"
@@ -22,7 +24,7 @@ committing = pytest.mark.databases(transaction=True)
 
 
 def kept(database: str) -> Any:
-    """Return the driver's cursor that the connection keeps, or None."""
+    """Return the cursor that the connection keeps, or None."""
     _, cursor = vars(connections[database]).get("_lambda_tasks_cursor", (None, None))
     return cursor
 
@@ -120,3 +122,53 @@ class TestConnections:
         monkeypatch.setattr(connection, "is_usable", lambda: False)
         assert execute(connection, INSERT, [SECOND]) == 1
         assert connection.connection is not first
+
+
+@pytest.mark.databases("sqlite")
+class TestConversion:
+    """Django converts the placeholders of each statement for SQLite; a kept cursor does so once for each of them."""
+
+    @pytest.fixture(autouse=True)
+    def converted(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        converted, convert = [], SQLiteCursorWrapper.convert_query
+
+        def noting(self: SQLiteCursorWrapper, query: str, **options: Any) -> str:
+            converted.append(query)
+            return str(convert(self, query, **options))
+
+        monkeypatch.setattr(SQLiteCursorWrapper, "convert_query", noting)
+        return converted
+
+    def test_statement_is_converted_once(self, database: str, converted: list[str]) -> None:
+        for key in (FIRST, SECOND):
+            assert execute(connections[database], INSERT, [key]) == 1
+        assert converted == [INSERT]
+
+    def test_percent_signs_and_placeholders_are_those_of_django(self, database: str) -> None:
+        connection = connections[database]
+        execute(connection, INSERT, [FIRST])
+        for _ in range(2):
+            changed = "UPDATE lambda_tasks_taskrecord SET task_name = '100%%' WHERE id = %s"
+            assert execute(connection, changed, [FIRST]) == 1
+        assert TaskRecord.objects.using(database).values_list("task_name", flat=True).get() == "100%"
+
+    def test_parameters_by_name_are_converted_as_by_django(self, database: str) -> None:
+        deletion = "DELETE FROM lambda_tasks_taskrecord WHERE id = %(id)s"
+        execute(connections[database], INSERT, [FIRST])
+        kept(database).execute(deletion, {"id": FIRST})
+        assert not TaskRecord.objects.using(database).exists()
+
+    def test_cursor_remembers_few_statements(self, database: str) -> None:
+        connection = connections[database]
+        for number in range(100):
+            execute(connection, f"DELETE FROM lambda_tasks_taskrecord WHERE id = %s AND n_retries = {number}", [FIRST])
+        assert len(kept(database).cursor._converted) <= 32
+
+    def test_cursor_of_another_backend_is_unchanged(self, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Other(SQLiteCursorWrapper):
+            """The cursor of a backend that is derived from Django's."""
+
+        connection = connections[database]
+        monkeypatch.setattr(connection, "create_cursor", lambda name=None: connection.connection.cursor(factory=Other))
+        execute(connection, INSERT, [FIRST])
+        assert type(kept(database).cursor) is Other

@@ -7,8 +7,10 @@ a default, so a change of them would pass unnoticed. docs/architecture.md lists 
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 import resource
+import signal
 import sqlite3
 import sys
 import threading
@@ -23,6 +25,7 @@ import pytest
 from django.core.cache import caches
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 from django.db.utils import ConnectionHandler
 from django.test import TestCase
 
@@ -30,6 +33,7 @@ from lambda_tasks.contrib import postgres as postgres_plugin
 from lambda_tasks.database import errors, guards
 from lambda_tasks.database.errors import is_conflict, is_lock_timeout
 from lambda_tasks.database.infrastructure import is_infrastructure, is_read_only
+from lambda_tasks.limits import alarms
 from lambda_tasks.models import TaskRecord
 from tests import services
 from tests.conftest import Sqs
@@ -90,6 +94,8 @@ TOKEN: Final = private("token", "locks/cache.py")
 TABLE: Final = private("_table", DJANGO)
 CACHE: Final = private("_cache", DJANGO)
 IN_MEMORY: Final = private("is_in_memory_db", "database/aside.py")
+CONVERT_QUERY: Final = private("convert_query", "database/sqlite_cursor.py")
+SET_HANDLER: Final = private("_signal", "limits/alarms.py")
 
 
 @pytest.mark.once
@@ -129,6 +135,29 @@ class TestBlocksOfTestCase(TestCase):
             with transaction.atomic(using=alias), transaction.atomic(using=alias):
                 marks = [FROM_TESTCASE.of(block) for block in connections[alias].atomic_blocks]
             assert marks == [True, True, False, False], FROM_TESTCASE
+
+
+@pytest.mark.once
+def test_query_for_sqlite_depends_only_on_its_text() -> None:
+    with closing(sqlite3.connect(":memory:")) as driver:
+        one, other = (driver.cursor(factory=SQLiteCursorWrapper) for _ in range(2))
+        sql = "SELECT '100%%', %s"
+        assert CONVERT_QUERY.of(one)(sql) == CONVERT_QUERY.of(other)(sql) == "SELECT '100%', ?", CONVERT_QUERY
+        assert one.execute(sql, [7]).fetchone() == ("100%", 7)
+
+
+@pytest.mark.once
+def test_handler_is_set_by_the_module_in_c() -> None:
+    """It returns the handler itself, and for the default and for ignoring a signal an integer."""
+    c_module = importlib.import_module(SET_HANDLER.name)
+    assert alarms._set_handler is c_module.signal, SET_HANDLER
+    outer = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    try:
+        assert c_module.signal(signal.SIGALRM, print) == int(signal.SIG_IGN), SET_HANDLER
+        assert c_module.signal(signal.SIGALRM, int(signal.SIG_DFL)) is print, SET_HANDLER
+        assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL, SET_HANDLER
+    finally:
+        signal.signal(signal.SIGALRM, outer)
 
 
 @on_each_database

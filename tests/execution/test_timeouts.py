@@ -19,6 +19,7 @@ from lambda_tasks.limits.alarms import (
     SoftTimeLimitExceeded,
     TimeLimits,
     TimeoutContext,
+    _OuterAlarm,
 )
 
 
@@ -185,6 +186,24 @@ class TestOuterAlarm:
             assert 390 < left <= 400
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+    @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None])
+    def test_handler_of_before_is_restored(self, before: Any) -> None:
+        outer = signal.signal(signal.SIGALRM, before)
+        try:
+            with TimeoutContext(soft_timeout=50, hard_timeout=60):
+                assert signal.getsignal(signal.SIGALRM) != before
+            assert signal.getsignal(signal.SIGALRM) == before
+        finally:
+            signal.signal(signal.SIGALRM, outer)
+
+    def test_handler_of_c_code_becomes_the_default(self) -> None:
+        outer = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        try:
+            _OuterAlarm(handler=None).restore()  # what C code had set before Python started
+            assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+        finally:
+            signal.signal(signal.SIGALRM, outer)
 
     def test_outer_alarm_due_inside_goes_off_inside(self, clock: Clock) -> None:
         calls = []

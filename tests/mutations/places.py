@@ -14,8 +14,8 @@ MUTATIONS: Final = (
     Mutation(
         "the database of a record changes during a run",
         "stores/orm.py",
-        "        return self._statements.run(statement, values, using=run.database)",
-        "        return self._statements.run(statement, values, using=self.database)",
+        "        return self._statements.run(statement, values, connections[run.database])",
+        "        return self._statements.run(statement, values, connections[self.database])",
         TENANTS,
     ),
     Mutation(
