@@ -22,7 +22,7 @@ from django.db import InterfaceError, OperationalError, connections
 from lambda_tasks import failpoints, maintenance, registry
 from lambda_tasks.apps import enable_loggers
 from lambda_tasks.database.errors import drain_pool, end_session, refuse_manual_commits
-from lambda_tasks.database.private_names import had_errors
+from lambda_tasks.database.private_names import had_errors, initialized_connections
 from lambda_tasks.exceptions import InvalidMessage, Redeliver, UnknownTask
 from lambda_tasks.execution import pipeline, resolving
 from lambda_tasks.execution.backoff import foreign_pause, handed_back_pause, outage_pause
@@ -377,7 +377,7 @@ def close_stale_connections() -> None:
 
 def close_doubtful_connections() -> None:
     """Close the unusable ones of the connections that a run has left with an error or without autocommit."""
-    for connection in connections.all(initialized_only=True):
+    for connection in initialized_connections():
         if connection.connection is None or connection.in_atomic_block:
             continue
         if had_errors(connection) or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ def commits_itself(connection: BaseDatabaseWrapper) -> bool:
     """
     unchanged = "commit" not in vars(connection) and type(connection).commit is BaseDatabaseWrapper.commit
     return unchanged and hasattr(connection.connection, "pgconn")
+
+
+def initialized_connections() -> list[BaseDatabaseWrapper]:
+    """Return what `connections.all(initialized_only=True)` returns, in a third of its time, since each message asks."""
+    initialized = connections._connections  # type: ignore[attr-defined]
+    return [each for alias in connections.settings if (each := getattr(initialized, alias, None)) is not None]
 
 
 # MySQL and MariaDB

@@ -111,7 +111,7 @@ class TimeLimits:
         self._owner: FrameType | None = None
         self._active = False
         self._deliver: Callable[[BaseException], object] | None = None
-        self._outer = _OuterAlarm()
+        self._outer = _NO_ALARM
         self._outer_limits: TimeLimits | None = None
 
     def __enter__(self) -> TimeLimits:
@@ -318,6 +318,10 @@ class _OuterAlarm:
         _set_handler(signal.SIGALRM, self._handler if self._handler is not None else _DEFAULT_HANDLER)
         if self._due is not None:
             signal.setitimer(signal.ITIMER_REAL, max(self.seconds_left(), _POSTPONE), self._interval)
+
+
+#: The alarm of limits that are not entered yet.
+_NO_ALARM: Final = _OuterAlarm()
 
 
 class TimeoutContext:

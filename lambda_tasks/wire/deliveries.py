@@ -29,6 +29,8 @@ class Delivery:
     """One message of an event."""
 
     record: Mapping[str, Any] = field(repr=False)
+    #: The attributes that SQS itself has added to the message.
+    system: Mapping[str, Any] = field(repr=False)
     #: SQS's own id, which identifies the message in the response to Lambda.
     raw_id: str
     receives: int
@@ -43,9 +45,11 @@ class Delivery:
         raw_id = record.get("messageId") if isinstance(record, Mapping) else None
         if not isinstance(raw_id, str) or not raw_id:
             raise InvalidEvent("A record of the event has no messageId. The whole batch stays on the queue.")
-        texts = _text_attributes(record)
+        texts = _text_attributes(record.get("messageAttributes"))
         message_id = ids.canonical_id(texts.get(MESSAGE_ID_ATTRIBUTE) or raw_id)
-        return cls(record, raw_id, _number(_system(record, "ApproximateReceiveCount")) or 1, texts, message_id)
+        system = record.get("attributes")
+        system = system if isinstance(system, dict) else {}
+        return cls(record, system, raw_id, _number(system.get("ApproximateReceiveCount")) or 1, texts, message_id)
 
     @property
     def shown_id(self) -> str:
@@ -75,13 +79,13 @@ class Delivery:
     @property
     def sent_at(self) -> float | None:
         """When SQS accepted this message, in seconds since 1970; None if that is unknown."""
-        milliseconds = _number(_system(self.record, "SentTimestamp"))
+        milliseconds = _number(self.system.get("SentTimestamp"))
         return None if milliseconds is None else milliseconds / 1000
 
     @property
     def first_sent(self) -> float | None:
         """When SQS accepted the first invocation of the chain, in seconds since 1970; None if that is unknown."""
-        milliseconds = _number(self.texts.get(FIRST_SENT_ATTRIBUTE)) or _number(_system(self.record, "SentTimestamp"))
+        milliseconds = _number(self.texts.get(FIRST_SENT_ATTRIBUTE)) or _number(self.system.get("SentTimestamp"))
         return None if milliseconds is None else milliseconds / 1000
 
     @property
@@ -98,7 +102,7 @@ class Delivery:
     @property
     def group(self) -> str | None:
         """The message group; None without one."""
-        for group in (_system(self.record, "MessageGroupId"), self.texts.get(GROUP_ATTRIBUTE)):
+        for group in (self.system.get("MessageGroupId"), self.texts.get(GROUP_ATTRIBUTE)):
             if is_group(group):
                 return str(group)
         return None
@@ -130,21 +134,14 @@ def deliveries(event: object) -> list[Delivery]:
     return list(found.values())
 
 
-def _text_attributes(record: Mapping[str, Any]) -> dict[str, str]:
-    attributes = record.get("messageAttributes")
-    if not isinstance(attributes, Mapping):
+def _text_attributes(attributes: object) -> dict[str, str]:
+    if not isinstance(attributes, dict):
         return {}
     return {
         name: value
         for name, attribute in attributes.items()
-        if isinstance(attribute, Mapping) and isinstance(value := attribute.get("stringValue"), str) and value
+        if isinstance(attribute, dict) and isinstance(value := attribute.get("stringValue"), str) and value
     }
-
-
-def _system(record: Mapping[str, Any], name: str) -> object:
-    """Return one of the attributes that SQS itself adds to a message."""
-    attributes = record.get("attributes")
-    return attributes.get(name) if isinstance(attributes, Mapping) else None
 
 
 def _number(text: object) -> int | None:

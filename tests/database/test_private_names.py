@@ -33,6 +33,7 @@ from lambda_tasks.contrib import postgres as postgres_plugin
 from lambda_tasks.database import errors, guards
 from lambda_tasks.database.errors import is_conflict, is_lock_timeout
 from lambda_tasks.database.infrastructure import is_infrastructure, is_read_only
+from lambda_tasks.database.private_names import initialized_connections
 from lambda_tasks.limits import alarms
 from lambda_tasks.models import TaskRecord
 from tests import services
@@ -96,6 +97,7 @@ CACHE: Final = private("_cache", DJANGO)
 IN_MEMORY: Final = private("is_in_memory_db", "database/aside.py")
 CONVERT_QUERY: Final = private("convert_query", "database/sqlite_cursor.py")
 SET_HANDLER: Final = private("_signal", "limits/alarms.py")
+CONNECTIONS: Final = private("_connections", DJANGO)
 
 
 @pytest.mark.once
@@ -135,6 +137,14 @@ class TestBlocksOfTestCase(TestCase):
             with transaction.atomic(using=alias), transaction.atomic(using=alias):
                 marks = [FROM_TESTCASE.of(block) for block in connections[alias].atomic_blocks]
             assert marks == [True, True, False, False], FROM_TESTCASE
+
+
+@pytest.mark.databases("sqlite")
+def test_initialized_connections_are_those_of_django(database: str) -> None:
+    handler = ConnectionHandler({"default": connections.settings[database], "other": connections.settings[database]})
+    assert not hasattr(CONNECTIONS.of(handler), "other"), CONNECTIONS
+    assert handler["other"] is CONNECTIONS.of(handler).other is handler.all(initialized_only=True)[0], CONNECTIONS
+    assert initialized_connections() == connections.all(initialized_only=True), CONNECTIONS
 
 
 @pytest.mark.once

@@ -41,7 +41,7 @@ MUTATIONS: Final = (
     Mutation(
         "the group of another program is not read",
         "wire/deliveries.py",
-        '(_system(self.record, "MessageGroupId"), self.texts.get(GROUP_ATTRIBUTE))',
+        '(self.system.get("MessageGroupId"), self.texts.get(GROUP_ATTRIBUTE))',
         "(self.texts.get(GROUP_ATTRIBUTE),)",
         SENDING,
     ),
