@@ -256,7 +256,7 @@ class Run:
     #: Whether it runs inside a transaction of the caller, as in eager mode and in Django's TestCase.
     nested: bool = False
     #: The token that identifies this run's claim. Every write of the store compares it.
-    claim: str = field(default_factory=ids.new_token, repr=False)
+    claim: str = field(default_factory=ids.new_message_id, repr=False)
     #: The number of workers that died earlier while they ran the invocation.
     takeovers: int = 0
     #: Seconds since the invocation began to wait for its lock; 0 if it did not wait.

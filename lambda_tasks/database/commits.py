@@ -67,11 +67,45 @@ def before_commit(connection: BaseDatabaseWrapper, action: Callable[[BaseDatabas
     own = vars(connection).get("commit")  # other code may have wrapped it, on this connection or on the class
     if own is not None and own is getattr(connection, _WRAPPED, None):
         return
+    wrapped: Any = connection
+    wrapped.commit = _CommitAfterAction(connection, action, own)
+    setattr(connection, _WRAPPED, wrapped.commit)
 
-    def commit_after_action() -> None:
+
+def act_before_commit(connection: BaseDatabaseWrapper) -> bool:
+    """Do now what must precede COMMIT, so that the caller may commit in a statement of its own.
+
+    Return False, and do nothing, if other code has replaced `commit()`: it may run statements of its own there. The
+    later `commit()` of this transaction calls the action again.
+    """
+    own, ours = vars(connection).get("commit"), getattr(connection, _WRAPPED, None)
+    if own is None:
+        return type(connection).commit is BaseDatabaseWrapper.commit
+    if own is not ours or not ours.is_alone:
+        return False
+    ours.action(connection)
+    return True
+
+
+class _CommitAfterAction:
+    """What `before_commit()` sets as `commit()` of a connection; `inner` is what other code had set."""
+
+    def __init__(
+        self,
+        connection: BaseDatabaseWrapper,
+        action: Callable[[BaseDatabaseWrapper], object],
+        inner: Callable[[], object] | None,
+    ) -> None:
+        self.action = action
+        self.is_alone = inner is None and type(connection).commit is BaseDatabaseWrapper.commit
+        self._connection = connection
+        self._inner = inner
+
+    def __call__(self) -> None:
+        connection = self._connection
         if not connection.in_atomic_block:  # otherwise Django refuses to commit
             try:
-                action(connection)
+                self.action(connection)
             except DatabaseError:
                 raise  # Django rolls back
             except BaseException:
@@ -81,14 +115,10 @@ def before_commit(connection: BaseDatabaseWrapper, action: Callable[[BaseDatabas
                 except Error:
                     connection.close()
                 raise
-        if own is None:
+        if self._inner is None:
             type(connection).commit(connection)
         else:
-            own()
-
-    wrapped: Any = connection
-    wrapped.commit = commit_after_action
-    setattr(connection, _WRAPPED, commit_after_action)
+            self._inner()
 
 
 def rescue_callbacks(connection: BaseDatabaseWrapper, action: Callable[[list[Any], BaseException], object]) -> None:

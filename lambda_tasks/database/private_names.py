@@ -62,13 +62,12 @@ def had_errors(connection: BaseDatabaseWrapper) -> bool:
     return bool(connection.errors_occurred)
 
 
-def commits_itself(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether `commit()` is Django's own, and does nothing if the session has committed before.
+def commits_once(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether Django's `commit()` does nothing if the session has already committed.
 
     That is so with psycopg 3. psycopg2 would send another COMMIT.
     """
-    unchanged = "commit" not in vars(connection) and type(connection).commit is BaseDatabaseWrapper.commit
-    return unchanged and hasattr(connection.connection, "pgconn")
+    return hasattr(connection.connection, "pgconn")
 
 
 def initialized_connections() -> list[BaseDatabaseWrapper]:

@@ -10,7 +10,8 @@ from django.db import DataError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from lambda_tasks import failpoints
-from lambda_tasks.database.private_names import commits_itself
+from lambda_tasks.database.commits import act_before_commit
+from lambda_tasks.database.private_names import commits_once
 from lambda_tasks.database.statements import OrmCall, Statement, Statements
 from lambda_tasks.exceptions import LeaseLost
 from lambda_tasks.jobs import Run
@@ -51,14 +52,15 @@ def end_and_commit(
 ) -> bool:
     """Record the SUCCESS of `run` and commit. Return False, and do nothing, where that takes two requests.
 
-    That is so if other code may run something before COMMIT. It is also so if the session has already ended: a session
-    that the task has cost is counted, and one that is lost during COMMIT is not.
+    That is so if other code may run something before COMMIT; the outbox has its messages written here. It is also so if
+    the session has already ended: a session that the task has cost is counted, and one that is lost during COMMIT is
+    not.
     """
-    if not (takes_several_statements(connection) and commits_itself(connection)) or _has_news(connection.connection):
+    if not (takes_several_statements(connection) and commits_once(connection)) or _has_news(connection.connection):
         return False
     writer = ending_and_committing if reason is None else ending_with_reason_and_committing
     statement = statements.of(writer, connection)
-    if isinstance(statement, OrmCall):
+    if isinstance(statement, OrmCall) or not act_before_commit(connection):
         return False
     values = {"id": run.message_id, "claim": run.claim, "status": TaskStatus.SUCCESS, "traceback": None}
     if reason is not None:

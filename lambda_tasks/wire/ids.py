@@ -49,12 +49,6 @@ def new_message_id() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def new_token() -> str:
-    """Return 128 random bits from the operating system, written like a UUID. Two never are the same."""
-    digits = os.urandom(16).hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
 def retry_id(root_id: str, n_retries: int) -> str:
     """Return the id of the `n_retries`-th retry of `root_id`. The same arguments always give the same id.
 

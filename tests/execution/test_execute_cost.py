@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
@@ -25,9 +25,10 @@ from lambda_tasks.models import TaskRecord
 from lambda_tasks.strategies import get_backend
 from tests.app.models import Effect
 from tests.calls import counted
+from tests.courier import COURIER, OUTBOX, note
 
 #: The most function calls of a plain task, a few more than it needs. Databases convert and guard in different ways.
-MOST_CALLS = {"sqlite": 286, "postgresql": 265, "mysql": 268}
+MOST_CALLS = {"sqlite": 263, "postgresql": 249, "mysql": 248}
 PLAIN = ["INSERT", "BEGIN", "UPDATE", "COMMIT"]
 #: The requests to PostgreSQL: the UPDATE is a part of a query, and COMMIT is sent with it.
 REQUESTS = ["INSERT", "BEGIN", "WITH"]
@@ -206,6 +207,16 @@ class TestWire:
         assert asked == REQUESTS * 10
         assert set(TaskRecord.objects.using(database).values_list("status", flat=True)) == {"SUCCESS"}
 
+    def test_outbox_costs_no_request_without_messages(self, database: str, records: Any, tmp_path: Path) -> None:
+        batch = records(do_nothing, times=3)
+        outbox = {"BACKEND": OUTBOX, "OPTIONS": {"transport": COURIER, "databases": [database]}}
+        with override_settings(LAMBDA_TASKS_BACKEND=outbox):
+            with transaction.atomic(using=database):  # from now on, the connection's commit() writes the outbox
+                note.using(database=database).execute_on_commit(number=1)
+            with wire(database, tmp_path / "trace") as asked:
+                handler({"Records": batch}, None)
+        assert [request for request in asked if request != "SELECT"] == REQUESTS * 3
+
     def test_health_check_is_one_statement_per_batch(
         self, database: str, records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -237,7 +248,9 @@ class TestCalls:
         or per task definition, or only for the tasks that ask for it.
         """
         # Without those of other tests, each of which is looked at before a message.
-        monkeypatch.setattr(connections, "all", lambda **_: [connections[database]])
+        only = [connections[database]]
+        monkeypatch.setattr(connections, "all", lambda **_: only)
+        monkeypatch.setattr("lambda_tasks.handler.initialized_connections", lambda: only)
         for wrapped in ("commit", "run_and_clear_commit_hooks"):  # by a test that has enqueued tasks
             monkeypatch.delitem(vars(connections[database]), wrapped, raising=False)
         first, batch = records(do_nothing, times=10), records(do_nothing, times=10)

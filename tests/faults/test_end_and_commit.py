@@ -11,9 +11,10 @@ from django.db import connections, transaction
 from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.execution.pipeline import MAX_RERUNS
+from lambda_tasks.models import OutboxMessage
 from lambda_tasks.outcomes import Outcome
 from lambda_tasks.stores.orm import ORMStore
-from lambda_tasks.strategies import get_store
+from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.testing.contracts.crowd import InThread
 from tests.courier import note, rows, use_outbox
 from tests.faults.proxy import Proxy, Strike
@@ -137,16 +138,74 @@ def test_lost_answer_is_settled_by_the_record(proxy: Proxy, strike: Strike) -> N
 def test_messages_of_the_outbox_are_written_before_commit(database: str, settings: Any, requests: list[str]) -> None:
     message = message_of(leave_and_note, name="a")
     use_outbox(settings, database).away.add("default")
-    assert deliver(message) == []
-    assert ends_alone(requests)
-    assert (names(), statuses(), len(rows(database))) == (["a"], ["SUCCESS"], 1)
-    # From now on, the connection has a commit() that writes to the outbox.
-    requests.clear()
-    records().all().delete()
+    for _ in range(2):  # at the second delivery, the connection already has a commit() that writes to the outbox
+        requests.clear()
+        assert deliver(message) == []
+        written = [sql for sql in requests if "lambda_tasks_outboxmessage" in sql]
+        assert not ends_alone(requests)
+        assert written[0].startswith("INSERT")
+        assert requests.index(written[0]) < next(i for i, sql in enumerate(requests) if sql.endswith("; COMMIT"))
+        assert (statuses(), len(rows(database))) == (["SUCCESS"], 1)
+        records().all().delete()
+        OutboxMessage.objects.using(database).all().delete()
     with at_commit("RAISE EXCEPTION 'refused'"):
         assert deliver(message) == []
-    assert not any(sql.endswith("COMMIT") for sql in requests)
-    assert (names(), statuses(), len(rows(database))) == (["a"], ["FAILED"], 1)
+    assert (statuses(), len(rows(database))) == (["FAILED"], 0)
+
+
+@pytest.mark.parametrize("loss", [take_over, delete_record, end_elsewhere])
+def test_lost_claim_rolls_messages_of_the_outbox_back(
+    database: str, settings: Any, requests: list[str], loss: Callable[[], object]
+) -> None:
+    message = message_of(leave_and_note, name="a")
+    courier = use_outbox(settings, database)
+    meanwhile["a"] = loss
+    assert deliver(message) == ids_of([message])
+    assert not ends_alone(requests)
+    assert (names(), rows(database), courier.sent) == ([], [], [])
+
+
+def test_error_of_the_outbox_is_the_tasks_own(database: str, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = message_of(leave_and_note, name="a")
+    use_outbox(settings, database)
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise LookupError("the outbox refuses it")
+
+    monkeypatch.setattr(type(get_backend()), "keep", refuse)
+    assert deliver(message) == []
+    assert (names(), statuses(), len(rows(database))) == ([], ["FAILED"], 0)
+    assert "the outbox refuses it" in records().get().traceback
+    assert connections[database].in_atomic_block is False
+
+
+def test_foreign_commit_is_called(database: str, settings: Any, requests: list[str]) -> None:
+    """Other code may run a statement of its own before COMMIT: around the library's `commit()`, or inside of it."""
+    connection: Any = connections[database]
+    inside, around = (message_of(leave_and_note, name=name) for name in ("inside", "around"))
+    use_outbox(settings, database).away.add("default")
+    called: list[int] = []
+
+    def wrapped(commit: Callable[[], None]) -> Callable[[], None]:
+        def counting() -> None:
+            called.append(len(rows(database)))
+            commit()
+
+        return counting
+
+    vars(connection).pop("commit", None)
+    connection.commit = wrapped(connection.commit)
+    try:
+        assert deliver(inside) == []
+        assert ends_alone(requests)
+        requests.clear()
+        connection.commit = wrapped(connection.commit)
+        assert deliver(around) == []
+        assert ends_alone(requests)
+    finally:
+        vars(connection).pop("commit", None)
+    assert set(called) == {1, 2}
+    assert (names(), statuses(), len(rows(database))) == (["inside", "around"], ["SUCCESS"] * 2, 2)
 
 
 def test_subclass_with_its_own_method_is_called(
