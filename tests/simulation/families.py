@@ -90,7 +90,7 @@ def _that_must_run(world: World, number: int, family: Family, chains: Chains) ->
 def _started_after_cancelling(world: World, number: int, flow: TaskFlow, chains: Chains) -> Iterator[Violation]:
     """Yield the tasks that have started although their chain or group was cancelled before."""
     cancelled_at = flow.cancelled_at
-    if cancelled_at is None or number not in world.cancelled_calmly:
+    if cancelled_at is None or number in world.cancelled_with_faults:
         return
     for place in FAMILIES[world.placements[number].kind].sub_orders:
         for record in chains.get(number + place) or ():

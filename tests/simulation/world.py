@@ -147,8 +147,9 @@ class World:
         #: The orders that a customer has cancelled, perhaps without success, and those whose task must not take effect.
         self.cancelled: set[int] = set()
         self.prevented: set[int] = set()
-        #: Those that were cancelled by a process without a fault, and those of which a message was dropped.
-        self.cancelled_calmly: set[int] = set()
+        #: Those that a process with a fault has cancelled, too. If it is frozen, it commits later than it says.
+        self.cancelled_with_faults: set[int] = set()
+        #: Those of which a message was dropped.
         self.dropped: set[int] = set()
         self.order_of_root: dict[str, int] = {}
         #: The faults of the customers, by their orders.
@@ -191,8 +192,8 @@ class World:
             return None
         self.order_of_root[roots[0]] = order
         self.cancelled.add(order)
-        if not strikes:
-            self.cancelled_calmly.add(order)
+        if strikes:
+            self.cancelled_with_faults.add(order)
         self.figures.cancels += 1
         kind = self.placements[order].kind
         process = Process(lambda: cancel_flow(order) if kind in FAMILIES else cancel_task(roots[0]), strikes)
