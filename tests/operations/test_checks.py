@@ -711,8 +711,9 @@ def test_hint_guesses_the_misspelt_setting(name: str, guess: str) -> None:
     assert message.hint == f"Did you mean {guess}?"
 
 
-def test_hint_lists_the_settings_without_a_guess() -> None:
-    [message] = messages(LAMBDA_TASKS_ZYX=True)
+@pytest.mark.parametrize("name", ["LAMBDA_TASKS_ZYX", "LAMBDA_TASKS_RETENTION_DAYS"])
+def test_hint_lists_the_settings_without_a_guess(name: str) -> None:
+    [message] = messages(**{name: True})
     assert re.fullmatch("Remove it. The settings are .*LAMBDA_TASKS_EAGER, .*LAMBDA_TASKS_STORE, .*", str(message.hint))
 
 

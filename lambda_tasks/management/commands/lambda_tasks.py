@@ -16,6 +16,7 @@ from lambda_tasks.management.cancel import Cancel
 from lambda_tasks.management.cleanup import Cleanup
 from lambda_tasks.management.dlq import DeadLetters
 from lambda_tasks.management.doctor import Doctor
+from lambda_tasks.management.failures import failure
 from lambda_tasks.management.from_celery import FromCelery
 from lambda_tasks.management.invoke import Invoke
 from lambda_tasks.management.listing import List
@@ -137,6 +138,10 @@ class Command(BaseCommand):
             devnull = os.open(os.devnull, os.O_WRONLY)
             os.dup2(devnull, sys.stdout.fileno())  # so that flushing it at the end of the process does not fail
             sys.exit(_UNREAD)
+        except Exception as error:
+            if (text := failure(error)) is None:
+                raise
+            raise CommandError(text) from error
 
 
 def _epilog(subcommand: type[Subcommand]) -> str:
