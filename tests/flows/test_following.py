@@ -348,9 +348,7 @@ class TestRefusals:
             add.invocation(number=RESULT).execute_on_commit()
 
     def test_task_is_not_an_invocation(self) -> None:
-        with pytest.raises(
-            TypeError, match=r"on_success must .* not the task .*: call its invocation\(…\)"
-        ):
+        with pytest.raises(TypeError, match=r"on_success must .* not the task .*: call its invocation\(…\)"):
             work.using(on_success=report)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="on_failure must be an invocation"):
             lambda_task(on_failure=3)(fail)  # type: ignore[call-overload]
