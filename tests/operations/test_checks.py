@@ -286,7 +286,7 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
         ),
         (
             lambda: messages(LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT=901),
-            "SOFT_TIMEOUT must be an integer from 1 to 900, not 901",
+            "SOFT_TIMEOUT must be a whole number of seconds from 1 to 900, not 901",
         ),
         (
             lambda: messages(LAMBDA_TASKS_LOCK=5, LAMBDA_TASKS_BACKEND=REAL_QUEUE),

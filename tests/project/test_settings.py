@@ -279,7 +279,10 @@ class TestTimeouts:
             assert task.timeouts() == (1_799, 1_800)
         with (
             override_settings(LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT=1_801),
-            pytest.raises(InvalidSetting, match=r"HARD_TIMEOUT must be an integer from 1 to 1800, not 1801\. If the"),
+            pytest.raises(
+                InvalidSetting,
+                match=r"HARD_TIMEOUT must be a whole number of seconds from 1 to 1800, not 1801\. If the",
+            ),
         ):
             task.timeouts()
         assert _valid_pair(1_800, None) == (1_799, 1_800)
