@@ -264,7 +264,7 @@ def fernet_keys(value: Any, name: str) -> list[str]:
             is_key = False
         if not is_key:
             raise ValueError(
-                f"{name} must contain keys of Fernet, which item {place} is not. `python -c 'from cryptography.fernet "
+                f"{name} must contain keys of Fernet. Item {place} is not one. `python -c 'from cryptography.fernet "
                 "import Fernet; print(Fernet.generate_key().decode())'` prints a key."
             )
     if keys and find_spec("cryptography") is None:

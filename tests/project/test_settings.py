@@ -333,6 +333,14 @@ class TestStrategies:
         with override_settings(LAMBDA_TASKS_LOCK=value), pytest.raises(ImproperlyConfigured, match=sentence):
             get_lock()
 
+    def test_app_that_is_not_installed_is_named(self) -> None:
+        others = [app for app in django_settings.INSTALLED_APPS if app != "lambda_tasks"]
+        with (
+            override_settings(INSTALLED_APPS=others, LAMBDA_TASKS_STORE="shop.Missing"),
+            pytest.raises(ImproperlyConfigured, match='INSTALLED_APPS must contain "lambda_tasks"'),
+        ):
+            get_store()
+
 
 class TestSingletonCache:
     def test_setting_selects_the_cache_of_the_lock(self) -> None:
