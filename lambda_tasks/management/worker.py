@@ -33,6 +33,15 @@ class Worker(Subcommand):
     """Runs tasks from SQS on this machine."""
 
     name = "worker"
+    named = (
+        ("concurrency", "--concurrency"),
+        ("batch_size", "--batch-size"),
+        ("batching_window", "--batching-window"),
+        ("function_timeout", "--function-timeout"),
+        ("drain_seconds", "--drain"),
+        ("poll_seconds", "--poll"),
+        ("max_messages", "--max-messages"),
+    )
     help = "Run tasks from SQS on this machine, in the runtime that Lambda uses: for development, and on ECS or EC2."
     examples = (
         "worker --reload",

@@ -252,7 +252,7 @@ class TestRun:
             ([greet.name, "--kwargs", "[7]"], "--kwargs must be a JSON object.*not list"),
             ([greet.name, "--kwargs", '{"number": "7"}'], "--kwargs must have the arguments of .*greet: number"),
             ([greet.name, "--kwargs", '{"number": 7}', "--queue", "none"], "none"),
-            ([greet.name, "--kwargs", '{"number": 7}', "--delay", "-1"], "delay"),
+            ([greet.name, "--kwargs", '{"number": 7}', "--delay", "-1"], "^--delay must be a whole number of seconds"),
         ],
     )
     def test_problem_is_named(self, queue: TaskQueue, arguments: list[str], message: str) -> None:

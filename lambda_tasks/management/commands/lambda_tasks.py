@@ -131,7 +131,7 @@ class Command(BaseCommand):
         try:
             subcommand.run(**options)
         except subcommand.errors as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(subcommand.message_of(error)) from error
         except KeyboardInterrupt:
             raise CommandError("Interrupted.", returncode=_INTERRUPTED) from None
         except BrokenPipeError:  # the reader of the output, such as `head`, has ended
