@@ -64,8 +64,9 @@ SUBCOMMANDS: Final[tuple[type[Subcommand], ...]] = (
 _STATUSES: Final = (
     "exit status:\n"
     "  0  it is done\n"
-    "  1  it failed, and standard error says why\n"
-    "  2  the options are invalid; or the doctor could not do all checks\n"
+    "  1  it failed, or a value is invalid, and standard error says why\n"
+    "  2  an option or a subcommand is unknown or missing; or the doctor could not do all checks\n"
+    "  3  the worker was stopped before its batches had ended\n"
     "  130  it was interrupted by Ctrl-C"
 )
 #: The exit statuses of programs that were ended by SIGINT and by SIGPIPE.
