@@ -53,7 +53,7 @@ class Worker(Subcommand):
         "exit status:\n"
         "  0  it was stopped, or with --until-idle, the queues are empty\n"
         "  1  it could not start or continue, and standard error says why\n"
-        "  2  the options are invalid\n"
+        "  2  an option does not exist, or has no value\n"
         "  3  it was stopped before its batches had ended, and handed their messages back"
     )
 
