@@ -65,7 +65,7 @@ _STATUSES: Final = (
     "exit status:\n"
     "  0  it is done\n"
     "  1  it failed, or a value is invalid, and standard error says why\n"
-    "  2  an option or a subcommand is unknown or missing; or the doctor could not do all checks\n"
+    "  2  an option is unknown or missing; or the doctor could not do all checks\n"
     "  3  the worker was stopped before its batches had ended\n"
     "  130  it was interrupted by Ctrl-C"
 )
