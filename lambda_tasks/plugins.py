@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import pluggy
@@ -92,13 +93,26 @@ def _register(plugin: Any) -> None:
         registered = found() if isinstance(found, type) else found  # instantiate a class
         manager.register(registered)
         if not manager.get_hookcallers(registered):
-            raise ValueError("it does not implement a hook; mark its functions with @hookimpl")
+            raise ValueError(f"it does not implement a hook; {_remedy_without_hooks(found)}")
     except Exception as error:  # its module or its class can raise any exception
         if isinstance(plugin, str) and described(plugin) != repr(plugin):  # the error would quote it
             raise InvalidSetting(f"LAMBDA_TASKS_PLUGINS must name plugins, not {described(plugin)}.") from None
         raise InvalidSetting(
             f"LAMBDA_TASKS_PLUGINS contains {described(plugin)}, which cannot be used: {error}"
         ) from error
+
+
+def _remedy_without_hooks(found: Any) -> str:
+    """Return what to do about a plugin without hooks: its module may have a class that implements them."""
+    if isinstance(found, ModuleType):
+        for name, value in vars(found).items():
+            if isinstance(value, type) and any(map(_is_marked, vars(value).values())):
+                return f"name its class, as in {found.__name__}.{name}"
+    return "mark its functions with @hookimpl"
+
+
+def _is_marked(value: object) -> bool:
+    return hasattr(value, f"{PROJECT}_impl")
 
 
 def _imported(path: str) -> Any:

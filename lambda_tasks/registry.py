@@ -84,6 +84,11 @@ def find_task(task_name: str) -> Task:
 
 def _imported_task(task_name: str) -> Task:
     module_name, _, _ = task_name.rpartition(".")
+    if not module_name:
+        raise UnknownTask(
+            f"Task {task_name!r} is unknown: the name of a task is its module and its function, as in "
+            "shop.tasks.greet. `lambda_tasks list` prints the names of all tasks."
+        )
     if not importable.allows(module_name):
         raise UnknownTask(
             f"Task {task_name!r} is not registered, and a message must not import its module: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
@@ -131,6 +132,8 @@ def strategy_class(setting: str, path: str) -> Any:
     try:
         found = import_string(path)
     except Exception as error:  # importing its module can raise any exception
+        if apps.apps_ready and not apps.is_installed("lambda_tasks"):
+            raise InvalidSetting('INSTALLED_APPS must contain "lambda_tasks". Add it, and run migrate.') from error
         if shown != repr(path):  # the error would quote the path
             raise InvalidSetting(f"{setting} must be a dotted path, not {shown}.") from None
         raise InvalidSetting(f"{setting} names {shown}, which cannot be imported: {_said(error)}") from error

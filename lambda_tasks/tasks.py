@@ -45,7 +45,7 @@ MAX_REAPED: Final = 5_000
 #: The longest time for which SQS keeps a message, in days.
 MAX_RETENTION_DAYS: Final = 14
 #: Checks `retention_days`. The maximum, a century, keeps the limit in the range of dates of every database.
-_retention_days: Final = whole_number(1, 36_500)
+_retention_days: Final = whole_number(1, 36_500, unit="days")
 
 
 @lambda_task

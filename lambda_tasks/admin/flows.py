@@ -146,21 +146,21 @@ class TaskFlowAdmin(LargeTableAdmin):
         return showing.short_name(flow.task_name)
 
     @admin.display(description=_("created"))
-    def created(self, flow: TaskFlow) -> SafeString | None:
-        return showing.moment_tag(flow.created_at, timezone.now())
+    def created(self, flow: TaskFlow) -> str:
+        return showing.moment_tag(flow.created_at, timezone.now()) or showing.EMPTY
 
     @admin.display(description=_("ended"))
-    def ended(self, flow: TaskFlow) -> SafeString | None:
-        return showing.moment_tag(flow.ended_at, timezone.now())
+    def ended(self, flow: TaskFlow) -> str:
+        return showing.moment_tag(flow.ended_at, timezone.now()) or showing.EMPTY
 
     @admin.display(description=_("duration"))
-    def duration(self, flow: TaskFlow) -> str | None:
-        return showing.duration(showing.seconds_between(flow.created_at, flow.ended_at))
+    def duration(self, flow: TaskFlow) -> str:
+        return showing.duration(showing.seconds_between(flow.created_at, flow.ended_at)) or showing.EMPTY
 
     @admin.display(description=_("to be sent since"))
-    def owed_for(self, flow: TaskFlow) -> SafeString | None:
+    def owed_for(self, flow: TaskFlow) -> str:
         """Return since when the tasks that follow wait for a worker or the maintenance, which is a fault if long."""
-        return showing.moment_tag(flow.owed_since, timezone.now())
+        return showing.moment_tag(flow.owed_since, timezone.now()) or showing.EMPTY
 
     @admin.display(description=_("tasks"))
     def counts(self, flow: TaskFlow) -> SafeString:

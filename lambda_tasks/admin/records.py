@@ -20,7 +20,7 @@ from lambda_tasks.admin import record_page, search, showing
 from lambda_tasks.admin.actions import RecordActions
 from lambda_tasks.admin.filters import QueueFilter, RunFilter, StartedFilter, TaskFilter, latest
 from lambda_tasks.admin.listing import LargeTableList, as_json
-from lambda_tasks.admin.showing import preformatted, to_the_second
+from lambda_tasks.admin.showing import EMPTY, preformatted, to_the_second
 from lambda_tasks.models import TaskProgress, TaskRecord, TaskRecordQuerySet, TasksOverview
 from lambda_tasks.outcomes import ReportedProgress
 from lambda_tasks.stores.following import reported
@@ -152,8 +152,8 @@ class TaskRecordAdmin(RecordActions):
         return showing.duration(showing.seconds_between(called, record.start_time))
 
     @admin.display(description=_("duration"))
-    def seconds(self, record: TaskRecord) -> str | None:
-        return showing.duration(showing.seconds_between(record.start_time, record.end_time))
+    def seconds(self, record: TaskRecord) -> str:
+        return showing.duration(showing.seconds_between(record.start_time, record.end_time)) or EMPTY
 
     @admin.display(description=_("started"), ordering="start_time")
     def started(self, record: TaskRecord) -> SafeString | None:
@@ -162,36 +162,36 @@ class TaskRecordAdmin(RecordActions):
     # Fields of the page
 
     @admin.display(description=_("started"))
-    def started_at(self, record: TaskRecord) -> str | None:
-        return to_the_second(record.start_time)
+    def started_at(self, record: TaskRecord) -> str:
+        return to_the_second(record.start_time) or EMPTY
 
     @admin.display(description=_("ended"))
-    def ended(self, record: TaskRecord) -> str | None:
-        return to_the_second(record.end_time)
+    def ended(self, record: TaskRecord) -> str:
+        return to_the_second(record.end_time) or EMPTY
 
     @admin.display(description=_("progress"))
-    def progress(self, record: TaskRecord) -> str | None:
+    def progress(self, record: TaskRecord) -> str:
         """Return a bar with its percentage, if the task has reported its progress."""
         for row in TaskProgress.objects.using(record._state.db).filter(pk=record.pk):
             return _bar(reported(row))
-        return None
+        return EMPTY
 
     @admin.display(description=_("arguments"))
-    def arguments(self, record: TaskRecord) -> str | None:
-        return preformatted(as_json(record_page.visible_arguments(record)))
+    def arguments(self, record: TaskRecord) -> str:
+        return preformatted(as_json(record_page.visible_arguments(record))) or EMPTY
 
     @admin.display(description=_("result"))
-    def returned(self, record: TaskRecord) -> str | None:
-        return preformatted(as_json(record.result))
+    def returned(self, record: TaskRecord) -> str:
+        return preformatted(as_json(record.result)) or EMPTY
 
     @admin.display(description=_("traceback"))
-    def error(self, record: TaskRecord) -> SafeString | None:
-        return record_page.marked_traceback(record)
+    def error(self, record: TaskRecord) -> str:
+        return record_page.marked_traceback(record) or EMPTY
 
     @admin.display(description=_("all invocations of the chain"))
-    def chain(self, record: TaskRecord) -> SafeString | None:
+    def chain(self, record: TaskRecord) -> str:
         if record.root_id is None:
-            return None
+            return EMPTY
         url = reverse(f"{self.admin_site.name}:lambda_tasks_taskrecord_changelist")
         return format_html('<a href="{}?q={}">{}</a>', url, record.root_id, record.root_id)
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from lambda_tasks.admin.confirming import log_changes
 from lambda_tasks.admin.listing import DeclaredLookupAdmin
-from lambda_tasks.admin.showing import to_the_second
+from lambda_tasks.admin.showing import EMPTY, to_the_second
 from lambda_tasks.models import TaskSchedule
 from lambda_tasks.operations import schedules
 from lambda_tasks.strategies import get_store
@@ -28,32 +28,37 @@ if TYPE_CHECKING:
 class TaskScheduleAdmin(DeclaredLookupAdmin):
     """List the schedules, without adding or changing any. Rows of schedules that no longer exist can be deleted."""
 
-    list_display = ("key", "last_run", "next_run", "paused")
+    list_display = ("key", "last_run", "next_run", "is_paused")
     list_filter = ("paused",)
     search_fields = ("key",)
     ordering = ("key",)
     actions = ("pause", "resume", "run_now")
-    fields = ("key", "task_name", "last_run", "next_run", "paused")
+    fields = ("key", "task_name", "last_run", "next_run", "is_paused")
 
     def get_queryset(self, request: HttpRequest) -> _Schedules:
         rows: _Schedules = super().get_queryset(request).using(get_store().database)
         return rows
 
     @admin.display(description=_("last run"))
-    def last_run(self, row: TaskSchedule) -> str | None:
+    def last_run(self, row: TaskSchedule) -> str:
         entry = schedules.entries().get(row.key)
         if entry is not None and not schedules.is_tick(entry.schedule, row.last_tick):
-            return None
+            return EMPTY
         return _shown(row.last_tick)
 
     @admin.display(description=_("next run"))
-    def next_run(self, row: TaskSchedule) -> str | Promise | None:
+    def next_run(self, row: TaskSchedule) -> str | Promise:
         if row.paused:
-            return None
+            return EMPTY
         entry = schedules.entries().get(row.key)
         if entry is None:
             return _("never: no task has this schedule")
         return _shown(entry.schedule.next_after(row.last_tick))
+
+    @admin.display(description=_("paused"), ordering="paused")
+    def is_paused(self, row: TaskSchedule) -> str | Promise:
+        """Return a word, since Django's red cross for False would look like an error."""
+        return _("Yes") if row.paused else _("No")
 
     @admin.action(permissions=["change"], description=_("Pause selected schedules"))
     def pause(self, request: HttpRequest, queryset: _Schedules) -> None:
@@ -66,6 +71,13 @@ class TaskScheduleAdmin(DeclaredLookupAdmin):
     @admin.action(permissions=["change"], description=_("Run the tasks of selected schedules now"))
     def run_now(self, request: HttpRequest, queryset: _Schedules) -> None:
         self._apply(request, queryset, _run_now, _("run now"))
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """Show the page without buttons that would save nothing. Actions need the permission to change schedules."""
+        nothing_to_save = {"show_save": False, "show_save_and_continue": False, "title": _("View schedule")}
+        return super().change_view(request, object_id, form_url, {**nothing_to_save, **(extra_context or {})})
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -97,5 +109,5 @@ def _run_now(key: str) -> None:
         raise ValueError(_("an earlier run or call of the unique task waits or runs already"))
 
 
-def _shown(moment: int | None) -> str | None:
-    return None if moment is None else to_the_second(datetime.fromtimestamp(moment, timezone.utc))
+def _shown(moment: int | None) -> str:
+    return EMPTY if moment is None else to_the_second(datetime.fromtimestamp(moment, timezone.utc)) or EMPTY

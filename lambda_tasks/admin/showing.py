@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from lambda_tasks.models import TaskRecord
 
+#: What stands for an empty value. Django's page of an object would show None.
+EMPTY: Final = "-"
 #: The number of characters at the end of a traceback that lists read, to show the line that names the error.
 TAIL: Final = 2_000
 #: The maximum age, in seconds, of a time that is shown relative to now. Older times are shown as dates.

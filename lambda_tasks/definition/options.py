@@ -209,7 +209,7 @@ class Options:
     def _check_expiry(self) -> None:
         if self.expires_in is None:
             return
-        whole_number(1)(self.expires_in, "expires_in")
+        whole_number(1, unit="seconds")(self.expires_in, "expires_in")
         for name in ("delay", "retry_delay"):
             if (waiting := getattr(self, name)) >= self.expires_in:
                 raise ValueError(

@@ -18,6 +18,13 @@ from lambda_tasks.recording.storable import printable, shown
 _MOST_SHOWN: Final = 100
 #: The number of problems that an error describes. More would not help the reader.
 _SAID_PROBLEMS: Final = 5
+#: Problems whose value says nothing, by their type in pydantic.
+_SAID: Final = {
+    "missing": "is missing",
+    "missing_keyword_only_argument": "is missing",
+    "extra_forbidden": "is unknown",
+    "unexpected_keyword_argument": "is unknown",
+}
 #: The `repr()` of these types is short and has no side effects; that of a queryset would query the database.
 _SAFE: Final = (int, float, complex, bytes, type(None), date, time, timedelta, tzinfo, Decimal, UUID, PurePath)
 
@@ -139,11 +146,12 @@ def _said(problem: Any, whole: str, hidden: Collection[str], *, quoting: bool) -
     path, kind = problem["loc"], problem["type"]
     if path and path[0] in hidden:
         return f"{shown(path[0])}: {kind}"
-    where, text = ".".join(map(shown, path)) or whole, printable(problem["msg"], max_length=500)
+    where = ".".join(map(shown, path)) or whole
+    if kind in _SAID:
+        return f"{where} {_SAID[kind]}"
+    text = printable(problem["msg"], max_length=500)
     should = text.removeprefix("Input should ")
     said = f"{where}: {text}" if should == text else f"{where} must {should}"
-    if kind in ("missing", "extra_forbidden", "unexpected_keyword_argument", "missing_keyword_only_argument"):
-        return said
     given = problem["input"]
     return f"{said}, not {quoted(given)}" if quoting else f"{said}, not {type(given).__qualname__}"
 

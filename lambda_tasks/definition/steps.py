@@ -118,10 +118,10 @@ def _checked(step: object, name: str, known: Set[str]) -> Step:
 
 
 def _must_be_invocations(name: str, value: object) -> str:
-    called = f"{described(value)} is a task; call its invocation(…)" if hasattr(value, "invocation") else ""
-    given = called or f"It is {described(value)}"
+    is_task = hasattr(value, "invocation")
+    given = f"the task {getattr(value, 'name', '')}: call its invocation(…)" if is_task else described(value)
     subject = f"The{name[3:]}" if name.startswith("the ") else name  # an option keeps its lower case
-    return f"{subject} must be an invocation, as in task.invocation(order_id=1), or a list of invocations. {given}."
+    return f"{subject} must be an invocation, as in task.invocation(order_id=1), or a list of invocations, not {given}."
 
 
 def read(data: object, kind: type[Step] = Step, *, where: str = "The invocation") -> Step:

@@ -24,6 +24,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambda_tasks.local.runtime_api import Answered, Crashed, Errored, InvocationResult, TimedOut
+from lambda_tasks.recording.lines import sentence
 from lambda_tasks.wire.queue_urls import client_options, problem_of, server_of
 from lambda_tasks.wire.real_queues import guarded
 
@@ -420,7 +421,7 @@ def _connect(session: Any, queue_url: str, endpoint_url: str | None, wait_second
 
 def _cannot_read(name: str, url: str, client: Any, error: Exception) -> str:
     return (
-        f"Queue {name!r} ({url}) cannot be read at {client.meta.endpoint_url}: {error}. Check its URL in "
+        f"Queue {name!r} ({url}) cannot be read at {client.meta.endpoint_url}: {sentence(error)} Check its URL in "
         f"LAMBDA_TASKS_QUEUES, the AWS credentials (moto and LocalStack accept any), and AWS_ENDPOINT_URL_SQS if SQS "
         f"runs on this machine."
     )

@@ -15,6 +15,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from lambda_tasks.recording.lines import sentence
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -108,7 +110,10 @@ def refresh(file: Path, problems: Callable[[], list[str]]) -> None:
 
 @contextmanager
 def _served(port: int, problems: Callable[[], list[str]], is_ready: Callable[[], bool]) -> Iterator[int]:
-    server = _Server(("", port), _Requests)
+    try:
+        server = _Server(("", port), _Requests)
+    except (OSError, OverflowError) as error:
+        raise OSError(f"The health cannot be served at port {port}: {sentence(error)} Choose another port.") from error
     server.problems, server.is_ready = problems, is_ready
     thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
     thread.start()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from lambda_tasks.local import progress
 from lambda_tasks.local.event_source import SQS_ERRORS
+from lambda_tasks.recording.lines import sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -174,6 +175,6 @@ def _failed(holdings: Sequence[_Holding], error: Exception) -> str:
     number = len(holdings)
     messages = "1 message was" if number == 1 else f"{number} messages were"
     return (
-        f"the visibility timeout of {messages} not extended, trying again in {_AGAIN:g} s: {error}. If it ends, "
-        "another worker receives them, and waits for the end of their claims."
+        f"the visibility timeout of {messages} not extended, trying again in {_AGAIN:g} s: {sentence(error)} If it "
+        "ends, another worker receives them, and waits for the end of their claims."
     )

@@ -14,6 +14,7 @@ class Cleanup(Subcommand):
     """Deletes the records of old tasks."""
 
     name = "cleanup"
+    named = (("retention_days", "--days"),)
     help = "Delete the records of old tasks."
     examples = ("cleanup --days 30 --dry-run", "cleanup --days 30")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 #: The exit status of the doctor if it found no error, but could not do all checks.
 UNKNOWN_STATUS: Final = 2
-_STYLES: Final = {"error": "ERROR", "warning": "WARNING", "unasked": "NOTICE"}
+_STYLES: Final = {"error": "ERROR", "warning": "WARNING", "skipped": "NOTICE"}
 
 
 class Doctor(Subcommand):
@@ -55,24 +55,24 @@ class Doctor(Subcommand):
         for finding in () if self.output.as_json else findings:
             self.output.line(str(finding), self.output.style_of(_STYLES[finding.level]))
         levels = [finding.level for finding in findings]
-        errors, warnings, unasked = (levels.count(level) for level in ("error", "warning", "unasked"))
+        errors, warnings, skipped = (levels.count(level) for level in ("error", "warning", "skipped"))
         summary = (
             f"Checked {', '.join(sorted(app_settings.queues))}: {plural(errors, 'error')}, "
-            f"{plural(warnings, 'warning')}, {plural(unasked, 'skipped check')}."
+            f"{plural(warnings, 'warning')}, {plural(skipped, 'skipped check')}."
         )
         self.output.result(
             {
                 "queues": sorted(app_settings.queues),
                 "errors": errors,
                 "warnings": warnings,
-                "skipped": unasked,
+                "skipped": skipped,
                 "findings": [{"level": finding.level} | asdict(finding) for finding in findings],
                 "notes": notes,
             }
         )
         if errors:
             raise CommandError(summary)
-        if unasked and not allow_skipped:
+        if skipped and not allow_skipped:
             raise CommandError(
                 f"{summary} Without them, the result is unknown. To accept this, pass --allow-skipped.",
                 returncode=UNKNOWN_STATUS,

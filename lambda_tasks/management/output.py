@@ -33,6 +33,9 @@ _COLOURS: Final = {
 }
 #: Columns whose cells stay in one line, so that they can be copied.
 _UNBROKEN: Final = frozenset({"id", "of", "record"})
+#: The number of characters to which rich may narrow the other columns, and those between two columns.
+_NARROWEST: Final = 8
+_BETWEEN: Final = 3
 #: The maximum number of characters of a cell.
 _MAX_CELL: Final = 300
 #: Seconds between two lines about progress, where no bar can be shown.
@@ -96,11 +99,23 @@ class Output:
             return
         cells = [[_cell(value) for value in row] for row in rows]
         if (console := self._console()) is not None:
-            console.print(_rich_table(headings, cells, title))
+            if _needed_width(headings, cells) <= console.width:
+                console.print(_rich_table(headings, cells, title))
+            else:
+                self._list(headings, cells, title)
             return
         widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (headings, *cells)]
         self._write("\n".join([title, *lines] if title else lines))
+
+    def _list(self, headings: Sequence[str], cells: Sequence[Sequence[str]], title: str) -> None:
+        """Print each row as lines, on a terminal that is too narrow for a table: rich would leave out columns."""
+        if title:
+            self._write(title)
+        for number, row in enumerate(cells):
+            if number:
+                self._write("")
+            self.facts(dict(zip(headings, row, strict=True)))
 
     def facts(self, facts: Mapping[str, object]) -> None:
         """Print names with their values, one in each line. Those without a value are left out."""
@@ -226,6 +241,15 @@ def _cell(value: object) -> str:
         return "-"
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     return printable(text, max_length=_MAX_CELL)
+
+
+def _needed_width(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """Return the number of characters in a line that a table needs to show all of its columns."""
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    return sum(
+        (width if heading in _UNBROKEN else min(width, _NARROWEST)) + _BETWEEN
+        for heading, width in zip(headings, widths, strict=True)
+    )
 
 
 def _rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]], title: str) -> Any:

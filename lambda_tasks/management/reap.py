@@ -18,6 +18,7 @@ class Reap(Subcommand):
     """Recovers lost tasks."""
 
     name = "reap"
+    named = (("older_than", "--older-than"),)
     help = "Recover lost tasks, whose record is RUNNING although no worker runs them."
     examples = ("reap", "reap --older-than 7200")
 

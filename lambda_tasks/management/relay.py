@@ -18,6 +18,7 @@ class Relay(Subcommand):
     """Sends the due messages of the outbox."""
 
     name = "relay"
+    named = (("interval", "--interval"),)
     help = (
         "Send the due messages of the outbox (delayed messages, and those that could not be sent before), and start "
         "periodic tasks."

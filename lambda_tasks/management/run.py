@@ -23,6 +23,10 @@ class Run(Subcommand):
     """Sends a task, or runs it in this process."""
 
     name = "run"
+    named = (
+        ("delay", "--delay"),
+        ("timeout", "--wait"),
+    )
     help = (
         "Call a task: send it to its queue, like execute_on_commit(). With --now, run it in this process instead, like "
         "a worker does, with a record and time limits."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,6 +34,8 @@ class Subcommand(ABC):
     examples: ClassVar[Sequence[str]]
     #: Exceptions whose message is enough for the user. They end the command with status 1 and without a traceback.
     errors: ClassVar[tuple[type[Exception], ...]] = (ImproperlyConfigured, ValueError)
+    #: The options for arguments of Python that errors name.
+    named: ClassVar[Sequence[tuple[str, str]]] = ()
     #: The formats that `--format` accepts; the first is the default.
     formats: ClassVar[Sequence[str]] = (TEXT, JSON)
     #: Whether Django's system checks run first, as for every command. They import the tasks of all apps.
@@ -48,6 +51,16 @@ class Subcommand(ABC):
     @abstractmethod
     def run(self, *args: Any, **options: Any) -> None:
         """Do the work. Raise `CommandError`, or one of `errors`, if it fails."""
+
+    def message_of(self, error: Exception) -> str:
+        """Return the message of one of `errors`, with the option in place of the argument that it begins with."""
+        text = str(error)
+        if isinstance(error, ImproperlyConfigured):
+            return text
+        for argument, option in self.named:
+            is_word = "_" not in argument  # which may also stand for itself in the rest of the message
+            text = re.sub(rf"^{argument}(?= must)" if is_word else rf"\b{argument}\b", option, text)
+        return text
 
     def warn_of_eager_mode(self) -> None:
         """Warn that the settings send nothing to a queue."""

@@ -17,6 +17,7 @@ class Tick(Subcommand):
     """Starts periodic tasks."""
 
     name = "tick"
+    named = (("interval", "--interval"),)
     help = "Start the periodic tasks that are due: once, as for cron, or regularly with --interval."
     examples = ("tick", "tick --interval 30")
 

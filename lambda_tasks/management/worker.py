@@ -33,6 +33,15 @@ class Worker(Subcommand):
     """Runs tasks from SQS on this machine."""
 
     name = "worker"
+    named = (
+        ("concurrency", "--concurrency"),
+        ("batch_size", "--batch-size"),
+        ("batching_window", "--batching-window"),
+        ("function_timeout", "--function-timeout"),
+        ("drain_seconds", "--drain"),
+        ("poll_seconds", "--poll"),
+        ("max_messages", "--max-messages"),
+    )
     help = "Run tasks from SQS on this machine, in the runtime that Lambda uses: for development, and on ECS or EC2."
     examples = (
         "worker --reload",
@@ -44,7 +53,7 @@ class Worker(Subcommand):
         "exit status:\n"
         "  0  it was stopped, or with --until-idle, the queues are empty\n"
         "  1  it could not start or continue, and standard error says why\n"
-        "  2  the options are invalid\n"
+        "  2  an option does not exist, or has no value\n"
         "  3  it was stopped before its batches had ended, and handed their messages back"
     )
 

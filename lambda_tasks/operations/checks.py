@@ -116,13 +116,17 @@ def _discarded_tasks() -> Iterator[CheckMessage]:
         )
 
 
+#: How similar a misspelt setting is to the real one: all names look alike a little.
+_SIMILAR: Final = 0.7
+
+
 def _closest_setting(name: str) -> str | None:
     from difflib import get_close_matches
 
     # Without the prefix, which all settings have in common.
     word = name.removeprefix(_OUR_NAMES).removeprefix("S").removeprefix("_").lower()
     longer = [each for each in _settings() if each.endswith(f"_{word}")]
-    close = longer or get_close_matches(word, _settings(), n=1)
+    close = longer or get_close_matches(word, _settings(), n=1, cutoff=_SIMILAR)
     return f"{PREFIX}{close[0].upper()}" if close else None
 
 

@@ -19,6 +19,7 @@ from lambda_tasks import registry
 from lambda_tasks.exceptions import InvalidMessage
 from lambda_tasks.operations.aws import connect_to_aws
 from lambda_tasks.operations.queues import VISIBLE
+from lambda_tasks.recording.lines import sentence
 from lambda_tasks.recording.masking import masked
 from lambda_tasks.settings import app_settings
 from lambda_tasks.wire import ids
@@ -101,6 +102,8 @@ def dead_letter_queues(names: Sequence[str] = ()) -> list[DeadLetterQueue]:
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
+    from lambda_tasks.operations.doctor.asking import remedy_for
+
     urls = app_settings.queue_urls
     for name in names:
         if name not in urls:
@@ -116,7 +119,10 @@ def dead_letter_queues(names: Sequence[str] = ()) -> list[DeadLetterQueue]:
         try:
             _add_queue_of(name, urls[name], client_of(server_of(urls[name])), found)
         except (BotoCoreError, ClientError) as error:
-            raise DeadLetterError(f"Queue {name!r} ({urls[name]}) cannot be read: {error}") from error
+            raise DeadLetterError(
+                f"Queue {name!r} ({urls[name]}) cannot be read: {sentence(error)} "
+                f"{remedy_for(error, 'sqs:GetQueueAttributes')}"
+            ) from error
     return list(found.values())
 
 

@@ -43,6 +43,12 @@ def _harmless(argument: object) -> object:
     return argument if isinstance(argument, _HARMLESS) else one_line(str(argument))
 
 
+def sentence(error: BaseException) -> str:
+    """Return the message of `error` in one line, with a full stop where it has no end of its own."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def indented(text: str) -> str:
     """Return `text` with control characters escaped, and with its later lines indented."""
     return _INDENT.join(one_line(line) for line in text.split("\n"))

@@ -69,7 +69,7 @@ def timeout_seconds(value: Any, name: str) -> int:
         return value  # most limits cost no look at the settings
     longest = _longest_timeout()
     try:
-        return whole_number(1, longest)(value, name)
+        return whole_number(1, longest, unit="seconds")(value, name)
     except ValueError as error:
         raise ValueError(f"{error}{_remedy_for_long_timeout(value)}") from None
 
@@ -190,13 +190,13 @@ class LambdaTasksSettings:
     """
 
     queues = Setting(values.queues)
-    max_timeout = Setting(whole_number(MAX_TIMEOUT, MAX_WORKER_TIMEOUT), MAX_TIMEOUT)
+    max_timeout = Setting(whole_number(MAX_TIMEOUT, MAX_WORKER_TIMEOUT, unit="seconds"), MAX_TIMEOUT)
     default_soft_timeout = Setting(timeout_seconds, 270)
     default_hard_timeout = Setting(timeout_seconds, 300)
     max_retries = Setting(whole_number(0), 2880)
     max_takeovers = Setting(whole_number(0), 3)
     record = Setting(values.either("all", "failures"), "all")
-    forget_after = Setting(whole_number(*values.FORGET_AFTER_LIMITS), 86_400)
+    forget_after = Setting(whole_number(*values.FORGET_AFTER_LIMITS, unit="seconds"), 86_400)
     eager = Setting(values.flag, False)
     eager_propagates = Setting(values.flag, False)
     noop_execution = Setting(values.flag, False)

@@ -39,9 +39,13 @@ SHORTEST_KEY: Final = 32
 FERNET_KEY_BYTES: Final = 32
 
 
-def whole_number(low: int, high: int | None = None) -> Callable[[Any, str], int]:
-    """Return a function that checks that a value is an int from `low` to `high`, or raises TypeError or ValueError."""
-    constraint = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
+def whole_number(low: int, high: int | None = None, *, unit: str = "") -> Callable[[Any, str], int]:
+    """Return a function that checks that a value is an int from `low` to `high`, or raises TypeError or ValueError.
+
+    `unit`, such as "seconds", is named in the error.
+    """
+    kind = f"a whole number of {unit}" if unit else "an integer"
+    constraint = f"{kind} from {low} to {high}" if high is not None else f"{kind} of at least {low}"
 
     def checked(value: Any, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -64,7 +68,7 @@ def delay_seconds(value: Any, name: str) -> int:
 
 def delay_constraint(name: str, value: object, *, longest: int = MAX_DELAY) -> str:
     """Return the error message for a delay that is not a number, too short or too long."""
-    constraint = f"an integer from 0 to {longest}, or to {MAX_KEPT_DELAY} with LAMBDA_TASKS_OUTBOX"
+    constraint = f"a whole number of seconds from 0 to {longest}, or to {MAX_KEPT_DELAY} with LAMBDA_TASKS_OUTBOX"
     problem = f"{name} must be {constraint}, not {described(value)}."
     if isinstance(value, int) and longest < value <= MAX_KEPT_DELAY:
         return f"{problem} For this delay, set LAMBDA_TASKS_OUTBOX = True: the outbox keeps a message until it is due."
@@ -260,7 +264,7 @@ def fernet_keys(value: Any, name: str) -> list[str]:
             is_key = False
         if not is_key:
             raise ValueError(
-                f"{name} must contain keys of Fernet, which item {place} is not. `python -c 'from cryptography.fernet "
+                f"{name} must contain keys of Fernet. Item {place} is not one. `python -c 'from cryptography.fernet "
                 "import Fernet; print(Fernet.generate_key().decode())'` prints a key."
             )
     if keys and find_spec("cryptography") is None:

@@ -44,7 +44,7 @@ class Delivery:
         """Read a record of an event, or raise `InvalidEvent` if it has no id."""
         raw_id = record.get("messageId") if isinstance(record, Mapping) else None
         if not isinstance(raw_id, str) or not raw_id:
-            raise InvalidEvent("A record of the event has no messageId. The whole batch stays on the queue.")
+            raise InvalidEvent(f"A record of the event has no messageId{_origin(record)}")
         texts = _text_attributes(record.get("messageAttributes"))
         message_id = ids.canonical_id(texts.get(MESSAGE_ID_ATTRIBUTE) or raw_id)
         system = record.get("attributes")
@@ -119,11 +119,20 @@ _FOR_SCHEDULES: Final = (
 )
 
 
+def _origin(record: object) -> str:
+    """Return the end of the error about a record without an id: services other than SQS say who they are."""
+    source = (record.get("eventSource") or record.get("EventSource")) if isinstance(record, Mapping) else None
+    if not isinstance(source, str) or not source.startswith("aws:") or source == "aws:sqs":
+        return ". The whole batch stays on the queue."
+    return f": it comes from {shown(source)}, not from a queue. Let that service call another function."
+
+
 def deliveries(event: object) -> list[Delivery]:
     """Return the messages of `event` in order and without duplicates, or raise `InvalidEvent` if an id is missing."""
     records = event.get("Records") if isinstance(event, Mapping) else None
     if not isinstance(records, list):
-        has = ", ".join(shown(name) for name in islice(event, 10)) if isinstance(event, Mapping) else "no fields"
+        names = islice(event, 10) if isinstance(event, Mapping) else ()
+        has = ", ".join(map(shown, names)) or "no fields"
         raise InvalidEvent(
             f"The event must be a batch from an SQS event source mapping, with Records. It has: {has}."
             + (_FOR_SCHEDULES if isinstance(event, Mapping) and event.get("source") == "aws.events" else "")

@@ -63,6 +63,7 @@ class TestPages:
         assert "hunter2" not in text
         assert "0 of 2 have ended" in text
         assert first.message_id in text
+        assert ">None<" not in text  # it has not ended
 
     def test_page_counts_ends(self, viewer: Client, handle: FlowHandle) -> None:
         handle.cancel()

@@ -68,6 +68,10 @@ class TestTimes:
         shown = record(id=UUID(int=1), start_time=None, end_time=None)
         assert "task-timeline" not in content(admin_client, page_of(shown))
 
+    def test_empty_values_are_dashes(self, admin_client: Client) -> None:
+        shown = record(start_time=None, end_time=None, root_id=None)
+        assert ">None<" not in content(admin_client, page_of(shown))
+
 
 class TestAttempts:
     def chain(self, length: int) -> list[TaskRecord]:

@@ -35,6 +35,7 @@ from lambda_tasks.models import TaskRecord
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.wire.invocation import Invocation
 from tests.app.models import Effect
+from tests.schedules import tasks_forgotten
 
 MODULE = __name__
 
@@ -278,17 +279,25 @@ class TestRefusedOptions:
                 ValueError,
                 "soft_timeout must be shorter .* \\(10\\), not 11",
             ),
-            ({"soft_timeout": 901}, ValueError, "soft_timeout must be an integer from 1 to 900, not 901"),
-            ({"hard_timeout": 901}, ValueError, "hard_timeout must be an integer from 1 to 900, not 901"),
-            ({"soft_timeout": 0}, ValueError, "soft_timeout must be an integer from 1 to 900, not 0"),
-            ({"hard_timeout": -1}, ValueError, "hard_timeout must be an integer from 1 to 900, not -1"),
-            ({"soft_timeout": 1.5}, TypeError, "soft_timeout must be an integer .*, not 1.5"),
-            ({"hard_timeout": "60"}, TypeError, "hard_timeout must be an integer .*, not '60'"),
-            ({"hard_timeout": True}, TypeError, "hard_timeout must be an integer .*, not True"),
+            (
+                {"soft_timeout": 901},
+                ValueError,
+                "soft_timeout must be a whole number of seconds from 1 to 900, not 901",
+            ),
+            (
+                {"hard_timeout": 901},
+                ValueError,
+                "hard_timeout must be a whole number of seconds from 1 to 900, not 901",
+            ),
+            ({"soft_timeout": 0}, ValueError, "soft_timeout must be a whole number of seconds from 1 to 900, not 0"),
+            ({"hard_timeout": -1}, ValueError, "hard_timeout must be a whole number of seconds from 1 to 900, not -1"),
+            ({"soft_timeout": 1.5}, TypeError, "soft_timeout must be a whole number of seconds .*, not 1.5"),
+            ({"hard_timeout": "60"}, TypeError, "hard_timeout must be a whole number of seconds .*, not '60'"),
+            ({"hard_timeout": True}, TypeError, "hard_timeout must be a whole number of seconds .*, not True"),
             # Longer than the default hard timeout of 300 s in the settings.
             ({"soft_timeout": 300}, ValueError, "soft timeout of 300 s, .* its hard timeout of 300 s.*hard_timeout="),
             ({"hard_timeout": 270}, ValueError, "soft timeout of 270 s, .* its hard timeout of 270 s.*soft_timeout="),
-            ({"delay": 901}, ValueError, "delay must be an integer from 0 to 900, .*not 901"),
+            ({"delay": 901}, ValueError, "delay must be a whole number of seconds from 0 to 900, .*not 901"),
             (
                 {"delay": -1},
                 ValueError,
@@ -300,7 +309,7 @@ class TestRefusedOptions:
                 ValueError,
                 "^delay must be .* from 0 to 900, or to 31536000 .*, not 31536001",
             ),
-            ({"delay": 1.0}, TypeError, "delay must be an integer .*, not 1.0"),
+            ({"delay": 1.0}, TypeError, "delay must be a whole number of seconds .*, not 1.0"),
             ({"queue": ""}, ValueError, "queue must be the name of a queue in LAMBDA_TASKS_QUEUES, not ''"),
             ({"queue": None}, TypeError, "queue must be the name of a queue in LAMBDA_TASKS_QUEUES, not None"),
             ({"retry_delay": 5}, ValueError, "retry_delay must be 0 if retry_on is empty, not 5"),
@@ -314,7 +323,11 @@ class TestRefusedOptions:
                 ValueError,
                 "^retry_delay must be .* 0 to 900, .* not 901. .* set LAMBDA_TASKS_OUTBOX = True",
             ),
-            ({"retry_delay": 0.5, "retry_on": (OSError,)}, TypeError, "retry_delay must be an integer .*, not 0.5"),
+            (
+                {"retry_delay": 0.5, "retry_on": (OSError,)},
+                TypeError,
+                "retry_delay must be a whole number of seconds .*, not 0.5",
+            ),
             ({"retry_on": (int,)}, TypeError, "retry_on must be .* exception types, .* contains <class 'int'>"),
             (
                 {"retry_on": ("OSError",)},
@@ -372,8 +385,8 @@ class TestRefusedOptions:
             ({"max_retries": -1}, ValueError, "max_retries must be an integer of at least 0, not -1"),
             ({"max_retries": 1.5}, TypeError, "max_retries must be an integer .*, not 1.5"),
             ({"max_retries": True}, TypeError, "max_retries must be an integer .*, not True"),
-            ({"expires_in": 0}, ValueError, "expires_in must be an integer of at least 1, not 0"),
-            ({"expires_in": 0.5}, TypeError, "expires_in must be an integer .*, not 0.5"),
+            ({"expires_in": 0}, ValueError, "expires_in must be a whole number of seconds of at least 1, not 0"),
+            ({"expires_in": 0.5}, TypeError, "expires_in must be a whole number of seconds .*, not 0.5"),
             ({"expires_in": 60, "delay": 60}, ValueError, "delay must be shorter than expires_in \\(60\\), not 60"),
             (
                 {"expires_in": 60, "retry_delay": 90, "retry_on": (OSError,)},
@@ -455,8 +468,10 @@ class TestRefusedOptions:
         assert (task.ignore_errors, task.retry_on) == ((FileNotFoundError,), (OSError,))
 
     def test_boundary_values_are_accepted(self) -> None:
-        @lambda_task(soft_timeout=1, hard_timeout=900, delay=900)
-        def longest() -> None: ...
+        with tasks_forgotten():  # a worker warns of a task this long
+
+            @lambda_task(soft_timeout=1, hard_timeout=900, delay=900)
+            def longest() -> None: ...
 
         assert longest.timeouts() == (1, 900)
 
@@ -564,10 +579,10 @@ class TestCalling:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ({}, "^Invalid arguments for .*greet: name: Field required"),
+            ({}, "^Invalid arguments for .*greet: name is missing"),
             ({"name": 5}, "name must be a valid string"),
             ({"name": "Ada", "times": "1"}, "times must be a valid integer"),
-            ({"name": "Ada", "nom": "Ada"}, "nom: Extra inputs are not permitted"),
+            ({"name": "Ada", "nom": "Ada"}, "nom is unknown"),
             ({"name": None}, "name must be a valid string"),
             ({"name": 5, "times": "1"}, "name must .*; times must "),
         ],

@@ -55,14 +55,16 @@ def test_task_may_use_the_time_of_its_function(settings: Any) -> None:
 )
 def test_error_names_the_setting(settings: Any, longest: int, seconds: int, remedy: str) -> None:
     settings.LAMBDA_TASKS_MAX_TIMEOUT = longest
-    with pytest.raises(ValueError, match=f"^hard_timeout must be an integer from .*{remedy}"):
+    with pytest.raises(ValueError, match=f"^hard_timeout must be a whole number of seconds from .*{remedy}"):
         lambda_task(soft_timeout=1, hard_timeout=seconds)(lambda: None)
 
 
 def test_usual_limits_do_not_read_the_setting(settings: Any) -> None:
     settings.LAMBDA_TASKS_MAX_TIMEOUT = "invalid"
     assert module.timeout_seconds(900, "hard_timeout") == 900
-    with pytest.raises(InvalidSetting, match="LAMBDA_TASKS_MAX_TIMEOUT must be an integer from 900 to 43000, not"):
+    with pytest.raises(
+        InvalidSetting, match="LAMBDA_TASKS_MAX_TIMEOUT must be a whole number of seconds from 900 to 43000, not"
+    ):
         module.timeout_seconds(901, "hard_timeout")
 
 
@@ -74,7 +76,7 @@ def test_usual_limits_hold_without_settings() -> None:
     )
     environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.startswith("hard_timeout must be an integer from 1 to 900, not 901. ")
+    assert run.stdout.startswith("hard_timeout must be a whole number of seconds from 1 to 900, not 901. ")
 
 
 def test_limits_of_celery_follow_the_setting(settings: Any) -> None:

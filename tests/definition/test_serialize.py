@@ -247,7 +247,7 @@ class TestRefusedPayloads:
     def test_worker_refuses_invalid_arguments_without_a_record(self) -> None:
         payload = {"message": {"task_name": send_welcome_email.name, "kwargs": {"user_id": "hunter2"}}}
         task = SQSLambdaTask.model_validate(payload)
-        with pytest.raises(InvalidMessage, match="template: Field required") as caught:
+        with pytest.raises(InvalidMessage, match="template is missing") as caught:
             task.message.execute_immediately()
         assert "hunter2" not in str(caught.value)
         assert not TaskRecord.objects.exists()

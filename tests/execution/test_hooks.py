@@ -1218,6 +1218,7 @@ class TestLoading:
                 "lambda_tasks.settings",
                 "contains 'lambda_tasks.settings', which cannot be used: it does not implement a hook",
             ),
+            ("lambda_tasks.contrib.emf", "a hook; name its class, as in lambda_tasks.contrib.emf.EmfMetrics"),
             (NeedsArguments, "which cannot be used: .*missing 1 required positional argument: 'name'"),
             (42, "contains 42, which cannot be used: it does not implement a hook"),
         ],

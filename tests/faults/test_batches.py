@@ -732,23 +732,32 @@ class TestEvents:
         assert each_once(range(10))
 
     @pytest.mark.parametrize(
-        "event",
+        ("event", "message"),
         [
-            {
-                "Records": [
-                    {"EventSource": "aws:sns", "EventVersion": "1.0", "Sns": {"MessageId": "a", "Message": "{}"}}
-                ]
-            },
-            {"Records": [{"eventSource": "aws:s3", "s3": {"object": {"key": "a"}}}]},
-            {"Records": [{"eventSource": "aws:kinesis", "eventID": "shard:1", "kinesis": {"data": "e30="}}]},
-            {"version": "0", "id": "1", "detail-type": "Scheduled Event", "source": "aws.events", "detail": {}},
-            {"Records": {}},
-            {},
+            (
+                {
+                    "Records": [
+                        {"EventSource": "aws:sns", "EventVersion": "1.0", "Sns": {"MessageId": "a", "Message": "{}"}}
+                    ]
+                },
+                "no messageId: it comes from aws:sns, not from a queue",
+            ),
+            ({"Records": [{"eventSource": "aws:s3", "s3": {"object": {"key": "a"}}}]}, "it comes from aws:s3"),
+            (
+                {"Records": [{"eventSource": "aws:kinesis", "eventID": "shard:1", "kinesis": {"data": "e30="}}]},
+                "it comes from aws:kinesis",
+            ),
+            (
+                {"version": "0", "id": "1", "detail-type": "Scheduled Event", "source": "aws.events", "detail": {}},
+                "It has: version, id, detail-type, source, detail. If a rule",
+            ),
+            ({"Records": {}}, "It has: Records."),
+            ({}, "It has: no fields."),
         ],
         ids=["SNS", "S3", "Kinesis", "EventBridge", "an object", "empty"],
     )
-    def test_events_of_other_sources_raise(self, event: Any) -> None:
-        with pytest.raises(InvalidEvent):
+    def test_events_of_other_sources_raise(self, event: Any, message: str) -> None:
+        with pytest.raises(InvalidEvent, match=message):
             handler(event, None)
 
     def test_empty_batch_succeeds(self) -> None:

@@ -348,11 +348,11 @@ class TestRefusals:
             add.invocation(number=RESULT).execute_on_commit()
 
     def test_task_is_not_an_invocation(self) -> None:
-        with pytest.raises(TypeError, match=r"on_success must be an invocation.* is a task; call its invocation\(…\)"):
+        with pytest.raises(TypeError, match=r"on_success must .* not the task .*: call its invocation\(…\)"):
             work.using(on_success=report)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="on_failure must be an invocation"):
             lambda_task(on_failure=3)(fail)  # type: ignore[call-overload]
-        with pytest.raises(TypeError, match="It is 'report'"):
+        with pytest.raises(TypeError, match="not 'report'"):
             work.using(on_success=["report"])  # type: ignore[list-item]
 
     def test_argument_must_exist(self) -> None:

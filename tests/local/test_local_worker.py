@@ -1000,8 +1000,11 @@ def test_command_can_serve_some_queues_only(queue: Queue, other: Queue, settings
     ("arguments", "message"),
     [
         (["--queue=mail"], r"--queue must be a queue in LAMBDA_TASKS_QUEUES \(default\), not 'mail'"),
-        (["--concurrency=0"], "concurrency must be an integer from 1 to 1000, not 0"),
-        (["--batch-size=20"], "or set batching_window"),
+        (["--concurrency=0"], "^--concurrency must be an integer from 1 to 1000, not 0"),
+        (["--batch-size=20"], "^--batch-size must be .* or set --batching-window"),
+        (["--drain=-1"], "^--drain must be"),
+        (["--poll=21"], "^--poll must be"),
+        (["--health-port=70000"], "The health cannot be served at port 70000: .* Choose another port"),
         (["--handler=no_such.handler", "--until-idle"], "cannot load the handler 'no_such.handler'"),
     ],
 )
@@ -1170,7 +1173,7 @@ def test_taken_health_port_ends_the_command(queue: Queue, settings: Any) -> None
     settings.LAMBDA_TASKS_QUEUES = {"default": queue.url}
     with (
         socket.create_server(("0.0.0.0", 0)) as taken,
-        pytest.raises(CommandError, match="Address already in use"),
+        pytest.raises(CommandError, match=r"cannot be served at port \d+: .*Address already in use. Choose another"),
     ):
         call_command("lambda_tasks", "worker", f"--health-port={taken.getsockname()[1]}")
 

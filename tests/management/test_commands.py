@@ -13,7 +13,9 @@ from typing import Any, Final
 from uuid import uuid4
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from django.core.management import CommandError, call_command
+from django.db import OperationalError, ProgrammingError
 from django.test import override_settings
 from django.utils import timezone
 
@@ -125,6 +127,46 @@ def test_interrupted_command_has_its_status(monkeypatch: pytest.MonkeyPatch) -> 
     assert raised.value.returncode == 130
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OperationalError("no such table: lambda_tasks_taskrecord"),
+            "missing or outdated: no such .* Run `manage.py",
+        ),
+        (ProgrammingError('relation "lambda_tasks_taskrecord" does not exist\nLINE 1'), "Run `manage.py migrate`"),
+        (ProgrammingError("Table 'test.lambda_tasks_taskrecord' doesn't exist"), "Run `manage.py migrate`"),
+        (
+            OperationalError("connection refused\n\tIs the server running?"),
+            "Is the server running\\? Make sure",
+        ),
+        (NoCredentialsError(), "Unable to locate credentials. Give this process valid AWS credentials"),
+        (EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), "Nothing answers at this address"),
+        (ClientError({"Error": {"Code": "ExpiredToken"}}, "SendMessage"), "ExpiredToken.*Correct the AWS credentials"),
+        (ClientError({"Error": {"Code": "AccessDenied"}}, "SendMessage"), "Grant SendMessage to the user or role"),
+    ],
+)
+def test_failure_of_a_service_is_a_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr(listing, "import_tasks_of_apps", failing)
+    with pytest.raises(CommandError, match=message) as raised:
+        printed("list")
+    assert raised.value.__cause__ is error
+    assert ".." not in str(raised.value)
+
+
+@pytest.mark.parametrize("error", [ProgrammingError('syntax error at "FROM"'), KeyError("name")])
+def test_mistake_in_the_code_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr(listing, "import_tasks_of_apps", failing)
+    with pytest.raises(type(error)):
+        printed("list")
+
+
 def test_reader_that_ends_early_is_not_an_error() -> None:
     command = [sys.executable, "-m", "django", "lambda_tasks", "list", "--settings", "tests.settings", "--format=json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -204,11 +246,13 @@ class TestRun:
         ("arguments", "message"),
         [
             (["shop.greet"], "shop.greet"),
+            (["greet"], "Task 'greet' is unknown: the name of a task is its module and its function"),
+            ([greet.name], "must have the arguments of .*greet: number is missing"),
             ([greet.name, "--kwargs", "{number: 7}"], "--kwargs must be a JSON object"),
             ([greet.name, "--kwargs", "[7]"], "--kwargs must be a JSON object.*not list"),
             ([greet.name, "--kwargs", '{"number": "7"}'], "--kwargs must have the arguments of .*greet: number"),
             ([greet.name, "--kwargs", '{"number": 7}', "--queue", "none"], "none"),
-            ([greet.name, "--kwargs", '{"number": 7}', "--delay", "-1"], "delay"),
+            ([greet.name, "--kwargs", '{"number": 7}', "--delay", "-1"], "^--delay must be a whole number of seconds"),
         ],
     )
     def test_problem_is_named(self, queue: TaskQueue, arguments: list[str], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 from datetime import datetime, timezone
 from io import StringIO
 from typing import Any
@@ -85,6 +86,13 @@ class TestTerminal:
     def test_ids_stay_in_one_line(self, terminal: Printed) -> None:
         terminal.output.table(("id", "error"), [(ROWS[0][0], "word " * 30)])
         assert ROWS[0][0] in terminal.text
+
+    def test_narrow_terminal_gets_a_list(self, terminal: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "50")
+        terminal.output.table(("id", "status", "number"), ROWS, title="All:")
+        lines = re.sub(r"\x1b\[\d*m", "", terminal.text).splitlines()
+        assert lines[:5] == ["All:", f"id      {ROWS[0][0]}", "status  SUCCESS", "number  1,234", ""]
+        assert lines[5].split() == ["id", "b"]
 
     def test_progress_is_a_bar(self, terminal: Printed) -> None:
         with terminal.output.progress("Moving", total=3) as advance:

@@ -119,6 +119,27 @@ MUTATIONS: Final = (
         OUTPUT,
     ),
     Mutation(
+        "a narrow terminal gets a table without some of its columns",
+        "management/output.py",
+        "if _needed_width(headings, cells) <= console.width:",
+        "if True:",
+        OUTPUT,
+    ),
+    Mutation(
+        "a failure of AWS or the database ends a command with a traceback",
+        "management/commands/lambda_tasks.py",
+        "if (text := failure(error)) is None:",
+        "if True:",
+        COMMANDS,
+    ),
+    Mutation(
+        "a mistake in the code has no traceback",
+        "management/failures.py",
+        "    return None\n\n\ndef",
+        "    return str(error)\n\n\ndef",
+        COMMANDS,
+    ),
+    Mutation(
         "warnings are mixed with JSON",
         "management/output.py",
         "            self._command.stderr.write(text)\n",

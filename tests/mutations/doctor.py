@@ -68,7 +68,7 @@ MUTATIONS: Final = (
     Mutation(
         "the doctor succeeds although it could not ask",
         "management/doctor.py",
-        "if unasked and not allow_skipped:",
+        "if skipped and not allow_skipped:",
         "if False:",
         DOCTOR,
     ),

@@ -18,8 +18,8 @@ MUTATIONS: Final = (
     Mutation(
         "a limit may be longer than the setting allows",
         "settings/__init__.py",
-        "return whole_number(1, longest)(value, name)",
-        "return whole_number(1, MAX_INSTANCES_TIMEOUT)(value, name)",
+        "whole_number(1, longest, unit=",
+        "whole_number(1, MAX_INSTANCES_TIMEOUT, unit=",
         LONG_LIMITS,
     ),
     Mutation(

@@ -286,7 +286,7 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
         ),
         (
             lambda: messages(LAMBDA_TASKS_DEFAULT_SOFT_TIMEOUT=901),
-            "SOFT_TIMEOUT must be an integer from 1 to 900, not 901",
+            "SOFT_TIMEOUT must be a whole number of seconds from 1 to 900, not 901",
         ),
         (
             lambda: messages(LAMBDA_TASKS_LOCK=5, LAMBDA_TASKS_BACKEND=REAL_QUEUE),
@@ -711,8 +711,9 @@ def test_hint_guesses_the_misspelt_setting(name: str, guess: str) -> None:
     assert message.hint == f"Did you mean {guess}?"
 
 
-def test_hint_lists_the_settings_without_a_guess() -> None:
-    [message] = messages(LAMBDA_TASKS_ZYX=True)
+@pytest.mark.parametrize("name", ["LAMBDA_TASKS_ZYX", "LAMBDA_TASKS_RETENTION_DAYS"])
+def test_hint_lists_the_settings_without_a_guess(name: str) -> None:
+    [message] = messages(**{name: True})
     assert re.fullmatch("Remove it. The settings are .*LAMBDA_TASKS_EAGER, .*LAMBDA_TASKS_STORE, .*", str(message.hint))
 
 

@@ -545,7 +545,7 @@ def change_mapping(cloud: Cloud, change: dict[str, Any]) -> None:
 def test_unreadable_queue_is_reported(healthy: Cloud) -> None:
     healthy.refuse("sqs.GetQueueAttributes")
     finding = only_finding(healthy)
-    assert (finding.id, finding.level) == ("D001", "unasked")
+    assert (finding.id, finding.level) == ("D001", "skipped")
     assert "this check was skipped" in finding.text
     assert "not authorized" in finding.text
     assert "sqs:GetQueueAttributes" in finding.remedy
@@ -586,8 +586,8 @@ def test_unreachable_endpoint_is_reported(healthy: Cloud, monkeypatch: pytest.Mo
         ("AccessDeniedException", "Grant lambda:GetFunctionConfiguration"),
         ("ExpiredTokenException", "Correct the AWS credentials"),
         ("UnrecognizedClientException", "Correct the AWS credentials"),
-        ("TooManyRequestsException", "Run the doctor again later"),
-        ("Surprise", "Check manually. The request needs the permission lambda:GetFunctionConfiguration"),
+        ("TooManyRequestsException", "Run the command again later"),
+        ("Surprise", "The request needs the permission lambda:GetFunctionConfiguration"),
     ],
 )
 def test_remedy_fits_the_error_of_aws(healthy: Cloud, code: str, remedy: str) -> None:
@@ -600,18 +600,18 @@ def test_remedy_fits_the_error_of_aws(healthy: Cloud, code: str, remedy: str) ->
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (exceptions.NoCredentialsError(), "Give the process that runs the doctor valid AWS credentials"),
+        (exceptions.NoCredentialsError(), "Give this process valid AWS credentials"),
         (exceptions.EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), "Nothing answers at this address"),
         (exceptions.ReadTimeoutError(endpoint_url="http://127.0.0.1:9"), "Nothing answers at this address"),
         (exceptions.NoRegionError(), "Set AWS_DEFAULT_REGION"),
         (exceptions.UnknownClientMethodError(method_name="x"), "Upgrade boto3"),
-        (exceptions.BotoCoreError(), "Check manually"),
+        (exceptions.BotoCoreError(), "The request needs"),
         (not_found(), "Make sure that it exists in this account and region"),
     ],
 )
 def test_remedy_fits_the_error_of_botocore(error: Exception, remedy: str) -> None:
     assert remedy in remedy_for(error, "sqs:GetQueueAttributes")
-    names_permission = remedy.startswith(("Check manually", "Make sure"))
+    names_permission = remedy.startswith(("The request needs", "Make sure"))
     assert ("sqs:GetQueueAttributes" in remedy_for(error, "sqs:GetQueueAttributes")) == names_permission
 
 
@@ -715,7 +715,7 @@ class Answering:
         return (self.value,)
 
 
-def test_database_that_does_not_answer_is_unasked(healthy: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_that_does_not_answer_is_skipped(healthy: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise OperationalError("connection refused")
 
@@ -781,7 +781,7 @@ def test_server_that_may_lose_commits_is_found(
     assert all(finding.text.startswith("synchronous_commit=off: COMMIT does not wait") for finding in found)
 
 
-def test_unavailable_database_leaves_durability_unasked(healthy: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_database_leaves_durability_unchecked(healthy: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise OperationalError("connection refused")
 
@@ -890,7 +890,7 @@ def test_unreachable_database_is_reported(with_outbox: Cloud, monkeypatch: pytes
 
     monkeypatch.setattr(connections["default"].introspection, "table_names", refuse)
     finding = only_finding(with_outbox)
-    assert (finding.id, finding.level, finding.subject) == ("D001", "unasked", "outbox in database 'default'")
+    assert (finding.id, finding.level, finding.subject) == ("D001", "skipped", "outbox in database 'default'")
     assert "this check was skipped: connection refused." in finding.text
 
 

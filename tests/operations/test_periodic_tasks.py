@@ -407,7 +407,7 @@ class TestProcesses:
 
     @pytest.mark.parametrize("interval", [0, -1, 86_401])
     def test_impossible_interval_is_refused(self, interval: float) -> None:
-        with pytest.raises(CommandError, match="interval must be more than 0"):
+        with pytest.raises(CommandError, match=r"^--interval must be more than 0"):
             call_command("lambda_tasks", "tick", f"--interval={interval}")
 
     def test_eager_mode_runs_ticks_in_process(
@@ -722,6 +722,14 @@ class TestAdmin:
         url = reverse("admin:lambda_tasks_taskschedule_change", args=[rows().get().pk])
         staff.post(url, {"paused": "on"})
         assert not rows().get().paused
+        page = staff.get(url).content.decode()
+        assert 'name="_save"' not in page
+        assert 'name="_continue"' not in page
+
+    def test_schedule_that_runs_has_no_red_cross(self, staff: Client, every_five_minutes: Any) -> None:
+        pages = [self.LIST, reverse("admin:lambda_tasks_taskschedule_change", args=[KEY])]
+        texts = [staff.get(page).content.decode() for page in pages]
+        assert [("icon-no" in text, ">No<" in text) for text in texts] == [(False, True), (False, True)]
 
 
 class TestChecks:

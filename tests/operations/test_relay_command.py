@@ -82,7 +82,8 @@ class TestOnce:
         assert capsys.readouterr().out.splitlines() == sums
 
     def test_database_error_is_raised(self) -> None:
-        with rounds_of(fails_with(OperationalError("no route to host"))), pytest.raises(OperationalError):
+        failing = rounds_of(fails_with(OperationalError("no route to host")))
+        with failing, pytest.raises(CommandError, match=r"The database has failed: no route to host\. Make sure"):
             run("--once")
 
 

@@ -473,7 +473,9 @@ class TestErrors:
             raise CrmBusy
 
         monkeypatch.setattr(random, "uniform", lambda low, high: drawn)
-        with pytest.raises(ValueError, match=r"retry_delay must be an integer from 0 to 900, .* not 5000"):
+        with pytest.raises(
+            ValueError, match=r"retry_delay must be a whole number of seconds from 0 to 900, .* not 5000"
+        ):
             lambda_task(retry_on=(CrmBusy,), retry_delay=5_000)(export_much_later)
         with override_settings(LAMBDA_TASKS_OUTBOX=True):
             outcome = run(lambda_task(retry_on=(CrmBusy,), retry_delay=5_000)(export_much_later))

@@ -279,7 +279,10 @@ class TestTimeouts:
             assert task.timeouts() == (1_799, 1_800)
         with (
             override_settings(LAMBDA_TASKS_DEFAULT_HARD_TIMEOUT=1_801),
-            pytest.raises(InvalidSetting, match=r"HARD_TIMEOUT must be an integer from 1 to 1800, not 1801\. If the"),
+            pytest.raises(
+                InvalidSetting,
+                match=r"HARD_TIMEOUT must be a whole number of seconds from 1 to 1800, not 1801\. If the",
+            ),
         ):
             task.timeouts()
         assert _valid_pair(1_800, None) == (1_799, 1_800)
@@ -329,6 +332,14 @@ class TestStrategies:
     def test_invalid_strategy_is_refused_by_name(self, value: Any, sentence: str) -> None:
         with override_settings(LAMBDA_TASKS_LOCK=value), pytest.raises(ImproperlyConfigured, match=sentence):
             get_lock()
+
+    def test_app_that_is_not_installed_is_named(self) -> None:
+        others = [app for app in django_settings.INSTALLED_APPS if app != "lambda_tasks"]
+        with (
+            override_settings(INSTALLED_APPS=others, LAMBDA_TASKS_STORE="shop.Missing"),
+            pytest.raises(ImproperlyConfigured, match='INSTALLED_APPS must contain "lambda_tasks"'),
+        ):
+            get_store()
 
 
 class TestSingletonCache:

@@ -174,7 +174,9 @@ def test_sqs_receives_the_remaining_delay(settings: Any, sqs: Sqs) -> None:
 
 @pytest.mark.parametrize("delay", [901, MAX_KEPT_DELAY])
 def test_long_delay_requires_the_outbox(delay: int) -> None:
-    sentence = rf"^delay must be an integer from 0 to 900, .* not {delay}. .* set LAMBDA_TASKS_OUTBOX = True: "
+    sentence = (
+        rf"^delay must be a whole number of seconds from 0 to 900, .* not {delay}. .* set LAMBDA_TASKS_OUTBOX = True: "
+    )
     with pytest.raises(ValueError, match=sentence):
         note.using(delay=delay)
 

@@ -16,6 +16,7 @@ from lambda_tasks.management.cancel import Cancel
 from lambda_tasks.management.cleanup import Cleanup
 from lambda_tasks.management.dlq import DeadLetters
 from lambda_tasks.management.doctor import Doctor
+from lambda_tasks.management.failures import failure
 from lambda_tasks.management.from_celery import FromCelery
 from lambda_tasks.management.invoke import Invoke
 from lambda_tasks.management.listing import List
@@ -63,8 +64,9 @@ SUBCOMMANDS: Final[tuple[type[Subcommand], ...]] = (
 _STATUSES: Final = (
     "exit status:\n"
     "  0  it is done\n"
-    "  1  it failed, and standard error says why\n"
-    "  2  the options are invalid; or the doctor could not do all checks\n"
+    "  1  it failed, or a value is invalid, and standard error says why\n"
+    "  2  an option is unknown or missing; or the doctor could not do all checks\n"
+    "  3  the worker was stopped before its batches had ended\n"
     "  130  it was interrupted by Ctrl-C"
 )
 #: The exit statuses of programs that were ended by SIGINT and by SIGPIPE.
@@ -130,13 +132,17 @@ class Command(BaseCommand):
         try:
             subcommand.run(**options)
         except subcommand.errors as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(subcommand.message_of(error)) from error
         except KeyboardInterrupt:
             raise CommandError("Interrupted.", returncode=_INTERRUPTED) from None
         except BrokenPipeError:  # the reader of the output, such as `head`, has ended
             devnull = os.open(os.devnull, os.O_WRONLY)
             os.dup2(devnull, sys.stdout.fileno())  # so that flushing it at the end of the process does not fail
             sys.exit(_UNREAD)
+        except Exception as error:
+            if (text := failure(error)) is None:
+                raise
+            raise CommandError(text) from error
 
 
 def _epilog(subcommand: type[Subcommand]) -> str:

@@ -30,7 +30,7 @@ def diagnose(
 
     `function` is the name of the Lambda function that reads from the queues. By default, the functions of the queues'
     event source mappings are checked. A request that AWS or the database of an outbox does not answer (because of a
-    missing permission, or an unavailable network) is a finding with the level `unasked`. `note` is called with
+    missing permission, or an unavailable network) is a finding with the level `skipped`. `note` is called with
     useful facts that are not findings: how long an outage each queue survives.
 
     Raise ImproperlyConfigured if a setting is invalid.

@@ -15,26 +15,26 @@ _BY_CODE: Final = (
             "|SignatureDoesNotMatch|IncompleteSignature|MissingAuthentication"
         ),
         (
-            "Correct the AWS credentials of the process that runs the doctor, or renew them. "
+            "Correct the AWS credentials of this process, or renew them. "
             "`aws sts get-caller-identity` shows whether they are valid."
         ),
     ),
     (
         "AccessDenied|Unauthorized|NotAuthorized|AuthorizationError|Forbidden",
-        "Grant {permission} to the user or role that runs the doctor, or check manually.",
+        "Grant {permission} to the user or role of this process.",
     ),
     (
         (
             "Throttl|TooManyRequests|RequestLimitExceeded|OverLimit|ServiceUnavailable|InternalError|InternalFailure"
             "|ServiceException"
         ),
-        "AWS is overloaded or has a problem of its own. Run the doctor again later.",
+        "AWS is overloaded or has a problem of its own. Run the command again later.",
     ),
     (
         "NonExistent|DoesNotExist|NotFound",
         (
-            "Make sure that it exists in this account and region, and that the user or role that runs the doctor may "
-            "read it ({permission})."
+            "Make sure that it exists in this account and region, and that the user or role of this process has the "
+            "permission {permission}."
         ),
     ),
 )
@@ -49,7 +49,7 @@ _BY_TYPE: Final = (
             exceptions.SSOError,
             exceptions.TokenRetrievalError,
         ),
-        "Give the process that runs the doctor valid AWS credentials, such as AWS_PROFILE, or a role.",
+        "Give this process valid AWS credentials, such as AWS_PROFILE, or a role. Emulators such as moto accept any.",
     ),
     (
         (exceptions.HTTPClientError, exceptions.ConnectionError),
@@ -61,10 +61,10 @@ _BY_TYPE: Final = (
     ((exceptions.NoRegionError,), "Set AWS_DEFAULT_REGION."),
     (
         (exceptions.UnknownClientMethodError, exceptions.ParamValidationError),
-        "Upgrade boto3: the installed version does not know this request. Or check manually.",
+        "Upgrade boto3: the installed version does not know this request.",
     ),
 )
-_OTHERWISE: Final = "Check manually. The request needs the permission {permission}."
+_OTHERWISE: Final = "The request needs the permission {permission}."
 
 
 def remedy_for(error: Exception, permission: str) -> str:

@@ -16,6 +16,7 @@ from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.models import OutboxMessage
 from lambda_tasks.operations.database_settings import forgetful_setting, idle_timeout
 from lambda_tasks.operations.doctor.findings import OVERDUE, RESERVE, Doctor, Finding
+from lambda_tasks.recording.lines import sentence
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -200,7 +201,7 @@ def _look_at_statement_timeout(doctor: Doctor, alias: str, options: Mapping[str,
 
 
 def _skipped(doctor: Doctor, subject: str, error: Exception, remedy: str) -> None:
-    doctor.find("D001", subject, f"this check was skipped: {error}".strip().rstrip(".") + ".", remedy)
+    doctor.find("D001", subject, f"this check was skipped: {sentence(error)}", remedy)
 
 
 def _is_set(limit: object) -> bool:

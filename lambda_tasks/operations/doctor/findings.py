@@ -10,16 +10,17 @@ from lambda_tasks import registry
 from lambda_tasks.execution.pipeline import lease_for
 from lambda_tasks.handler import ANSWER_RESERVE
 from lambda_tasks.limits.alarms import KILL_GRACE
+from lambda_tasks.recording.lines import sentence
 from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.wire.queue_urls import Server, server_of
 
-Level: TypeAlias = Literal["error", "warning", "unasked"]
+Level: TypeAlias = Literal["error", "warning", "skipped"]
 
 #: The level of every finding. An `error` loses work or prevents it from running. A `warning` may lose or repeat work
-#: in some situations. `unasked` means that AWS or a database did not answer, so the result is unknown.
+#: in some situations. `skipped` means that AWS or a database did not answer, so the result is unknown.
 LEVELS: Final[Mapping[str, Level]] = {
-    "D001": "unasked",
+    "D001": "skipped",
     "D101": "error",
     "D102": "error",
     "D103": "error",
@@ -100,7 +101,7 @@ class Finding:
 
     @property
     def level(self) -> Level:
-        """`error`, `warning`, or `unasked`."""
+        """`error`, `warning`, or `skipped`."""
         return LEVELS[self.id]
 
     def __str__(self) -> str:
@@ -156,8 +157,7 @@ class Doctor:
         try:
             return call()
         except (BotoCoreError, ClientError) as error:
-            text = str(error).strip().rstrip(".")
-            self.find("D001", subject, f"this check was skipped: {text}.", remedy_for(error, permission))
+            self.find("D001", subject, f"this check was skipped: {sentence(error)}", remedy_for(error, permission))
             return None
 
     def ask_once(self, subject: object, permission: str, call: Callable[[], Any]) -> tuple[Any, bool]:

@@ -12,6 +12,7 @@ from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.models import TaskSchedule
 from lambda_tasks.operations.doctor.findings import OVERDUE, Doctor
 from lambda_tasks.operations.schedules import entries, list_schedules
+from lambda_tasks.recording.lines import sentence
 from lambda_tasks.strategies import get_store
 
 #: How many schedules a finding names.
@@ -35,7 +36,7 @@ def look_at_schedules(doctor: Doctor) -> None:
         doctor.find(
             "D001",
             subject,
-            f"this check was skipped: {error}".strip().rstrip(".") + ".",
+            f"this check was skipped: {sentence(error)}",
             "Make sure that the database can be reached from this machine, or run `manage.py lambda_tasks schedules`.",
         )
         return
