@@ -11,6 +11,7 @@ from lambda_tasks.backends.places import RENEWED_AFTER, Place
 from lambda_tasks.exceptions import ArgumentsMissing, InvalidArguments
 from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.jobs import Job
+from lambda_tasks.real_aws import guarded
 from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.wire.ids import new_message_id
 from lambda_tasks.wire.stored import Stored
@@ -101,5 +102,5 @@ class Bucket(Place):
                 from botocore.config import Config
 
                 config = Config(retries={"mode": "standard", "total_max_attempts": 3}, **_TIMEOUTS)
-                self._clients[os.getpid()] = boto3.client("s3", config=config)
+                self._clients[os.getpid()] = guarded(boto3.client("s3", config=config))
             return self._clients[os.getpid()]

@@ -29,11 +29,11 @@ from lambda_tasks.exceptions import InvalidSetting, MessageTooLarge
 from lambda_tasks.forks import ForkSafeLock, random
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
+from lambda_tasks.real_aws import guarded
 from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.sending.side_by_side import SideBySide
 from lambda_tasks.settings import JobQueue, LambdaTasksSettings, app_settings, whole_number
 from lambda_tasks.wire.queue_urls import Server, client_options, looks_like_aws, problem_of, server_of
-from lambda_tasks.wire.real_queues import guarded
 from lambda_tasks.wire.stored import Stored
 
 if TYPE_CHECKING:
