@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
-#: Matches the addresses of the APIs of AWS in all partitions. Servers that the user runs on AWS have different addresses.
+#: Matches the addresses of the APIs of AWS in all partitions, but not those of servers that the user runs on AWS.
 _ON_AWS: Final = re.compile(
     r"https?://(?![^/]*\.(?:compute|compute-1|elb)\.amazonaws\.)[^/]*\b"
     r"(?:amazonaws\.(?:com|eu)|amazonwebservices\.(?:com|eu)|api\.aws|ic\.gov|sgov\.gov|aws\.scloud|adc-e\.uk)\b",
