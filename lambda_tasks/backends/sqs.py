@@ -16,6 +16,7 @@ from lambda_tasks.backends.base import BaseBackend, Refused, SendResult, Taken, 
 from lambda_tasks.backends.entries import Answer, Batch, Entry, Failure, Progress, by_queue
 from lambda_tasks.backends.sqs_messages import (
     MARGIN,
+    MAX_ATTRIBUTES,
     MAX_BYTES,
     MAX_LARGE_BYTES,
     MAX_REFERENCE,
@@ -33,6 +34,7 @@ from lambda_tasks.real_aws import guarded
 from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.sending.side_by_side import SideBySide
 from lambda_tasks.settings import JobQueue, LambdaTasksSettings, app_settings, whole_number
+from lambda_tasks.wire.attributes import packed
 from lambda_tasks.wire.queue_urls import Server, client_options, looks_like_aws, problem_of, server_of
 from lambda_tasks.wire.stored import Stored
 
@@ -132,8 +134,9 @@ class SQSBackend(BaseBackend):
             return
         if problem := problem_of(url) or self._missing_region(url):
             raise InvalidSetting(_named(job.queue, problem))
-        attributes = attributes_of_retry(job)
-        check_attributes(job, attributes)
+        whole = attributes_of_retry(job)
+        attributes = packed(whole, MAX_ATTRIBUTES)
+        check_attributes(job, whole, attributes)
         limit = self.max_message_bytes
         if size_of(job.body, attributes) <= limit - MARGIN or not (size := excessive_size(job, attributes, limit)):
             return
@@ -156,7 +159,8 @@ class SQSBackend(BaseBackend):
     def _is_too_large(self, job: Job) -> bool:
         if isinstance(app_settings.queues.get(job.queue), JobQueue):
             return self._jobs().excessive_size(job) > 0
-        return excessive_size(job, attributes_of_retry(job), self.max_message_bytes) > 0
+        attributes = packed(attributes_of_retry(job), MAX_ATTRIBUTES)
+        return excessive_size(job, attributes, self.max_message_bytes) > 0
 
     def stow(self, job: Job) -> Job:
         if (stored := job.message.stored) is not None:

@@ -168,7 +168,7 @@ MUTATIONS: Final = (
     Mutation(
         "a redriven message keeps the signature for other attributes",
         "operations/dead_letters.py",
-        "        body = signed_again(body, before, _texts(attributes))\n",
+        "        body = signed_again(body, before, unpacked(_texts(attributes)))\n",
         "",
         SIGNING + "::TestOtherPrograms",
     ),

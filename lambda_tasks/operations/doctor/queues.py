@@ -184,15 +184,15 @@ def _check_forgetting(doctor: Doctor, queue: Queue, attributes: Mapping[str, str
         return
     if window <= visibility:
         text = (
-            f"VisibilityTimeout is {visibility} s, but successes of tasks with record='failures' are forgotten after "
-            f"{window} s. If a worker dies after a success and before its message is deleted, the message comes back "
-            "later, and the task runs again."
+            f"successes of tasks with record='failures' are forgotten after {window} s, and VisibilityTimeout is "
+            f"{visibility} s. If a worker dies after a success and before its message is deleted, the message comes "
+            "back later, and the task runs again."
         )
     else:
         text = (
-            f"MessageRetentionPeriod is {_days(kept)}, but successes of tasks with record='failures' are forgotten "
-            f"after {_days(window)}. A copy of a message that waits on the queue for longer, such as in an outage of "
-            "the workers, runs its task again."
+            f"successes of tasks with record='failures' are forgotten after {_days(window)}, and "
+            f"MessageRetentionPeriod is {_days(kept)}. A copy of a message that waits on the queue for longer, such "
+            "as in an outage of the workers, runs its task again."
         )
     doctor.find(
         "D115",
