@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from lambda_tasks.backends.batch_jobs import BatchJobs
     from lambda_tasks.backends.large_arguments import LargeArguments
+    from lambda_tasks.backends.places import Place
 
 logger = get_logger("lambda_tasks.backends.sqs")
 
@@ -125,6 +126,11 @@ class SQSBackend(BaseBackend):
         if large_arguments is not None:
             self._large_arguments = _large_arguments(large_arguments, max_bytes=max_large_bytes)
         self._batch_jobs: BatchJobs | None = None
+
+    @property
+    def places(self) -> list[Place]:
+        """The places for large arguments, of which the first one stores new ones; empty without the option."""
+        return [] if self._large_arguments is None else self._large_arguments.places
 
     def validate(self, job: Job) -> None:
         """Refuse queues that are unknown or have no usable URL, and messages and attributes that SQS rejects."""
