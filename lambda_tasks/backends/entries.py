@@ -90,6 +90,6 @@ def by_queue(jobs: Sequence[Job]) -> tuple[dict[str, list[Entry]], dict[JobQueue
             continue
         whole = job.message_attributes()
         body = signed(job.body, whole, keys[0]) if keys else job.body
-        attributes = packed(whole, MAX_ATTRIBUTES)
+        attributes = whole if len(whole) <= MAX_ATTRIBUTES else packed(whole, MAX_ATTRIBUTES)
         by_url[address].append(Entry(job, body, attributes, size(body, attributes)))
     return by_url, to_submit

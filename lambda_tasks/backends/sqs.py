@@ -141,7 +141,7 @@ class SQSBackend(BaseBackend):
         if problem := problem_of(url) or self._missing_region(url):
             raise InvalidSetting(_named(job.queue, problem))
         whole = attributes_of_retry(job)
-        attributes = packed(whole, MAX_ATTRIBUTES)
+        attributes = whole if len(whole) <= MAX_ATTRIBUTES else packed(whole, MAX_ATTRIBUTES)
         check_attributes(job, whole, attributes)
         limit = self.max_message_bytes
         if size_of(job.body, attributes) <= limit - MARGIN or not (size := excessive_size(job, attributes, limit)):

@@ -84,6 +84,7 @@ def test_process_that_leaks_is_replaced_between_tasks(api: RuntimeApi, project: 
         "AWS_LAMBDA_MAX_CONCURRENCY": "2",
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "4000",
         "PLUGINS": "lambda_tasks.contrib.memory",
+        "AWS_EXECUTION_ENV": "AWS_Lambda_python3.13",  # the client waits for the next invocation in a thread
     }
     with project.running(api, INSTANCES, **variables) as parent:
         api.wait_until(lambda: api.idle == 2)
