@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.real_aws import guarded
 
 __all__ = ["forget_secrets", "resolve_secrets_into_env"]
 
@@ -328,7 +329,7 @@ def _client(region: str) -> Any:
         read_timeout=_READ_TIMEOUT_SECONDS,
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
     )
-    return boto3.client("secretsmanager", region_name=region, config=config)
+    return guarded(boto3.client("secretsmanager", region_name=region, config=config))
 
 
 def _fetch(client: Any, version: _Version, variables: Iterable[str]) -> _Secret:

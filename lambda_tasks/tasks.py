@@ -14,6 +14,7 @@ from django.db import router
 from django.db.models import Q, QuerySet
 
 from lambda_tasks.database.clock import DatabaseNow, from_now
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.limits.alarms import TimeLimits
 from lambda_tasks.logging import current_message_id, task_logger
@@ -125,7 +126,7 @@ def count_old_records(*, retention_days: int) -> int:
         keys = OutboxMessage.objects.using(alias).order_by("pk").values_list("pk", flat=True)
         waiting = keys.iterator(chunk_size=forgetting.BATCH_SIZE)
         while batch := list(islice(waiting, forgetting.BATCH_SIZE)):
-            spared += old.filter(pk__in=batch).count()
+            spared += sum(old.filter(pk__in=some).count() for some in divided(batch))
     return old.count() - spared
 
 
@@ -172,12 +173,14 @@ def _delete_old_flows(database: str, days: int) -> None:
     flows = TaskFlow.objects.using(database).filter(owed_since=None)
     ended = flows.filter(ended_at__lt=from_now(-timedelta(days=days).total_seconds())).order_by("ended_at")
     old = [*ended.values_list("pk", flat=True)[:MAX_FLOWS], *_never_sent(flows, max(days, MESSAGE_DAYS))]
-    members = TaskFlowMember.objects.using(database).filter(flow_id__in=old)
-    left = members.order_by("pk")
-    while keys := list(left.values_list("pk", flat=True)[: forgetting.BATCH_SIZE]):
-        members.filter(pk__in=keys).delete()
-        left = left.filter(pk__gt=keys[-1])  # this transaction's snapshot may contain what another one has deleted
-    TaskFlow.objects.using(database).filter(pk__in=old).delete()
+    members = TaskFlowMember.objects.using(database)
+    for some in divided(old):
+        left = members.filter(flow_id__in=some).order_by("pk")
+        while keys := list(left.values_list("pk", flat=True)[: forgetting.BATCH_SIZE]):
+            for part in divided(keys):
+                members.filter(pk__in=part).delete()
+            left = left.filter(pk__gt=keys[-1])  # this transaction's snapshot may contain what another one has deleted
+        TaskFlow.objects.using(database).filter(pk__in=some).delete()
 
 
 def _delete_old_calls(database: str, days: int) -> None:
@@ -188,7 +191,8 @@ def _delete_old_calls(database: str, days: int) -> None:
     due = Q(run_after=None) | Q(run_after__lt=limit)
     old = EnqueuedTask.objects.using(database).filter(due, enqueued_at__lt=limit).order_by("enqueued_at")
     while keys := list(old.values_list("pk", flat=True)[: forgetting.BATCH_SIZE]):
-        if not EnqueuedTask.objects.using(database).filter(pk__in=keys).delete()[0]:
+        calls = EnqueuedTask.objects.using(database)
+        if not sum(calls.filter(pk__in=some).delete()[0] for some in divided(keys)):
             break  # another process has deleted them, but this transaction's snapshot still contains them
 
 

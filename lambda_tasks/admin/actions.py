@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from django.contrib import admin, messages
-from django.contrib.admin.models import DELETION, LogEntry
+from django.contrib.admin.models import DELETION
 from django.core.exceptions import ImproperlyConfigured
 from django.db import router, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from lambda_tasks.admin import export, rerunning
-from lambda_tasks.admin.confirming import Question, confirmation, is_confirmed, log_changes
+from lambda_tasks.admin.confirming import MOST_SELECTED, Question, confirmation, is_confirmed, log_changes
 from lambda_tasks.admin.listing import MOST_LISTED, LargeTableAdmin
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.handles import cancel
 from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskRerun, TaskStatus
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
 logger = get_logger("lambda_tasks.admin")
 
-#: The maximum numbers of records that one request changes. Django rejects forms with more than a thousand fields.
+#: The maximum numbers of records that one request changes.
 MOST_RUN_AGAIN: Final = 100
-MOST_CANCELLED: Final = 500
-MOST_DELETED: Final = 500
+MOST_CANCELLED: Final = MOST_SELECTED
+MOST_DELETED: Final = MOST_SELECTED
 
 ENDED: Final = (TaskStatus.SUCCESS, TaskStatus.FAILED)
 UNENDED: Final = (TaskStatus.RUNNING, TaskStatus.RETRYING)
@@ -176,16 +177,18 @@ class RecordActions(LargeTableAdmin):
 
     def _delete_chains(self, request: HttpRequest, rows: list[TaskRecord], database: str) -> int:
         roots = {row.root_id or row.pk for row in rows}
-        chains = Q(pk__in=roots) | Q(root_id__in=roots, n_retries__gt=0)  # matches the condition of the index
+        records = TaskRecord.objects.using(database).only(*_NEEDED)
         with transaction.atomic(using=database):
-            doomed = list(TaskRecord.objects.using(database).filter(chains).only(*_NEEDED))
-            if request.user.pk is not None:
-                LogEntry.objects.log_actions(request.user.pk, doomed, DELETION)
-            keys = [row.pk for row in doomed]
-            for model in (TaskProgress, TaskRerun, TaskRecord):
-                if router.allow_migrate_model(database, model):
-                    model._default_manager.using(database).filter(pk__in=keys).delete()
-        return len(keys)
+            doomed = {row.pk: row for some in divided(roots) for row in records.filter(pk__in=some)}
+            for some in divided(roots):
+                retries = records.filter(root_id__in=some, n_retries__gt=0)  # matches the condition of the index
+                doomed |= {row.pk: row for row in retries}
+            log_changes(request, doomed.values(), flag=DELETION)
+            for keys in divided(doomed):
+                for model in (TaskProgress, TaskRerun, TaskRecord):
+                    if router.allow_migrate_model(database, model):
+                        model._default_manager.using(database).filter(pk__in=keys).delete()
+        return len(doomed)
 
     # Permissions
 
@@ -237,8 +240,8 @@ def _without_messages(rows: list[TaskRecord], database: str) -> list[TaskRecord]
     kept: set[UUID] = set()
     for alias in {database, *_databases_of_outboxes()}:
         if router.allow_migrate_model(alias, OutboxMessage):
-            messages_of = OutboxMessage.objects.using(alias).filter(pk__in=[row.pk for row in rows])
-            kept.update(messages_of.values_list("pk", flat=True))
+            keys = OutboxMessage.objects.using(alias).values_list("pk", flat=True)
+            kept.update(key for some in divided(row.pk for row in rows) for key in keys.filter(pk__in=some))
     return [row for row in rows if row.pk not in kept]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from django.contrib import admin
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 #: The field of the form whose presence confirms an action.
 CONFIRMED: Final = "confirmed"
+#: The most rows that one form selects. Django reads them with one query, which stays below 16 KB: see
+#: `lambda_tasks.database.dividing`.
+MOST_SELECTED: Final = 300
+#: The number of entries of the log in one INSERT, which stays below 16 KB, too.
+_LOGGED: Final = 30
 #: The number of rows that the page names. The others are counted only.
 _NAMED: Final = 20
 _TEMPLATE: Final = "admin/lambda_tasks/confirm_action.html"
@@ -80,8 +86,14 @@ def confirmation(
     return TemplateResponse(request, _TEMPLATE, context)
 
 
-def log_changes(request: HttpRequest, rows: QuerySet[Any] | Iterable[Model], message: str) -> None:
-    """Write one entry of the admin's log for each row, which its history page shows."""
-    changed = list(rows)
-    if changed and request.user.pk is not None:
-        LogEntry.objects.log_actions(request.user.pk, changed, CHANGE, change_message=message)
+def log_changes(
+    request: HttpRequest, rows: QuerySet[Any] | Iterable[Model], message: str = "", *, flag: int = CHANGE
+) -> list[LogEntry]:
+    """Write one entry of the admin's log for each row, which its history page shows, and return the entries."""
+    entries: list[LogEntry] = []
+    if (user := request.user.pk) is None:
+        return entries
+    left = iter(rows)
+    while some := list(islice(left, _LOGGED)):
+        entries += LogEntry.objects.log_actions(user, some, flag, change_message=message)
+    return entries

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
+from django.contrib.admin.models import DELETION, LogEntry
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ImproperlyConfigured
 from django.db import router
@@ -23,13 +24,14 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from lambda_tasks.admin import filters, listing, showing
-from lambda_tasks.admin.confirming import log_changes
+from lambda_tasks.admin.confirming import MOST_SELECTED, log_changes
 from lambda_tasks.admin.listing import LargeTableAdmin, LargeTableList, as_json, counted
 from lambda_tasks.admin.sending import START, Sending
 from lambda_tasks.admin.showing import preformatted, to_the_second
 from lambda_tasks.backends.batches import LONGEST_PAUSE
 from lambda_tasks.backends.relay import BATCH_SIZE
 from lambda_tasks.database.clock import DatabaseNow, from_now
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.exceptions import InvalidMessage
 from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import OutboxMessage, TaskRecord
@@ -56,8 +58,8 @@ logger = get_logger("lambda_tasks.outbox")
 SHOWN: Final = 120
 #: Seconds after which "send now" does not start another batch, because the user waits for the page.
 SEND_SECONDS: Final = 20.0
-#: The maximum number of messages that one request deletes. Django rejects forms with more than a thousand fields.
-MOST_DELETED: Final = 900
+#: The maximum number of messages that one request deletes.
+MOST_DELETED: Final = MOST_SELECTED
 
 
 class State(Enum):
@@ -304,7 +306,8 @@ class OutboxMessageAdmin(LargeTableAdmin):
 
     def _log_sent(self, request: HttpRequest, tried: list[OutboxMessage]) -> None:
         keys = [message.pk for message in tried]
-        left = set(OutboxMessage.objects.using(self.database).filter(pk__in=keys).values_list("pk", flat=True))
+        pks = OutboxMessage.objects.using(self.database).values_list("pk", flat=True)
+        left = {pk for some in divided(keys) for pk in pks.filter(pk__in=some)}
         log_changes(request, [each for each in tried if each.pk not in left], str(_("Sent now.")))
         log_changes(request, [each for each in tried if each.pk in left], str(_("Could not be sent now.")))
 
@@ -318,13 +321,18 @@ class OutboxMessageAdmin(LargeTableAdmin):
         if len(keys) > MOST_DELETED:
             told = _("Only the first %d of the selected messages are listed, the most that can be deleted at a time.")
             self.message_user(request, told % MOST_DELETED, messages.WARNING)
-        answer: HttpResponse | None = delete_selected(self, request, queryset.filter(pk__in=keys[:MOST_DELETED]))
+        # Not from `queryset`, whose condition has the keys, too.
+        chosen = self.get_queryset(request).filter(pk__in=keys[:MOST_DELETED])
+        answer: HttpResponse | None = delete_selected(self, request, chosen)
         return answer
 
     def delete_queryset(self, request: HttpRequest, queryset: _Messages) -> None:
         for message in queryset:
             self._log_deleted(request, message)
         queryset.delete()
+
+    def log_deletions(self, request: HttpRequest, queryset: _Messages) -> list[LogEntry]:
+        return log_changes(request, queryset, flag=DELETION)
 
     def delete_model(self, request: HttpRequest, obj: OutboxMessage) -> None:
         self._log_deleted(request, obj)

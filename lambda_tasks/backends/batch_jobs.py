@@ -18,11 +18,11 @@ from lambda_tasks.exceptions import MessageTooLarge
 from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
+from lambda_tasks.real_aws import guarded
 from lambda_tasks.sending.side_by_side import SideBySide
 from lambda_tasks.settings import JobQueue
 from lambda_tasks.wire.job_environment import BODY, DELIVERY
 from lambda_tasks.wire.queue_urls import server_of
-from lambda_tasks.wire.real_queues import guarded
 from lambda_tasks.wire.signing import signed_if_configured
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ class BatchJobs:
                 from botocore.config import Config
 
                 config = Config(**self._config)
-                client = boto3.client("batch", region_name=region, endpoint_url=self._endpoint_url, config=config)
-                self._clients[key] = guarded(client)
+                self._clients[key] = guarded(
+                    boto3.client("batch", region_name=region, endpoint_url=self._endpoint_url, config=config)
+                )
             return self._clients[key]
 
 

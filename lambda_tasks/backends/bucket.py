@@ -11,6 +11,7 @@ from lambda_tasks.backends.places import RENEWED_AFTER, Place
 from lambda_tasks.exceptions import ArgumentsMissing, InvalidArguments
 from lambda_tasks.forks import ForkSafeLock
 from lambda_tasks.jobs import Job
+from lambda_tasks.real_aws import guarded
 from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.wire.ids import new_message_id
 from lambda_tasks.wire.stored import Stored
@@ -28,6 +29,10 @@ _TIMEOUTS: Final = {"connect_timeout": 2, "read_timeout": 10}
 _MISSING: Final = ("NoSuchKey", "404")
 
 
+#: The age in days at which a lifecycle rule should delete objects: a delay of at most 14 days, and 28 days on queues.
+ADVISED_DAYS: Final = 45
+
+
 class Bucket(Place):
     """A bucket, and the prefix of the keys in it. Raise ValueError for a malformed `place`.
 
@@ -38,9 +43,9 @@ class Bucket(Place):
         match = _PLACE.fullmatch(place)
         if match is None:
             raise ValueError("is not s3:// with a valid name of a bucket and, after a slash, an optional prefix")
-        self._bucket = match["bucket"]
-        self._prefix = (match["prefix"] or "").strip("/")
-        self.name = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+        self.bucket = match["bucket"]
+        self.prefix = (match["prefix"] or "").strip("/")
+        self.name = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
         self._clients: dict[int, Any] = {}
         self._making_client = ForkSafeLock()
 
@@ -91,7 +96,7 @@ class Bucket(Place):
             )
 
     def _object(self, stored: Stored) -> dict[str, str]:
-        return {"Bucket": self._bucket, "Key": f"{self._prefix}/{stored.key}.json".lstrip("/")}
+        return {"Bucket": self.bucket, "Key": f"{self.prefix}/{stored.key}.json".lstrip("/")}
 
     def _client(self) -> Any:
         with self._making_client:
@@ -101,5 +106,5 @@ class Bucket(Place):
                 from botocore.config import Config
 
                 config = Config(retries={"mode": "standard", "total_max_attempts": 3}, **_TIMEOUTS)
-                self._clients[os.getpid()] = boto3.client("s3", config=config)
+                self._clients[os.getpid()] = guarded(boto3.client("s3", config=config))
             return self._clients[os.getpid()]

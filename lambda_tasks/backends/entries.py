@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lambda_tasks.backends.sqs_messages import size
+from lambda_tasks.backends.sqs_messages import MAX_ATTRIBUTES, size
 from lambda_tasks.jobs import Job
 from lambda_tasks.settings import JobQueue, app_settings
+from lambda_tasks.wire.attributes import packed
 from lambda_tasks.wire.queue_urls import Server
 from lambda_tasks.wire.signing import signed
 
@@ -87,7 +88,8 @@ def by_queue(jobs: Sequence[Job]) -> tuple[dict[str, list[Entry]], dict[JobQueue
         if isinstance(address, JobQueue):
             to_submit.setdefault(address, []).append(job)
             continue
-        attributes = job.message_attributes()
-        body = signed(job.body, attributes, keys[0]) if keys else job.body
+        whole = job.message_attributes()
+        body = signed(job.body, whole, keys[0]) if keys else job.body
+        attributes = whole if len(whole) <= MAX_ATTRIBUTES else packed(whole, MAX_ATTRIBUTES)
         by_url[address].append(Entry(job, body, attributes, size(body, attributes)))
     return by_url, to_submit

@@ -48,6 +48,11 @@ class LargeArguments:
         self._places[bucket.name] = bucket
 
     @property
+    def places(self) -> list[Place]:
+        """The places, of which the first one stores new arguments."""
+        return list(self._places.values())
+
+    @property
     def _first(self) -> Place:
         return next(iter(self._places.values()))
 

@@ -23,6 +23,7 @@ from lambda_tasks.backends.batches import messages_in
 from lambda_tasks.backends.relay import DEAD, WAITING, Relay, Relayed
 from lambda_tasks.backends.rows import job_of
 from lambda_tasks.database.clock import DatabaseNow, FromNow
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.database.slots import Slot
 from lambda_tasks.database.statements import Insertion, OrmInsertion, Statements, insertion_of_many
 from lambda_tasks.exceptions import InvalidMessage, InvalidSetting, UnknownDatabase
@@ -163,9 +164,10 @@ class OutboxBackend(BaseBackend):
     def send_now(self, message_ids: Iterable[UUID | str], *, using: str) -> Relayed:
         """Send these messages of the outbox in `using` now, even if they are delayed, waiting for a retry, or dead."""
         keys = list(dict.fromkeys(str(UUID(str(key))) for key in message_ids))
-        messages = OutboxMessage.objects.using(using).filter(pk__in=keys)
         later = Q(due_at=None) | Q(due_at__gt=DatabaseNow(), holder=None) | Q(run_at__gt=DatabaseNow(), holder=None)
-        messages.filter(later).update(due_at=DatabaseNow(), run_at=None, holder=None)
+        messages = OutboxMessage.objects.using(using).filter(later)
+        for some in divided(keys):
+            messages.filter(pk__in=some).update(due_at=DatabaseNow(), run_at=None, holder=None)
         return self._relay.these(keys, using=using)
 
     def status(self, message_id: str, *, database: str) -> str | None:
@@ -222,8 +224,8 @@ class OutboxBackend(BaseBackend):
     def kept(self, message_ids: Sequence[str]) -> set[str]:
         found: set[str] = set()
         for database in self.databases:
-            messages = OutboxMessage.objects.using(database).filter(pk__in=message_ids)
-            found.update(map(str, messages.values_list("pk", flat=True)))
+            keys = OutboxMessage.objects.using(database).values_list("pk", flat=True)
+            found.update(str(pk) for some in divided(message_ids) for pk in keys.filter(pk__in=some))
         return found
 
     def postpone(self, records: Sequence[tuple[Mapping[str, Any], float]]) -> None:

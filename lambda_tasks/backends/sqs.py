@@ -16,6 +16,7 @@ from lambda_tasks.backends.base import BaseBackend, Refused, SendResult, Taken, 
 from lambda_tasks.backends.entries import Answer, Batch, Entry, Failure, Progress, by_queue
 from lambda_tasks.backends.sqs_messages import (
     MARGIN,
+    MAX_ATTRIBUTES,
     MAX_BYTES,
     MAX_LARGE_BYTES,
     MAX_REFERENCE,
@@ -29,11 +30,12 @@ from lambda_tasks.exceptions import InvalidSetting, MessageTooLarge
 from lambda_tasks.forks import ForkSafeLock, random
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
+from lambda_tasks.real_aws import guarded
 from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.sending.side_by_side import SideBySide
 from lambda_tasks.settings import JobQueue, LambdaTasksSettings, app_settings, whole_number
+from lambda_tasks.wire.attributes import packed
 from lambda_tasks.wire.queue_urls import Server, client_options, looks_like_aws, problem_of, server_of
-from lambda_tasks.wire.real_queues import guarded
 from lambda_tasks.wire.stored import Stored
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
     from lambda_tasks.backends.batch_jobs import BatchJobs
     from lambda_tasks.backends.large_arguments import LargeArguments
+    from lambda_tasks.backends.places import Place
 
 logger = get_logger("lambda_tasks.backends.sqs")
 
@@ -124,6 +127,11 @@ class SQSBackend(BaseBackend):
             self._large_arguments = _large_arguments(large_arguments, max_bytes=max_large_bytes)
         self._batch_jobs: BatchJobs | None = None
 
+    @property
+    def places(self) -> list[Place]:
+        """The places for large arguments, of which the first one stores new ones; empty without the option."""
+        return [] if self._large_arguments is None else self._large_arguments.places
+
     def validate(self, job: Job) -> None:
         """Refuse queues that are unknown or have no usable URL, and messages and attributes that SQS rejects."""
         url = app_settings.address_of(job.queue, task_name=job.task_name)
@@ -132,8 +140,9 @@ class SQSBackend(BaseBackend):
             return
         if problem := problem_of(url) or self._missing_region(url):
             raise InvalidSetting(_named(job.queue, problem))
-        attributes = attributes_of_retry(job)
-        check_attributes(job, attributes)
+        whole = attributes_of_retry(job)
+        attributes = whole if len(whole) <= MAX_ATTRIBUTES else packed(whole, MAX_ATTRIBUTES)
+        check_attributes(job, whole, attributes)
         limit = self.max_message_bytes
         if size_of(job.body, attributes) <= limit - MARGIN or not (size := excessive_size(job, attributes, limit)):
             return
@@ -156,7 +165,8 @@ class SQSBackend(BaseBackend):
     def _is_too_large(self, job: Job) -> bool:
         if isinstance(app_settings.queues.get(job.queue), JobQueue):
             return self._jobs().excessive_size(job) > 0
-        return excessive_size(job, attributes_of_retry(job), self.max_message_bytes) > 0
+        attributes = packed(attributes_of_retry(job), MAX_ATTRIBUTES)
+        return excessive_size(job, attributes, self.max_message_bytes) > 0
 
     def stow(self, job: Job) -> Job:
         if (stored := job.message.stored) is not None:

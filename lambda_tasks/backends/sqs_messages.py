@@ -54,11 +54,12 @@ def attributes_of_retry(job: Job) -> dict[str, str]:
     return attributes
 
 
-def check_attributes(job: Job, attributes: Mapping[str, str]) -> None:
-    if len(attributes) > MAX_ATTRIBUTES:
+def check_attributes(job: Job, attributes: Mapping[str, str], sent: Mapping[str, str]) -> None:
+    """Refuse attributes that SQS rejects, or too many of them, as they are `sent`."""
+    if len(sent) > MAX_ATTRIBUTES:
         raise InvalidArguments(
-            f"The message of {job.task_name} must have at most {MAX_ATTRIBUTES} attributes, not {len(attributes)} "
-            f"({', '.join(attributes)})."
+            f"The message of {job.task_name} must have at most {MAX_ATTRIBUTES} attributes, not {len(sent)} "
+            f"({', '.join(sent)}). Let a plugin write several values into one attribute."
         )
     if job.group is not None and not is_group(job.group):
         raise InvalidArguments(

@@ -11,6 +11,7 @@ from django.db import router
 from lambda_tasks.backends.batches import messages_in
 from lambda_tasks.backends.places import databases_with_arguments
 from lambda_tasks.database.clock import from_now
+from lambda_tasks.database.dividing import oldest_first
 from lambda_tasks.exceptions import InvalidMessage
 from lambda_tasks.models import OutboxMessage, StoredArguments
 from lambda_tasks.wire.invocation import Invocation
@@ -35,13 +36,13 @@ def delete_unused(retention_days: int) -> None:
 
 def _delete_unused_in(database: str, days: int) -> None:
     unused = StoredArguments.objects.using(database).filter(used_at__lt=from_now(-days * _DAY))
-    oldest = unused.order_by("used_at")
-    if oldest.values_list("pk").first() is None:
+    if not unused.exists():
         return
-    left = oldest.exclude(pk__in=_waiting())
-    while keys := list(left.values_list("pk", flat=True)[:_BATCH_SIZE]):
+    waiting, spared = _waiting(), set[UUID]()
+    for keys in oldest_first(unused, "used_at", _BATCH_SIZE, spared):
+        spared.update(waiting.intersection(keys))
         # A worker may have used one of them meanwhile.
-        if not unused.filter(pk__in=keys).delete()[0]:
+        if not unused.filter(pk__in=set(keys) - spared).delete()[0] and spared.isdisjoint(keys):
             break  # another process has deleted them, but this transaction's snapshot still contains them
 
 

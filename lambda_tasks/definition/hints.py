@@ -168,6 +168,8 @@ SETTINGS: Final = {
     "BROKER_URL": "LAMBDA_TASKS_QUEUES",
     "BEAT_SCHEDULE": "the option schedule of @lambda_task",
     "RESULT_EXPIRES": "the task cleanup_task_records",
+    "WORKER_MAX_MEMORY_PER_CHILD": "the option --max-memory of `manage.py lambda_tasks worker`, in megabytes",
+    "WORKER_MAX_TASKS_PER_CHILD": "the option --max-messages of `manage.py lambda_tasks worker`",
 }
 
 # Version 0.8

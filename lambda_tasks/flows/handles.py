@@ -114,8 +114,8 @@ class FlowHandle:
     def results(self) -> list[Any]:
         """Return the results of the tasks, in the order of the call; None for each that has not succeeded.
 
-        They have the types of the tasks' return annotations, as those of `TaskHandle.result()`. Two queries read a
-        thousand of them.
+        They have the types of the tasks' return annotations, as those of `TaskHandle.result()`. Two queries read
+        three hundred of them.
         """
         from lambda_tasks.flows.results import results_of
 

@@ -17,6 +17,7 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q
 
 from lambda_tasks.database.clock import from_now
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.flows import ending, rows
 from lambda_tasks.flows.due import task_named
 from lambda_tasks.handles import cancel
@@ -64,9 +65,8 @@ def mark_of(root_id: str, database: str) -> str:
 
 def cancel_members(message_ids: Sequence[str], kind: str, flow_id: str, database: str) -> None:
     """Cancel members of a chain or a group in the open transaction, and do what follows those that never run."""
-    calls = {
-        str(pk) for pk in rows.flows(database).filter(pk__in=message_ids, kind=marks.CALL).values_list("pk", flat=True)
-    }
+    followed = rows.flows(database).filter(kind=marks.CALL).values_list("pk", flat=True)
+    calls = {str(pk) for some in divided(message_ids) for pk in followed.filter(pk__in=some)}
     flow = ""
     for message_id in message_ids:
         flow = marks.mark(call=message_id in calls, kind=kind, flow_id=flow_id)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from django.apps import apps
 
 from lambda_tasks.awaiting.ends import result_of
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.flows import rows
 from lambda_tasks.flows.due import task_named
 from lambda_tasks.outcomes import Latest
-
-#: The number of tasks whose records are read in one query.
-_BATCH_SIZE: Final = 1_000
 
 
 def results_of(flow_id: str, database: str) -> Iterator[Any]:
     """Yield the results of the tasks in their order; None for each that has not succeeded."""
     members = rows.members(database).filter(flow_id=flow_id).order_by("position").values_list("pk", flat=True)
-    ids = list(members)
-    for start in range(0, len(ids), _BATCH_SIZE):
-        yield from _results(ids[start : start + _BATCH_SIZE], database)
+    for ids in divided(list(members)):
+        yield from _results(ids, database)
 
 
 def _results(ids: list[Any], database: str) -> Iterator[Any]:

@@ -21,8 +21,8 @@ SUCCESS: Final = "SUCCESS"
 FAILED: Final = "FAILED"
 SKIPPED: Final = "SKIPPED"
 
-#: The number of members in one INSERT.
-_BATCH_SIZE: Final = 1_000
+#: The number of members in one INSERT, so that its text has less than 16 KB: see `lambda_tasks.database.dividing`.
+_BATCH_SIZE: Final = 120
 
 
 def flows(database: str) -> Any:

@@ -25,6 +25,9 @@ MAX_PAUSE: Final = 60.0
 #: Seconds that processes get to end. Lambda grants the whole environment little more.
 ENDING_GRACE: Final = 1.5
 
+#: The exit status of a process that asks to be replaced between two invocations.
+RETIRED: Final = 75
+
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 #: The signals that the parent waits for. They are blocked, so that none is missed and no other thread takes one.
 SIGNALS: Final = frozenset((signal.SIGCHLD, *_ENDING))
@@ -111,7 +114,12 @@ class Processes:
 
     def _settle(self, slot: _Slot, status: int) -> None:
         pid, slot.pid = slot.pid, None
-        how = describe_exit(os.waitstatus_to_exitcode(status))
+        code = os.waitstatus_to_exitcode(status)
+        if code == RETIRED and slot.note.read() is None:
+            slot.early_deaths, slot.due = 0, 0.0
+            logger.info("Process %d is replaced, as it has asked for.", pid)
+            return
+        how = describe_exit(code)
         self._postpone(slot)
         seconds = round(slot.due - time.monotonic())
         when = f"in {seconds} s" if seconds > 0 else "immediately"

@@ -14,7 +14,9 @@ from awslambdaric.lambda_multi_concurrent_utils import MultiConcurrentRunner
 from awslambdaric.lambda_runtime_client import LambdaMultiConcurrentRuntimeClient
 
 from lambda_tasks.apps import enable_loggers
+from lambda_tasks.environments import retiring
 from lambda_tasks.instances.notes import Invocation, Note
+from lambda_tasks.instances.processes import RETIRED
 from lambda_tasks.logging import add_fields_on_lambda
 from lambda_tasks.recording.lines import get_logger
 
@@ -67,6 +69,9 @@ class Client(LambdaMultiConcurrentRuntimeClient):  # type: ignore[misc]  # witho
         if self._root_logger is not None:  # the client has configured logging just before its first request
             self._root_logger.settle()
             self._root_logger = None
+        if why := retiring.reason():  # the last invocation is answered, and none is requested
+            logger.warning("The process ends, and another takes its place: %s.", why)
+            raise SystemExit(RETIRED)
         request = super().wait_next_invocation()
         self._note.write(Invocation(request.invoke_id, getattr(request, "invocation_id", None)))
         return request

@@ -24,9 +24,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambda_tasks.local.runtime_api import Answered, Crashed, Errored, InvocationResult, TimedOut
+from lambda_tasks.real_aws import guarded
 from lambda_tasks.recording.lines import sentence
 from lambda_tasks.wire.queue_urls import client_options, problem_of, server_of
-from lambda_tasks.wire.real_queues import guarded
 
 #: The exceptions that a boto3 client raises.
 SQS_ERRORS: Final = (BotoCoreError, ClientError)

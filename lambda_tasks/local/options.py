@@ -40,6 +40,7 @@ class OptionValues(TypedDict, total=False):
     drain_seconds: float | None
     poll_seconds: int | None
     max_messages: int | None
+    max_memory: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class Options:
     drain_seconds: float | None = None
     poll_seconds: int | None = None
     max_messages: int | None = None
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         check_number("concurrency", self.concurrency, 1, MAX_CONCURRENCY)
@@ -74,6 +76,8 @@ class Options:
                 )
         if self.max_messages is not None:
             check_number("max_messages", self.max_messages, 1, None)
+        if self.max_memory is not None:
+            check_number("max_memory", self.max_memory, 1, None)
 
 
 def short_visibility(source: EventSource, function_timeout: float) -> str:
@@ -103,6 +107,11 @@ def check_batches(batch_size: int, batching_window: int) -> None:
             f"batch_size must be at most {MAX_PER_CALL} without a batching_window, not {batch_size}. "
             "Lower it, or set batching_window."
         )
+
+
+def too_much_memory(name: str, used: int, limit: int) -> str:
+    """Return the warning about a process that is replaced."""
+    return f"The process of {name} uses {used:,} MB, more than --max-memory {limit}, and is replaced."
 
 
 def not_drained(seconds: float) -> str:

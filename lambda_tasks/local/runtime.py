@@ -16,6 +16,7 @@ from lambda_tasks.local import launch
 from lambda_tasks.local.launch import describe_exit
 from lambda_tasks.local.output import read_output
 from lambda_tasks.local.runtime_api import Crashed, Errored, InvocationResult, RuntimeApi, TimedOut
+from lambda_tasks.local.usage import resident_bytes
 from lambda_tasks.secret_loader import PREFIX as SECRET
 
 if TYPE_CHECKING:
@@ -85,6 +86,12 @@ class Runtime:
     def is_alive(self) -> bool:
         """Whether the process is running and can take an invocation."""
         return self._environment is not None and self._environment.is_alive
+
+    @property
+    def resident_mb(self) -> int | None:
+        """The resident memory of the process in megabytes; None if it is unknown."""
+        used = None if self._environment is None else resident_bytes(self._environment.process.pid)
+        return None if used is None else used // 2**20
 
     def start(self) -> int:
         """Close the previous process, start a new one, and return its id when it requests an invocation.

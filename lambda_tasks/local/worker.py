@@ -26,7 +26,14 @@ from lambda_tasks.local.event_source import (
 )
 from lambda_tasks.local.health import Pulse
 from lambda_tasks.local.holding import HeldMessages, Waiting
-from lambda_tasks.local.options import Options, check_seconds, not_drained, short_function, short_visibility
+from lambda_tasks.local.options import (
+    Options,
+    check_seconds,
+    not_drained,
+    short_function,
+    short_visibility,
+    too_much_memory,
+)
 from lambda_tasks.local.runtime import Function, Runtime, RuntimeStartError
 from lambda_tasks.local.tally import Schedule, Tally, finished, maintained
 from lambda_tasks.local.ticking import Ticker
@@ -87,7 +94,8 @@ class LocalWorker:
 
     `poll_seconds` is how long a poll waits for messages, and thereby how long an idle worker takes to stop.
 
-    After `max_messages`, a process is replaced by a new one.
+    After `max_messages`, and if it uses more than `max_memory` megabytes after a batch, a process is replaced by a new
+    one.
 
     `environment` contains additional variables for the processes.
 
@@ -293,12 +301,22 @@ class LocalWorker:
                 self._run(messages, source, runtime, name, pulse)
 
     def _make_ready(self, runtime: Runtime, name: str, pulse: Pulse) -> None:
-        if self._options.max_messages is not None and runtime.messages >= self._options.max_messages:
+        if self._is_worn_out(runtime, name):
             runtime.close()
         if not runtime.is_alive:
             pulse.step("starting its process", self._function.init_timeout_seconds)
             pid = runtime.start()
             self._report(progress.RuntimeReady(name, pid, is_restart=runtime.starts > 1))
+
+    def _is_worn_out(self, runtime: Runtime, name: str) -> bool:
+        most, limit = self._options.max_messages, self._options.max_memory
+        if most is not None and runtime.messages >= most:
+            return True
+        # Replacing a process that has run nothing would not help.
+        if limit is None or not runtime.messages or (used := runtime.resident_mb) is None or used <= limit:
+            return False
+        self._report(progress.Warned(too_much_memory(name, used, limit)))
+        return True
 
     def _maintain(self, runtime: Runtime, name: str, pulse: Pulse) -> None:
         with self._tally.running():  # it may send messages

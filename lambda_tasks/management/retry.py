@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from django.core.management.base import CommandError
 from django.db.models import Exists, OuterRef
 
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.handles import canonical
 from lambda_tasks.management.output import utc
 from lambda_tasks.management.subcommands import Subcommand, plural
@@ -105,7 +106,8 @@ def _chosen(ids: Sequence[str]) -> list[str]:
     """Return the ids in their canonical form. Raise an error if one has no record."""
     keys = list(dict.fromkeys(map(canonical, ids)))
     records = TaskRecord.objects.using(get_store().database)
-    known = set(map(str, records.filter(pk__in=keys).values_list("pk", flat=True)))
+    pks = records.values_list("pk", flat=True)
+    known = {str(pk) for some in divided(keys) for pk in pks.filter(pk__in=some)}
     for key in keys:
         if key not in known:
             raise CommandError(f"{key} has no record. `lambda_tasks inspect {key}` prints what is known about it.")

@@ -21,7 +21,7 @@ _PER_QUEUE: Final = "[QUEUE=]N"
 _NUMBERS: Final = ("function_timeout", "memory", "batch_size", "batching_window", "maximum_concurrency")
 _PLAIN: Final = (
     *("max_receives", "cleanup_days", "log_retention_days", "function", "function_per_queue", "package", "code"),
-    *("runtime", "architecture", "vpc", "kms_key", "alarm_topic"),
+    *("runtime", "architecture", "vpc", "create_bucket", "kms_key", "alarm_topic"),
 )
 
 
@@ -119,6 +119,11 @@ def _add_surroundings(parser: CommandParser) -> None:
     surroundings = parser.add_argument_group("surroundings")
     surroundings.add_argument(
         "--kms-key", metavar="ARN", help="encrypt the queues with this key (default: that of SQS)"
+    )
+    surroundings.add_argument(
+        "--create-bucket",
+        action="store_true",
+        help="create the bucket in the option large_arguments, with a lifecycle rule (default: it exists)",
     )
     surroundings.add_argument("--alarm-topic", metavar="ARN", help="the SNS topic that alarms notify (default: none)")
 

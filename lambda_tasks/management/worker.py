@@ -132,6 +132,7 @@ class Worker(Subcommand):
         drain: float | None,
         poll: int | None,
         max_messages: int | None,
+        max_memory: int | None,
         handler: str,
         **_: Any,
     ) -> LocalWorker:
@@ -151,6 +152,7 @@ class Worker(Subcommand):
             drain_seconds=drain,
             poll_seconds=poll,
             max_messages=max_messages,
+            max_memory=max_memory,
             environment={"AWS_LAMBDA_LOG_FORMAT": "JSON"} if self.output.as_json else None,
             maintenance_every=None if outbox() is None else MAINTENANCE_SECONDS,
             tick_every=TICK_SECONDS if has_schedules else None,
@@ -255,6 +257,12 @@ def _add_arguments_for_production(parser: CommandParser) -> None:
     )
     parser.add_argument(
         "--max-messages", type=int, metavar="N", help="replace a process after N messages (default: never)"
+    )
+    parser.add_argument(
+        "--max-memory",
+        type=int,
+        metavar="MB",
+        help="replace a process that uses more resident memory after a batch (default: never)",
     )
     parser.add_argument(
         "--health-port",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from lambda_tasks.real_aws import guarded
+
 if TYPE_CHECKING:
     from lambda_tasks.wire.queue_urls import Server
 
@@ -29,6 +31,5 @@ def connect_to_aws(
     retries: Any = {"mode": "standard"} | ({} if attempts is None else {"total_max_attempts": attempts})
     config = Config(connect_timeout=timeout, read_timeout=timeout, retries=retries)
     region = region or session.region_name or "us-east-1"
-    return session.client(
-        service, **client_options(session.client, service, replace(server, region=region), config=config)
-    )
+    options = client_options(session.client, service, replace(server, region=region), config=config)
+    return guarded(session.client(service, **options))

@@ -37,11 +37,18 @@ LONG_CHAIN: Final = 86_400
 
 @register(Tags.compatibility)
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """Report invalid (E001), missing (E002), contradictory (E003) and unknown (W005) settings, and NOOP mode (W006).
+    """Report invalid (E001), missing (E002), contradictory (E003) and unknown (W005) settings.
 
-    Also name the counterparts of Celery's settings (I002).
+    Also report NOOP mode (W006) and unsigned messages (W007), and name the counterparts of Celery's settings (I002).
     """
-    return [*_invalid_settings(), *_missing_queues(), *_unknown_settings(), *_discarded_tasks(), *_celery_settings()]
+    return [
+        *_invalid_settings(),
+        *_missing_queues(),
+        *_unknown_settings(),
+        *_discarded_tasks(),
+        *_unsigned_messages(),
+        *_celery_settings(),
+    ]
 
 
 def _settings() -> dict[str, Setting[Any]]:
@@ -113,6 +120,21 @@ def _discarded_tasks() -> Iterator[CheckMessage]:
             "LAMBDA_TASKS_NOOP_EXECUTION is True: tasks and retries are discarded, and never run.",
             hint="Remove LAMBDA_TASKS_NOOP_EXECUTION from the settings, unless this process runs tests.",
             id="lambda_tasks.W006",
+        )
+
+
+def _unsigned_messages() -> Iterator[CheckMessage]:
+    try:
+        accepts = app_settings.accept_unsigned is True and app_settings.signing_keys
+    except ImproperlyConfigured:
+        return  # reported as E001
+    if accepts:
+        yield Warning(
+            "LAMBDA_TASKS_ACCEPT_UNSIGNED is True: workers run messages without a signature, so that "
+            "LAMBDA_TASKS_SIGNING_KEYS protects nothing.",
+            hint="Remove LAMBDA_TASKS_ACCEPT_UNSIGNED when all senders have a key. Until then, set it to a datetime "
+            "with a time zone, after which it has no effect.",
+            id="lambda_tasks.W007",
         )
 
 

@@ -23,7 +23,7 @@ from lambda_tasks.recording.lines import sentence
 from lambda_tasks.recording.masking import masked
 from lambda_tasks.settings import app_settings
 from lambda_tasks.wire import ids
-from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE, QUEUE_ATTRIBUTE
+from lambda_tasks.wire.attributes import MESSAGE_ID_ATTRIBUTE, QUEUE_ATTRIBUTE, unpacked
 from lambda_tasks.wire.invocation import Invocation
 from lambda_tasks.wire.queue_urls import problem_of, server_of
 from lambda_tasks.wire.signing import signed_again
@@ -351,9 +351,9 @@ def _entry(place: int, message: Mapping[str, Any]) -> dict[str, Any]:
     }
     body = message["Body"]
     if MESSAGE_ID_ATTRIBUTE not in attributes and len(attributes) < _MAX_ATTRIBUTES and _is_invocation(message):
-        before = _texts(attributes)
+        before = unpacked(_texts(attributes))
         attributes[MESSAGE_ID_ATTRIBUTE] = {"DataType": "String", "StringValue": _id_of(message)}
-        body = signed_again(body, before, _texts(attributes))
+        body = signed_again(body, before, unpacked(_texts(attributes)))
     entry = {"Id": str(place), "MessageBody": body, "MessageAttributes": attributes}
     if group := message.get("Attributes", {}).get("MessageGroupId"):
         entry["MessageGroupId"] = group

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Final
 from uuid import UUID
@@ -13,13 +12,14 @@ from django.db.models import Exists, OuterRef, QuerySet
 
 from lambda_tasks import registry
 from lambda_tasks.database.clock import from_now
+from lambda_tasks.database.dividing import divided, oldest_first
 from lambda_tasks.logging import task_logger
 from lambda_tasks.models import EnqueuedTask, OutboxMessage, TaskProgress, TaskReason, TaskRecord, TaskRerun
 from lambda_tasks.operations.outboxes import databases_of_outboxes
 from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_store
 
-#: The number of rows per DELETE. It is small, so that no statement holds its locks for long.
+#: The number of rows that are deleted together. It is small, so that the keys need little memory.
 BATCH_SIZE: Final = 1_000
 
 
@@ -55,16 +55,16 @@ def delete_in_batches(
     each batch. After `deadline`, start no batch, and log that the next run continues.
     """
     database = records.db
-    left = ordered = records.order_by("start_time").values_list("pk", "start_time")
     outboxes_elsewhere = databases_of_outboxes() - {database}
     spared: set[UUID] = set()
     deleted = 0
-    while batch := list(left.exclude(pk__in=spared)[:BATCH_SIZE]):
-        keys = {pk for pk, _ in batch}
+    # A record without a time is not old, so each has one.
+    for keys in oldest_first(records, "start_time", BATCH_SIZE, spared):
         for alias in outboxes_elsewhere:
-            spared.update(OutboxMessage.objects.using(alias).filter(pk__in=keys).values_list("pk", flat=True))
-        number = _delete(database, keys - spared)
-        if not number and keys.isdisjoint(spared):
+            for some in divided(keys):
+                spared.update(OutboxMessage.objects.using(alias).filter(pk__in=some).values_list("pk", flat=True))
+        number = _delete(database, [key for key in keys if key not in spared])
+        if not number and spared.isdisjoint(keys):
             break  # another process has deleted them, but this transaction's snapshot still contains them
         deleted += number
         report(number)
@@ -72,21 +72,19 @@ def delete_in_batches(
         if monotonic() >= deadline:
             task_logger.warning("%d records deleted. The time is used up; the next run continues.", deleted)
             break
-        # Deleted rows remain in the index until the commit, so start each batch after them. Go back one second, since
-        # SQLite compares times as strings, some of which have fewer digits.
-        last = batch[-1][1]
-        assert last is not None  # a record without a time is not old
-        left = ordered.filter(start_time__gte=last - timedelta(seconds=1))
     return deleted
 
 
-def _delete(database: str, keys: set[UUID]) -> int:
-    delete_details(database, keys)
-    _, rows = TaskRecord.objects.using(database).filter(pk__in=keys).delete()
-    return rows.get(TaskRecord._meta.label, 0)
+def _delete(database: str, keys: Iterable[UUID]) -> int:
+    deleted = 0
+    for some in divided(keys):
+        delete_details(database, some)
+        _, rows = TaskRecord.objects.using(database).filter(pk__in=some).delete()
+        deleted += rows.get(TaskRecord._meta.label, 0)
+    return deleted
 
 
-def delete_details(database: str, keys: set[UUID]) -> None:
+def delete_details(database: str, keys: Sequence[UUID]) -> None:
     """Delete the rows of other tables whose primary key is that of these records.
 
     A call of one of Django's tasks without a record would look as if it waited.

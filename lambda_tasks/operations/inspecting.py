@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.db import router
 
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.handles import canonical
 from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import (
@@ -105,10 +106,15 @@ def inspect(message_id: str) -> Inspection:
         next(iter(requests.values_list("requested_at", flat=True)), None),
         store.read_progress(root_id),
         reruns.filter(pk=root_id).first(),
-        list(reruns.filter(original_id__in=chain).order_by("rerun_at", "pk")),
+        _reruns(reruns, chain),
         member := _rows(TaskFlowMember, store.database).filter(pk=root_id).first(),
         None if member is None else _rows(TaskFlow, store.database).filter(pk=member.flow_id).first(),
     )
+
+
+def _reruns(rows: Any, chain: list[str]) -> list[TaskRerun]:
+    found = (row for some in divided(dict.fromkeys(chain)) for row in rows.filter(original_id__in=some))
+    return sorted(found, key=lambda row: (row.rerun_at, row.pk))
 
 
 def _kept(message_ids: list[str]) -> list[Kept]:
@@ -116,7 +122,8 @@ def _kept(message_ids: list[str]) -> list[Kept]:
     return [
         Kept(database, message)
         for database in (backend.databases if backend is not None else ())
-        for message in OutboxMessage.objects.using(database).filter(pk__in=set(message_ids)).order_by("pk")
+        for some in divided(sorted(set(message_ids)))
+        for message in OutboxMessage.objects.using(database).filter(pk__in=some).order_by("pk")
     ]
 
 

@@ -10,6 +10,7 @@ from django.db import transaction
 
 from lambda_tasks import registry
 from lambda_tasks.database.clock import DatabaseNow
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.definition.groups import group_if_valid
 from lambda_tasks.exceptions import CannotRunAgain, DuplicateTask, InvalidMessage, UnknownTask
@@ -87,8 +88,9 @@ def run_all_again(records: Sequence[TaskRecord], *, using: str | None = None, us
     except DATABASE_ERRORS:
         raise
     except Exception as error:  # from the queue, after the commit
-        linked = TaskRerun.objects.using(database).filter(pk__in=[each.new_id for each in done if each.new_id])
-        sent = set(map(str, linked.values_list("pk", flat=True)))
+        linked = TaskRerun.objects.using(database).values_list("pk", flat=True)
+        new_ids = [each.new_id for each in done if each.new_id]
+        sent = {str(pk) for some in divided(new_ids) for pk in linked.filter(pk__in=some)}
         return [_unsent(each, error) if each.new_id and each.new_id not in sent else each for each in done]
     return done
 

@@ -22,6 +22,7 @@ from django.db import connections, transaction
 from lambda_tasks import failpoints, registry
 from lambda_tasks.database.clock import EpochNow, epoch_now
 from lambda_tasks.database.commits import open_transaction
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.definition.groups import group_if_valid
 from lambda_tasks.definition.schedules import key_of
@@ -52,6 +53,8 @@ Moment: TypeAlias = float | datetime | None
 #: How far back, in seconds, and among how many ticks the tick of a lost task is looked for.
 _SEARCHED_SECONDS: Final = 30 * 86_400
 _SEARCHED_TICKS: Final = 20_000
+#: The number of schedules in one INSERT, whose keys and names have up to 255 characters each.
+_BATCH_SIZE: Final = 20
 #: How far after the start of a run its tick may be, since some databases store local time.
 _SEARCHED_AHEAD: Final = 2 * 3_600
 
@@ -155,7 +158,8 @@ def pause(key: str, now: Moment = None) -> list[str]:
     """
     chosen = _chosen(key)
     _create(chosen, now)
-    _rows().filter(pk__in=chosen).update(paused=True)
+    for some in divided(chosen):
+        _rows().filter(pk__in=some).update(paused=True)
     return list(chosen)
 
 
@@ -165,7 +169,8 @@ def resume(key: str, now: Moment = None) -> list[str]:
     The ticks of the pause count as omitted, not as missed. Raise ValueError for an unknown key.
     """
     chosen = _chosen(key)
-    _rows().filter(pk__in=chosen, paused=True).update(paused=False, last_tick=_stored(now))
+    for some in divided(chosen):
+        _rows().filter(pk__in=some, paused=True).update(paused=False, last_tick=_stored(now))
     return list(chosen)
 
 
@@ -187,7 +192,7 @@ def list_schedules(now: Moment = None) -> list[Status]:
     known = entries()
     if not known:
         return []
-    rows = {row.key: row for row in _rows().filter(pk__in=known)}
+    rows = {row.key: row for some in divided(known) for row in _rows().filter(pk__in=some)}
     moment = _seconds(now)
     last = {key: row.last_tick for key, row in rows.items() if is_tick(known[key].schedule, row.last_tick)}
     statuses = _statuses(known, last)
@@ -232,9 +237,10 @@ def scheduled_time(task: Task, root_id: str, started_at: float | None) -> float 
 def _read(known: dict[str, Entry], now: Moment) -> tuple[int, dict[str, TaskSchedule]]:
     """Return the time and the states of the `known` schedules, in their order. Create the missing ones.
 
-    Reading them is one query.
+    Reading them is one query, unless their keys are long or many.
     """
-    rows: dict[str, Any] = {row.key: row for row in _rows().filter(pk__in=known).annotate(now=EpochNow())}
+    timed: Any = _rows().annotate(now=EpochNow())
+    rows: dict[str, Any] = {row.key: row for some in divided(known) for row in timed.filter(pk__in=some)}
     states = {key: rows[key] for key in known if key in rows}  # the database returns rows in any order
     if missing := {key: entry for key, entry in known.items() if key not in states}:
         _create(missing, now)
@@ -245,7 +251,7 @@ def _read(known: dict[str, Entry], now: Moment) -> tuple[int, dict[str, TaskSche
 def _create(chosen: dict[str, Entry], now: Moment) -> None:
     """Create the rows that are missing. A concurrent process may create them, too."""
     rows = [TaskSchedule(key=key, task_name=entry.task.name, last_tick=_stored(now)) for key, entry in chosen.items()]
-    _rows().bulk_create(rows, ignore_conflicts=True)
+    _rows().bulk_create(rows, ignore_conflicts=True, batch_size=_BATCH_SIZE)
 
 
 def _fire_alone(entry: Entry, state: TaskSchedule, now: int, fired: Fired) -> None:
@@ -347,8 +353,8 @@ def _chosen(key: str) -> dict[str, Entry]:
 
 def _statuses(known: dict[str, Entry], last: dict[str, int]) -> dict[str, str]:
     key_of_id = {ids.tick_id(known[key].task.name, known[key].schedule.label, tick): key for key, tick in last.items()}
-    records = TaskRecord.objects.using(get_store().database).filter(pk__in=key_of_id)
-    return {key_of_id[str(pk)]: status for pk, status in records.values_list("pk", "status")}
+    rows = TaskRecord.objects.using(get_store().database).values_list("pk", "status")
+    return {key_of_id[str(pk)]: status for some in divided(key_of_id) for pk, status in rows.filter(pk__in=some)}
 
 
 def _rows() -> QuerySet[TaskSchedule]:

@@ -21,6 +21,7 @@ from django.db.models import DurationField
 
 from lambda_tasks import failpoints
 from lambda_tasks.database.clock import DatabaseNow, FromNow, from_now
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.database.errors import DATABASE_ERRORS
 from lambda_tasks.database.slots import Slot
 from lambda_tasks.database.statements import Insertion, OrmInsertion, Statements, insertion_of_many
@@ -244,5 +245,4 @@ def delete_old_keys(database: str, *, days: int, limit: int) -> int:
         found = list(old.values_list("pk", "message_id")[:limit])
         holders = {key: Holder(str(message_id), expired=True) for key, message_id in found}
         ended = [key for key, holder in holders.items() if _state(holder, database, unique_for=0) is State.ENDED]
-        deleted: int = _keys(database).filter(pk__in=ended).delete()[0] if ended else 0
-    return deleted
+        return sum(_keys(database).filter(pk__in=some).delete()[0] for some in divided(ended))

@@ -18,6 +18,7 @@ from django.db.models import F, Q, QuerySet
 
 from lambda_tasks import failpoints
 from lambda_tasks.database.clock import DatabaseNow, LeaseNow, from_now
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.database.errors import LOCKED_PAUSE
 from lambda_tasks.database.statements import Statements
 from lambda_tasks.exceptions import InvalidSetting
@@ -187,9 +188,9 @@ class ORMStore(BaseStore):
         return cancelling.is_requested(run.database, run.root_id)
 
     def begun(self, message_ids: Sequence[str]) -> set[str]:
-        running = self._records().filter(NOT_ENDED, pk__in=message_ids)
         # A claim that was released, without a worker that died, does not count as started.
-        return {str(pk) for pk in running.exclude(claim=None, takeovers=0).values_list("pk", flat=True)}
+        running = self._records().filter(NOT_ENDED).exclude(claim=None, takeovers=0).values_list("pk", flat=True)
+        return {str(pk) for some in divided(message_ids) for pk in running.filter(pk__in=some)}
 
     def status(self, message_id: str) -> str | None:
         for status in self._records().filter(pk=message_id).values_list("status", flat=True):
@@ -240,8 +241,8 @@ class ORMStore(BaseStore):
         if connections[self.database].features.has_select_for_update_skip_locked:
             # A worker that was frozen before its COMMIT locks its row, maybe for hours. The rows are selected by their
             # keys, because InnoDB locks all rows that it scans.
-            free = self._records().select_for_update(skip_locked=True).filter(pk__in=[record.pk for record in found])
-            keys = set(free.values_list("pk", flat=True))
+            free = self._records().select_for_update(skip_locked=True).values_list("pk", flat=True)
+            keys = {pk for some in divided(record.pk for record in found) for pk in free.filter(pk__in=some)}
             found = [record for record in found if record.pk in keys]
         return [lost_of(record, record.now) for record in found]
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lambda_tasks.real_aws import RealQueueRefused, allow_real_queues, refuse_real_queues
     from lambda_tasks.testing.collecting import FAKEREDIS_LOCK, MEMORY_BACKEND, collect_tasks
     from lambda_tasks.testing.queue import TaskQueue
-    from lambda_tasks.wire.real_queues import RealQueueRefused, allow_real_queues, refuse_real_queues
 
 __all__ = [
     "FAKEREDIS_LOCK",
@@ -32,11 +32,11 @@ __all__ = [
 _MODULES = {
     "FAKEREDIS_LOCK": "lambda_tasks.testing.collecting",
     "MEMORY_BACKEND": "lambda_tasks.testing.collecting",
-    "RealQueueRefused": "lambda_tasks.wire.real_queues",
+    "RealQueueRefused": "lambda_tasks.real_aws",
     "TaskQueue": "lambda_tasks.testing.queue",
-    "allow_real_queues": "lambda_tasks.wire.real_queues",
+    "allow_real_queues": "lambda_tasks.real_aws",
     "collect_tasks": "lambda_tasks.testing.collecting",
-    "refuse_real_queues": "lambda_tasks.wire.real_queues",
+    "refuse_real_queues": "lambda_tasks.real_aws",
 }
 
 if not TYPE_CHECKING:  # otherwise type checkers would accept any name

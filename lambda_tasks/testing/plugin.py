@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from lambda_tasks.wire.real_queues import allow_real_queues, refuse_real_queues
+from lambda_tasks.real_aws import allow_real_queues, refuse_real_queues
 
 if TYPE_CHECKING:
     from lambda_tasks.testing import TaskQueue
 
-#: The marker of a test, and the option of pytest's configuration, that allow requests to SQS on AWS.
+#: The marker of a test, and the option of pytest's configuration, that allow requests to AWS.
 REAL_SQS: Final = "lambda_tasks_real_sqs"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addini(REAL_SQS, "allow tests to send requests to SQS on AWS", type="bool", default=False)
+    parser.addini(REAL_SQS, "allow tests to send requests to AWS", type="bool", default=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"{REAL_SQS}: allow the test to send requests to SQS on AWS")
+    config.addinivalue_line("markers", f"{REAL_SQS}: allow the test to send requests to AWS")
     if not config.getini(REAL_SQS):
         refusal = ExitStack()
         refusal.enter_context(refuse_real_queues())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
-from lambda_tasks.exceptions import InvalidEvent
+from lambda_tasks.exceptions import InvalidEvent, InvalidMessage
 from lambda_tasks.recording.storable import shown
 from lambda_tasks.settings import LambdaTasksSettings, app_settings
 from lambda_tasks.wire import ids
@@ -16,11 +16,13 @@ from lambda_tasks.wire.attributes import (
     FLOW_ATTRIBUTE,
     GROUP_ATTRIBUTE,
     MESSAGE_ID_ATTRIBUTE,
+    MORE_ATTRIBUTE,
     OWN_ATTRIBUTES,
     QUEUE_ATTRIBUTE,
     ROOT_ID_ATTRIBUTE,
     SCHEDULED_FOR_ATTRIBUTE,
     is_group,
+    unpacked,
 )
 
 
@@ -34,7 +36,7 @@ class Delivery:
     #: SQS's own id, which identifies the message in the response to Lambda.
     raw_id: str
     receives: int
-    #: The message attributes whose values are strings.
+    #: The message attributes whose values are strings, with those that are packed into one.
     texts: Mapping[str, str] = field(repr=False)
     #: The producer's id, or SQS's own if another program sent the message.
     message_id: str
@@ -45,7 +47,7 @@ class Delivery:
         raw_id = record.get("messageId") if isinstance(record, Mapping) else None
         if not isinstance(raw_id, str) or not raw_id:
             raise InvalidEvent(f"A record of the event has no messageId{_origin(record)}")
-        texts = _text_attributes(record.get("messageAttributes"))
+        texts = unpacked(_text_attributes(record.get("messageAttributes")))
         message_id = ids.canonical_id(texts.get(MESSAGE_ID_ATTRIBUTE) or raw_id)
         system = record.get("attributes")
         system = system if isinstance(system, dict) else {}
@@ -109,7 +111,15 @@ class Delivery:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """The string attributes that a plugin of the producer has added: all except the library's own."""
+        """The string attributes that a plugin of the producer has added: all except the library's own.
+
+        Raises `InvalidMessage` if the attributes that are packed into one cannot be read.
+        """
+        if MORE_ATTRIBUTE in self.texts:
+            raise InvalidMessage(
+                f"The attribute {MORE_ATTRIBUTE} of the message must be a JSON object of strings. Correct the program "
+                "that has sent it."
+            )
         return {name: self.texts[name] for name in sorted(self.texts.keys() - OWN_ATTRIBUTES)}
 
 

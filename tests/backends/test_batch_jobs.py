@@ -18,12 +18,12 @@ from lambda_tasks.exceptions import InvalidSetting, MessageTooLarge
 from lambda_tasks.jobs import Job
 from lambda_tasks.models import OutboxMessage
 from lambda_tasks.operations.checks import check_settings
+from lambda_tasks.real_aws import RealQueueRefused
 from lambda_tasks.settings import JobQueue, app_settings
 from lambda_tasks.strategies import get_backend
 from lambda_tasks.wire.ids import new_message_id
 from lambda_tasks.wire.invocation import Invocation
 from lambda_tasks.wire.job_environment import BODY, DELIVERY
-from lambda_tasks.wire.real_queues import RealQueueRefused
 from tests.batch import Batch
 
 ARNS = {

@@ -265,14 +265,14 @@ def test_unknown_queue_is_refused_with_a_remedy(backend: SQSBackend) -> None:
         backend.validate(new_job(queue="mail"))
 
 
-def test_plugins_may_add_five_attributes_to_ticks(backend: SQSBackend) -> None:
-    """A retry of a tick carries the time of its first message, which its id does not tell."""
-    five = {f"a{number}": "x" for number in range(5)}
+def test_plugins_may_add_six_attributes_to_ticks(backend: SQSBackend) -> None:
+    """A retry of a tick carries the time of its first message, which its id does not tell. Both times are packed."""
+    six = {f"a{number}": "x" for number in range(6)}
     tick = tick_id(regular.name, "every 0:05:00", 1_800_000_000)
-    job = replace(new_job(attributes=five), message_id=tick, root_id=tick, scheduled_for=1.8e9, task=regular)
+    job = replace(new_job(attributes=six), message_id=tick, root_id=tick, scheduled_for=1.8e9, task=regular)
     backend.validate(job)
     with pytest.raises(InvalidArguments, match="must have at most 10 attributes"):
-        backend.validate(replace(job, attributes={**five, "one.more": "x"}))
+        backend.validate(replace(job, attributes={**six, "one.more": "x"}))
 
 
 def test_plugins_may_add_seven_attributes(backend: SQSBackend) -> None:

@@ -33,7 +33,7 @@ FILES: Final = {
         SECRET_KEY = os.environ.get("DJANGO_KEY", "only for this test")
         USE_TZ = True
         LAMBDA_TASKS_QUEUES = {"default": "https://sqs.eu-west-1.amazonaws.com/123456789012/default"}
-        LAMBDA_TASKS_PLUGINS = ["shop.plugins"]
+        LAMBDA_TASKS_PLUGINS = ["shop.plugins", *os.environ.get("PLUGINS", "").split()]
         if "LOGGING" in os.environ:
             LOGGING = json.loads(os.environ["LOGGING"])
     """,
@@ -49,7 +49,7 @@ FILES: Final = {
             connection.ensure_connection()
     """,
     "shop/tasks.py": """
-        import logging, os, signal, socket, time
+        import logging, mmap, os, signal, socket, time
 
         from django.conf import settings
         from lambda_tasks import lambda_task
@@ -72,6 +72,14 @@ FILES: Final = {
             with socket.create_connection(("127.0.0.1", port)) as connection:
                 connection.sendall(b"here")
                 connection.recv(1)
+            return os.getpid()
+
+        leaked = []
+
+        @lambda_task
+        def leak(*, megabytes: int) -> int:
+            '''Keep private memory, of which no page is ever touched.'''
+            leaked.append(mmap.mmap(-1, megabytes * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
             return os.getpid()
 
         @lambda_task

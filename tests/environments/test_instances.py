@@ -77,6 +77,30 @@ def test_ended_process_is_replaced(api: RuntimeApi, project: Project, database: 
         assert len(project.boots()) == 1
 
 
+@EVERYWHERE
+def test_process_that_leaks_is_replaced_between_tasks(api: RuntimeApi, project: Project, database: str) -> None:
+    """A process of two may use 1,800 MiB, and is replaced when it uses 1,350 MiB after a batch."""
+    variables = {
+        "AWS_LAMBDA_MAX_CONCURRENCY": "2",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "4000",
+        "PLUGINS": "lambda_tasks.contrib.memory",
+        "AWS_EXECUTION_ENV": "AWS_Lambda_python3.13",  # the client waits for the next invocation in a thread
+    }
+    with project.running(api, INSTANCES, **variables) as parent:
+        api.wait_until(lambda: api.idle == 2)
+        before = set(children_of(parent.pid))
+        leaks = [result_of(api.invoke(event("leak", megabytes=20)), database) for _ in range(3)]
+        assert set(children_of(parent.pid)) == before >= set(leaks)
+        replaced = [result_of(api.invoke(event("leak", megabytes=1_400)), database) for _ in range(3)]
+        api.wait_until(lambda: api.idle == 2)
+        assert not set(children_of(parent.pid)) & set(replaced)
+        assert project.boots() == [parent.pid]
+        assert result_of(api.invoke(event("leak", megabytes=20)), database) in children_of(parent.pid)
+    lines = [line["message"] for line in project.lines()]
+    assert sum("The process ends, and another takes its place: it uses" in line for line in lines) == 3
+    assert not any("has ended" in line for line in lines)
+
+
 @ON_SQLITE
 @pytest.mark.thorough
 def test_timeout_of_the_function_holds(api: RuntimeApi, project: Project, database: str) -> None:

@@ -16,6 +16,7 @@ from django.test import override_settings
 from lambda_tasks.backends.memory import event_record
 from lambda_tasks.contrib import memory
 from lambda_tasks.decorators import lambda_task
+from lambda_tasks.environments import retiring
 from lambda_tasks.execution.pipeline import execute
 from lambda_tasks.jobs import Job
 from lambda_tasks.models import TaskRecord
@@ -101,6 +102,14 @@ class TestLimit:
         assert limit_in_a_task() == 9216 * 1024 * 1024
         assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
+    @pytest.mark.parametrize(("processes", "parts"), [("4", 4), ("1", 1), ("0", 1), ("many", 1)])
+    def test_processes_of_an_environment_share_the_memory(
+        self, processes: str, parts: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(memory.MEMORY_SIZE, "40960")
+        monkeypatch.setenv(memory.MAX_CONCURRENCY, processes)
+        assert limit_in_a_task() == 36_864 * 1024 * 1024 // parts
+
     @pytest.mark.parametrize("size", ["", "much", "0"])
     def test_unknown_memory_size_sets_no_limit(self, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(memory.MEMORY_SIZE, size)
@@ -119,3 +128,23 @@ class TestLimit:
             assert limit_in_a_task() == own
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+class TestReplacement:
+    """With a limit of 900 MiB, and what the process uses before its first task, and after a batch."""
+
+    @pytest.mark.parametrize(
+        ("at_first", "afterwards", "is_replaced"),
+        [(100, 674, False), (100, 675, True), (100, 950, True), (675, 675, False), (900, 950, False)],
+    )
+    def test_process_that_grows_asks_for_another(
+        self, at_first: int, afterwards: int, is_replaced: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(memory.MEMORY_SIZE, "1000")
+        monkeypatch.setattr(memory, "_starts_above", False)
+        monkeypatch.setattr(retiring, "_reason", "")
+        used = [at_first, afterwards]
+        monkeypatch.setattr(memory, "_data_in_use", lambda: used.pop(0) * 1024 * 1024)
+        memory.lambda_task_boot()
+        memory.lambda_task_batch_finished()
+        assert retiring.reason() == (f"it uses {afterwards} MiB, and its limit is 900 MiB" if is_replaced else "")

@@ -79,6 +79,8 @@ def handler(event, context):
                 failed.append({"itemIdentifier": record["messageId"]})
     return {"batchItemFailures": failed}
 
+grown = []
+
 def obey(order):
     match order.get("do"):
         case "fail":
@@ -91,6 +93,8 @@ def obey(order):
             os.kill(os.getpid(), signal.SIGSEGV)
         case "hang":
             time.sleep(60)
+        case "grow":
+            grown.append(b"x" * (300 * 2**20))
         case "send":
             import boto3
             boto3.client("sqs").send_message(QueueUrl=order["to"], MessageBody="{}")
@@ -683,6 +687,20 @@ def test_process_is_replaced_after_its_messages(queue: Queue, watch: Watch) -> N
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 2]
 
 
+def test_large_process_is_replaced_after_its_batch(queue: Queue, watch: Watch) -> None:
+    for order in ({}, {"do": "grow"}, {}, {}):
+        queue.send(order)
+
+    worker = LocalWorker({"default": queue.url}, "orders.handler", one_by_one=True, max_memory=250, report=watch)
+    summary = worker.run(until_idle=True)
+
+    pids = [order["pid"] for order in received()]
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 2]
+    assert (summary.done, summary.handed_back) == (4, 0)
+    [warning] = watch.all(Warned)
+    assert re.search(r"The process of default-1 uses [0-9,]+ MB, more than --max-memory 250, and is repl", str(warning))
+
+
 def test_heartbeat_extends_a_running_message(queue: Queue, watch: Watch, listener: socket.socket) -> None:
     queue.set_visibility_timeout(1)
     queue.send({"do": "connect", "address": listener.getsockname(), "times": 5})
@@ -787,6 +805,7 @@ def test_missing_queue_is_named(queue: Queue, watch: Watch) -> None:
         ({"poll_seconds": 21}, "poll_seconds must be an integer from 0 to 20, not 21"),
         ({"poll_seconds": 20, "drain_seconds": 20}, r"poll_seconds must be less than drain_seconds \(20\), not 20"),
         ({"max_messages": 0}, "max_messages must be an integer of at least 1, not 0"),
+        ({"max_memory": 0}, "max_memory must be an integer of at least 1, not 0"),
         ({"function_timeout": 0}, "function_timeout must be more than 0 and at most 43140 seconds, not 0"),
     ],
 )

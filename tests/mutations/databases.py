@@ -403,8 +403,8 @@ MUTATIONS: Final = (
     Mutation(
         "the size limit ignores the attributes of a retry",
         "backends/sqs.py",
-        "attributes = attributes_of_retry(job)",
-        "attributes = job.message_attributes()",
+        "whole = attributes_of_retry(job)",
+        "whole = job.message_attributes()",
         "tests/backends/test_sqs.py",
     ),
     Mutation(

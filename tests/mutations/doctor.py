@@ -114,4 +114,18 @@ MUTATIONS: Final = (
         "    if False:",
         DOCTOR,
     ),
+    Mutation(
+        "the doctor compares forgotten successes with the visibility timeout only",
+        "operations/doctor/queues.py",
+        "if not queue.forgets or window >= kept:",
+        "if not queue.forgets or window >= visibility:",
+        DOCTOR,
+    ),
+    Mutation(
+        "unsigned messages are accepted without a warning",
+        "operations/checks.py",
+        "        *_unsigned_messages(),\n",
+        "",
+        "tests/operations/test_checks.py",
+    ),
 )

@@ -8,6 +8,8 @@ from tests.mutations import Mutation
 
 EARLY: Final = "tests/environments/test_early_start.py"
 INSTANCES: Final = "tests/environments/test_instances.py"
+MEMORY: Final = "tests/faults/test_memory_limit.py"
+LEAK: Final = "tests/environments/test_instances.py::test_process_that_leaks_is_replaced_between_tasks"
 
 MUTATIONS: Final = (
     Mutation(
@@ -170,5 +172,40 @@ MUTATIONS: Final = (
         "        add_fields_on_lambda()\n",
         "",
         f"{INSTANCES}::TestLogging",
+    ),
+    Mutation(
+        "each process of an environment may use the whole memory",
+        "contrib/memory.py",
+        "* SHARE) // parts",
+        "* SHARE)",
+        MEMORY + "::TestLimit",
+    ),
+    Mutation(
+        "a process that leaks memory is not replaced",
+        "instances/serving.py",
+        "if why := retiring.reason():",
+        "if why := '':",
+        LEAK,
+    ),
+    Mutation(
+        "a process that asks for another one counts as dead",
+        "instances/processes.py",
+        "if code == RETIRED and slot.note.read() is None:",
+        "if False:",
+        LEAK,
+    ),
+    Mutation(
+        "a process that starts with too much memory is replaced again and again",
+        "contrib/memory.py",
+        "* REPLACED_ABOVE and not _starts_above:",
+        "* REPLACED_ABOVE:",
+        MEMORY + "::TestReplacement",
+    ),
+    Mutation(
+        "the worker keeps processes that use too much memory",
+        "local/worker.py",
+        "        self._report(progress.Warned(too_much_memory(name, used, limit)))\n        return True\n",
+        "        return False\n",
+        "tests/local/test_local_worker.py::test_large_process_is_replaced_after_its_batch",
     ),
 )

@@ -193,4 +193,25 @@ MUTATIONS: Final = (
         "    if True:\n        return Block",
         TESTS,
     ),
+    Mutation(
+        "the application may not store large arguments",
+        "operations/infrastructure/permissions.py",
+        "*storing, *_use_key",
+        "*_use_key",
+        "tests/operations/test_infrastructure.py::TestBucket",
+    ),
+    Mutation(
+        "the template creates a bucket that may exist",
+        "operations/infrastructure/buckets.py",
+        "days if create and stores else None",
+        "days if stores else None",
+        "tests/operations/test_infrastructure.py::TestBucket",
+    ),
+    Mutation(
+        "the bucket of large arguments is deleted with the stack",
+        "operations/infrastructure/cloudformation_bucket.py",
+        '"DeletionPolicy": Noted("RetainExceptOnCreate", OBJECTS_KEPT)',
+        '"DeletionPolicy": "Delete"',
+        "tests/operations/test_infrastructure.py::TestBucket",
+    ),
 )

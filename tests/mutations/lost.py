@@ -43,8 +43,8 @@ MUTATIONS: Final = (
     Mutation(
         "a reaper waits for the row lock of a frozen worker",
         "stores/orm.py",
-        "select_for_update(skip_locked=True).filter(pk__in",
-        "select_for_update().filter(pk__in",
+        "free = self._records().select_for_update(skip_locked=True)",
+        "free = self._records().select_for_update()",
         LOST + "::TestConcurrency",
     ),
     Mutation(

@@ -10,6 +10,7 @@ SENSITIVE: Final = "tests/faults/test_sensitive.py"
 CANARIES: Final = "tests/faults/test_canaries.py"
 INPUT: Final = "tests/faults/test_bad_input.py"
 ODD: Final = "tests/faults/test_odd_results_and_errors.py"
+MANY: Final = "tests/wire/test_many_attributes.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -180,5 +181,47 @@ MUTATIONS: Final = (
         """return text.replace("\\x00", r"\\x00").encode("utf-8", "backslashreplace").decode("utf-8")""",
         "return text",
         ODD,
+    ),
+    Mutation(
+        "too many attributes are not packed",
+        "wire/attributes.py",
+        "    if len(attributes) <= most:\n",
+        "    if True:\n",
+        MANY,
+    ),
+    Mutation(
+        "few attributes are packed, too",
+        "wire/attributes.py",
+        "    if len(attributes) <= most:\n",
+        "    if False:\n",
+        MANY,
+    ),
+    Mutation(
+        "a worker overlooks packed attributes",
+        "wire/deliveries.py",
+        "texts = unpacked(_text_attributes(record))",
+        "texts = _text_attributes(record)",
+        MANY,
+    ),
+    Mutation(
+        "the signature is that of the packed attributes",
+        "backends/entries.py",
+        "signed(job.body, whole, keys[0])",
+        "signed(job.body, packed(whole, MAX_ATTRIBUTES), keys[0])",
+        MANY,
+    ),
+    Mutation(
+        "a message whose packed attributes cannot be read runs without them",
+        "wire/deliveries.py",
+        "if MORE_ATTRIBUTE in self.texts:",
+        "if False:",
+        MANY,
+    ),
+    Mutation(
+        "a packed attribute replaces the message's own",
+        "wire/attributes.py",
+        "if value and name != MORE_ATTRIBUTE}, **own}",
+        "if value and name != MORE_ATTRIBUTE}}",
+        MANY,
     ),
 )

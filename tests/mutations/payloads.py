@@ -70,8 +70,8 @@ MUTATIONS: Final = (
     Mutation(
         "the cleanup deletes arguments of messages in the outbox",
         "backends/unused_arguments.py",
-        "oldest.exclude(pk__in=_waiting())",
-        "oldest",
+        "waiting, spared = _waiting(), set[UUID]()",
+        "waiting, spared = set[UUID](), set[UUID]()",
         LARGE + "::TestOutbox",
     ),
     Mutation(
@@ -168,7 +168,7 @@ MUTATIONS: Final = (
     Mutation(
         "a redriven message keeps the signature for other attributes",
         "operations/dead_letters.py",
-        "        body = signed_again(body, before, _texts(attributes))\n",
+        "        body = signed_again(body, before, unpacked(_texts(attributes)))\n",
         "",
         SIGNING + "::TestOtherPrograms",
     ),

@@ -6,6 +6,8 @@ from typing import Final
 
 from tests.mutations import Mutation
 
+SIZE: Final = "tests/database/test_statement_size.py"
+
 TESTS: Final = "tests/database/test_unexpected_sql.py"
 ROWS: Final = TESTS + "::TestManyRows"
 ONE: Final = TESTS + "::TestOneStatement"
@@ -202,5 +204,45 @@ MUTATIONS: Final = (
         "        ahead = _ahead_on_sqlite(connection, summer=self._clock.summer)\n",
         "        ahead = _ahead_on_sqlite(connection, summer=True)\n",
         "tests/faults/test_local_time.py",
+    ),
+    *(
+        Mutation(f"{what} is one statement, however long", file, text, instead, SIZE + test)
+        for what, file, text, instead, test in (
+            (
+                "the DELETE of old records",
+                "operations/forgetting.py",
+                "    for some in divided(keys):\n        delete_details",
+                "    for some in [list(keys)]:\n        delete_details",
+                "::TestMaintenance::test_forgotten_successes",
+            ),
+            (
+                "the INSERT of a group's members",
+                "flows/rows.py",
+                "_BATCH_SIZE: Final = 120",
+                "_BATCH_SIZE: Final = 1_000",
+                "::TestCalls::test_group",
+            ),
+            (
+                "the SELECT that locks lost tasks",
+                "stores/orm.py",
+                "for some in divided(record.pk for record in found)",
+                "for some in [[record.pk for record in found]]",
+                "::TestMaintenance::test_lost_tasks",
+            ),
+            (
+                "the question of a reaper to the outbox",
+                "backends/outbox.py",
+                "found.update(str(pk) for some in divided(message_ids) for",
+                "found.update(str(pk) for some in [message_ids] for",
+                "::TestCalls::test_questions_about_many_messages",
+            ),
+        )
+    ),
+    Mutation(
+        "rows that the cleanup spares are found again and again",
+        "database/dividing.py",
+        "if row[0] not in spared][:size]",
+        "][:size]",
+        SIZE + "::TestOldestFirst",
     ),
 )

@@ -9,7 +9,7 @@ from tests.mutations import Mutation
 EAGER: Final = "tests/backends/test_eager.py::TestPropagatedErrors"
 NOOP: Final = "tests/backends/test_noop.py"
 QUEUE: Final = "tests/project/test_testing_queue.py"
-REAL: Final = "tests/project/test_real_queues.py"
+REAL: Final = "tests/project/test_real_aws.py"
 
 MUTATIONS: Final = (
     Mutation(
@@ -189,21 +189,36 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a test sends requests to AWS",
-        "wire/real_queues.py",
-        "return _Refusal(request.url) if is_real else None",
-        "return None",
+        "real_aws.py",
+        "    return _Refusal(request.url,",
+        "    return None and _Refusal(request.url,",
         REAL,
     ),
     Mutation(
         "an emulator is refused",
-        "wire/real_queues.py",
-        "is_real = server_of(request.url).is_aws or _BATCH_ON_AWS.match(request.url)",
-        "is_real = True",
+        "real_aws.py",
+        " or not _ON_AWS.match(request.url):",
+        ":",
+        REAL,
+    ),
+    *(
+        Mutation(f"a test sends requests to {service}", file, f"guarded({made}", f"({made}", REAL)
+        for service, file, made in (
+            ("S3", "backends/bucket.py", 'boto3.client("s3"'),
+            ("Secrets Manager", "secret_loader.py", 'boto3.client("secretsmanager"'),
+            ("the APIs of operators", "operations/aws.py", "session.client(service"),
+        )
+    ),
+    Mutation(
+        "the addresses of some partitions are not refused",
+        "real_aws.py",
+        "amazonaws\\.(?:com|eu)",
+        "amazonaws\\.com",
         REAL,
     ),
     Mutation(
         "moto is asked after the refusal",
-        "wire/real_queues.py",
+        "real_aws.py",
         'register_last("before-send", _answer)',
         'register_last("before-send.sqs", _answer)',
         REAL,

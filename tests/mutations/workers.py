@@ -134,9 +134,9 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a test submits jobs to AWS",
-        "wire/real_queues.py",
-        "is_real = server_of(request.url).is_aws or _BATCH_ON_AWS.match(request.url)",
-        "is_real = server_of(request.url).is_aws",
+        "backends/batch_jobs.py",
+        "self._clients[key] = guarded(",
+        "self._clients[key] = (",
         SENDING,
     ),
     Mutation(

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -518,6 +519,12 @@ CASES: dict[str, list[tuple[Callable[[], list[CheckMessage]], str]]] = {
             "durable_claims=False, which database 'sqlite' does not support",
         )
     ],
+    "W007": [
+        (
+            lambda: messages(LAMBDA_TASKS_SIGNING_KEYS=["k" * 32], LAMBDA_TASKS_ACCEPT_UNSIGNED=True),
+            "LAMBDA_TASKS_ACCEPT_UNSIGNED is True: workers run messages without a signature",
+        )
+    ],
     "W006": [(discarding, "LAMBDA_TASKS_NOOP_EXECUTION is True: tasks and retries are discarded")],
     "W002": [(lambda: messages(LAMBDA_TASKS_EAGER=True, deploy=True), "LAMBDA_TASKS_EAGER is True: tasks run inside")],
     "W027": [
@@ -555,6 +562,22 @@ def test_problem_is_reported_once_with_its_id(
     assert message.id == f"lambda_tasks.{id}"
     assert isinstance(message, {"E": Error, "W": Warning, "I": Info}[id[0]])
     assert re.search(sentence, message.msg)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"LAMBDA_TASKS_ACCEPT_UNSIGNED": True},
+        {"LAMBDA_TASKS_SIGNING_KEYS": ["k" * 32]},
+        {
+            "LAMBDA_TASKS_SIGNING_KEYS": ["k" * 32],
+            "LAMBDA_TASKS_ACCEPT_UNSIGNED": datetime(2100, 1, 1, tzinfo=timezone.utc),
+        },
+    ],
+    ids=["without-keys", "not-accepted", "until-a-time"],
+)
+def test_unsigned_messages_are_reported_only_without_an_end(changes: dict[str, Any]) -> None:
+    assert messages(**changes) == []
 
 
 def test_every_id_has_a_case() -> None:

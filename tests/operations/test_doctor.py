@@ -345,6 +345,39 @@ def test_compared_retention_is_the_cleanups_default() -> None:
     assert cleanup_task_records.function.__kwdefaults__ == {"retention_days": findings.DEFAULT_CLEANUP_DAYS}
 
 
+@pytest.mark.parametrize(
+    ("window", "kept", "visibility", "text"),
+    [
+        (
+            DAY,
+            4 * DAY,
+            5_700,
+            "are forgotten after 1 day, and MessageRetentionPeriod is 4 days. A copy of a message",
+        ),
+        (3_600, 4 * DAY, 5_700, "are forgotten after 3600 s, and VisibilityTimeout is 5700 s. If a worker dies"),
+        (4 * DAY, 4 * DAY, 5_700, None),
+        (7 * DAY, 4 * DAY, 5_700, None),
+    ],
+)
+def test_success_that_is_forgotten_too_early_is_found(
+    healthy: Cloud, settings: Any, window: int, kept: int, visibility: int, text: str | None
+) -> None:
+    """A copy may come until the queue deletes it, and usually after the visibility timeout."""
+    settings.LAMBDA_TASKS_FORGET_AFTER = window
+    healthy.set_attributes(MessageRetentionPeriod=str(kept), VisibilityTimeout=str(visibility))
+    task = task_with(soft_timeout=50, hard_timeout=60)
+    assert healthy.ids(task) == [], "no task forgets its successes"
+    settings.LAMBDA_TASKS_RECORD = "failures"
+    if text is None:
+        assert healthy.ids(task) == []
+        return
+    finding = only_finding(healthy, task)
+    assert (finding.id, finding.level) == ("D115", "warning")
+    assert text in finding.text
+    settings.LAMBDA_TASKS_FORGET_AFTER = int(re.findall(r"FORGET_AFTER = (\d+)", finding.remedy)[0])
+    assert healthy.ids(task) == []
+
+
 def test_short_retention_is_found(healthy: Cloud) -> None:
     healthy.set_attributes(MessageRetentionPeriod=str(2 * DAY))
     assert healthy.ids() == ["D108"]

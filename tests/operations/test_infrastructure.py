@@ -17,6 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 
 from lambda_tasks import handler, maintenance, registry
+from lambda_tasks.backends.bucket import ADVISED_DAYS
 from lambda_tasks.definition.schedules import Every
 from lambda_tasks.handler import time_needed
 from lambda_tasks.messages import SQSLambdaTaskMessage
@@ -631,6 +632,84 @@ class TestCommand:
             call_command("lambda_tasks", "template", "--cleanup-days", "2")
 
 
+def in_bucket(*places: str) -> dict[str, Any]:
+    """Return the setting of a backend with these places for large arguments, behind an outbox."""
+    sqs = {"BACKEND": "lambda_tasks.backends.sqs.SQSBackend", "OPTIONS": {"large_arguments": list(places)}}
+    return {"LAMBDA_TASKS_BACKEND": {**OUTBOX, "OPTIONS": {"transport": sqs}}}
+
+
+def arns_by_action(infrastructure: Any, of: str) -> dict[str, list[str]]:
+    """Return what the function, or the sender, may do in S3, with the ends of the ARNs."""
+    statements = infrastructure.functions[0].statements if of == "function" else infrastructure.sender_statements
+    return {
+        action: [target.key for target in statement.resources]
+        for statement in statements
+        for action in statement.actions
+        if action.startswith("s3:")
+    }
+
+
+class TestBucket:
+    def test_roles_may_use_the_bucket(self) -> None:
+        found = described(**in_bucket("s3://shop-args/tasks", "s3://old-args", "database"))
+        both = ["shop-args/tasks/*", "old-args/*"]
+        assert arns_by_action(found, "function") == {
+            "s3:GetObject": both,
+            "s3:PutObject": both,
+            "s3:ListBucket": ["shop-args", "old-args"],
+        }
+        assert arns_by_action(found, "sender") == {"s3:PutObject": ["shop-args/tasks/*"]}
+        text = render(found, "cloudformation")
+        assert re.search(r'!Sub "?arn:\$\{AWS::Partition\}:s3:::shop-args/tasks/\*', text)
+        assert "AWS::S3::Bucket" not in text
+        assert "pass --create-bucket, which creates it" in text
+        assert "arn:${data.aws_partition.current.partition}:s3:::old-args/*" in render(found, "terraform")
+
+    @pytest.mark.parametrize("places", [(), ("database",)])
+    def test_projects_without_a_bucket_get_no_rights(self, places: tuple[str, ...]) -> None:
+        settings = in_bucket(*places) if places else {}
+        found = described(**settings)
+        assert arns_by_action(found, "function") == arns_by_action(found, "sender") == {}
+        assert "s3:" not in render(found, "cloudformation")
+
+    def test_bucket_of_former_arguments_is_only_read(self) -> None:
+        found = described(**in_bucket("database", "s3://old-args"))
+        assert arns_by_action(found, "function")["s3:GetObject"] == ["old-args/*"]
+        assert arns_by_action(found, "sender") == {}
+
+    @pytest.mark.parametrize("format", ["cloudformation", "sam"])
+    def test_created_bucket_deletes_old_objects_and_stays(self, format: Any) -> None:
+        found = described(Options(runtime="python3.13", create_bucket=True), **in_bucket("s3://shop-args/tasks"))
+        made = resources(found, format)
+        bucket = made["ArgumentsBucket"]
+        assert (bucket["DeletionPolicy"], bucket["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain")
+        [rule] = bucket["Properties"]["LifecycleConfiguration"]["Rules"]
+        assert (rule["Prefix"], rule["ExpirationInDays"], rule["Status"]) == ("tasks/", ADVISED_DAYS, "Enabled")
+        assert set(bucket["Properties"]["PublicAccessBlockConfiguration"].values()) == {True}
+        [statement] = made["ArgumentsBucketPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+        assert (statement["Sid"], statement["Effect"]) == ("TlsOnly", "Deny")
+        assert "--create-bucket" not in render(found, format)
+
+    def test_created_bucket_in_terraform(self) -> None:
+        found = described(Options(runtime="python3.13", create_bucket=True), **in_bucket("s3://shop-args"))
+        text = render(found, "terraform")
+        assert re.search(
+            r'resource "aws_s3_bucket" "arguments" \{\n +bucket += "shop-args"\n.*\n +force_destroy = false', text
+        )
+        assert re.search(r"expiration \{\n.*\n +days = 45", text)
+        assert 'resource "aws_s3_bucket_policy" "arguments"' in text
+        assert "prefix" not in text[text.index("aws_s3_bucket_lifecycle_configuration") :].partition("resource")[0]
+
+    def test_documented_rule_is_that_of_the_template(self) -> None:
+        page = (Path(__file__).parents[2] / "docs/howto/large-payloads.md").read_text()
+        assert f'"Expiration": {{"Days": {ADVISED_DAYS}}}' in page
+
+    @pytest.mark.parametrize("settings", [{}, in_bucket("database", "s3://old-args")], ids=["none", "former"])
+    def test_bucket_that_stores_nothing_is_not_created(self, settings: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="--create-bucket needs a bucket in which new arguments are stored"):
+            described(Options(create_bucket=True), **settings)
+
+
 @pytest.mark.once
 @pytest.mark.thorough
 def test_templates_pass_the_cloudformation_linter(tmp_path: Path) -> None:
@@ -641,10 +720,13 @@ def test_templates_pass_the_cloudformation_linter(tmp_path: Path) -> None:
             ("cloudformation", EVERYTHING),
             ("sam", EVERYTHING),
             ("sam", Options(package="image")),
+            ("cloudformation", Options(runtime="python3.13", create_bucket=True)),
+            ("sam", Options(runtime="python3.13", create_bucket=True)),
         ]
     ):
         paths.append(tmp_path / f"{number}.yaml")
-        paths[-1].write_text(render(described(options, format=format), format))
+        settings = in_bucket(f"s3://shop-args{'/tasks' * (number % 2)}") if options.create_bucket else {}
+        paths[-1].write_text(render(described(options, format=format, **settings), format))
     program = "from cfnlint.runner import main; main()"
     command = [sys.executable, "-c", program, "--include-checks", "I", "--template", *map(str, paths)]
     linted = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)

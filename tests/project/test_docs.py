@@ -658,7 +658,7 @@ def test_dotted_paths_on_pages_exist() -> None:
 NO_MODULES: Final = re.compile(
     r"lambda_tasks\.("
     r"task|executor|outgoing|timeouts|outbox|flows|health|schedules|local|"
-    r"message_id|root_id|queue|first_sent|scheduled_for|flow|context|group|"
+    r"message_id|root_id|queue|first_sent|scheduled_for|flow|context|group|more|"
     r"retry|ignored|returned|attempt|outcome|outcomes|reason|skipped|state|takeovers|(waiting|outbox)\.\w+|singleton_lock.*|[EWI]\d{3})$"
 )
 

@@ -35,6 +35,7 @@ LEVELS: Final[Mapping[str, Level]] = {
     "D112": "error",
     "D113": "warning",
     "D114": "warning",
+    "D115": "warning",
     "D201": "warning",
     "D202": "error",
     "D203": "error",
@@ -128,6 +129,12 @@ class Queue:
         """The longest hard timeout, in seconds, of the imported tasks that use this queue."""
         limits = [task.timeouts()[1] for task in registry.registered_tasks() if task.queue == self.name]
         return max(limits, default=app_settings.default_hard_timeout)
+
+    @property
+    def forgets(self) -> bool:
+        """Whether successes of imported tasks that use this queue are forgotten."""
+        tasks = [task for task in registry.registered_tasks() if task.queue == self.name]
+        return any((task.record or app_settings.record) == "failures" for task in tasks)
 
     @property
     def lease(self) -> float:

@@ -22,6 +22,7 @@ from lambda_tasks.operations.doctor.findings import (
     max_message_bytes,
 )
 from lambda_tasks.operations.doctor.functions import look_at_mappings
+from lambda_tasks.settings import app_settings
 from lambda_tasks.wire.queue_urls import problem_of
 from lambda_tasks.wire.visibility import MAX_BATCHING_WINDOW, VISIBILITY_FACTOR, lost_after
 
@@ -47,6 +48,7 @@ def look_at_queue(doctor: Doctor, queue: Queue) -> None:
         return
     _check_redrive(doctor, client, queue, attributes)
     _check_retention(doctor, queue, attributes)
+    _check_forgetting(doctor, queue, attributes)
     _check_size(doctor, queue, attributes)
     visibility = int(attributes["VisibilityTimeout"])
     if visibility < queue.hard_timeout + RESERVE:
@@ -172,6 +174,32 @@ def _check_retention(doctor: Doctor, queue: Queue, attributes: Mapping[str, str]
             "outage over a weekend, is deleted without a trace.",
             f"Set MessageRetentionPeriod to {_days(ADVISED_RETENTION)} ({ADVISED_RETENTION}), the default of AWS.",
         )
+
+
+def _check_forgetting(doctor: Doctor, queue: Queue, attributes: Mapping[str, str]) -> None:
+    """Compare the time for which successes are remembered with the time after which a copy may still come."""
+    window, kept = app_settings.forget_after, int(attributes["MessageRetentionPeriod"])
+    visibility = int(attributes["VisibilityTimeout"])
+    if not queue.forgets or window >= kept:
+        return
+    if window <= visibility:
+        text = (
+            f"successes of tasks with record='failures' are forgotten after {window} s, and VisibilityTimeout is "
+            f"{visibility} s. If a worker dies after a success and before its message is deleted, the message comes "
+            "back later, and the task runs again."
+        )
+    else:
+        text = (
+            f"successes of tasks with record='failures' are forgotten after {_days(window)}, and "
+            f"MessageRetentionPeriod is {_days(kept)}. A copy of a message that waits on the queue for longer, such "
+            "as in an outage of the workers, runs its task again."
+        )
+    doctor.find(
+        "D115",
+        queue,
+        text,
+        f"Set LAMBDA_TASKS_FORGET_AFTER = {kept}, or shorten the retention period of the queue.",
+    )
 
 
 def _check_size(doctor: Doctor, queue: Queue, attributes: Mapping[str, str]) -> None:

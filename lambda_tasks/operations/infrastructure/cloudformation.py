@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final
 
+from lambda_tasks.operations.infrastructure.cloudformation_bucket import bucket_resources
 from lambda_tasks.operations.infrastructure.described import (
     AlarmPlan,
     FunctionPlan,
@@ -49,6 +50,7 @@ def render(infrastructure: Infrastructure, *, sam: bool) -> str:
             *(_function_resources(function, infrastructure, sam=sam) for function in infrastructure.functions),
             _maintenance_resources(infrastructure),
             _cleanup_resources(infrastructure),
+            bucket_resources(infrastructure.created_bucket),
             [("SendTasksPolicy", _sender_policy(infrastructure))],
             ((_id(alarm.key, "Alarm"), _alarm(alarm, infrastructure)) for alarm in infrastructure.alarms),
         )
@@ -77,6 +79,8 @@ def _arn(target: Target, infrastructure: Infrastructure) -> Value:
         case "log_streams":
             group = infrastructure.function(target.key).log_group
             return _local_arn("logs", f"log-group:{group}:log-stream:*")
+        case "s3":
+            return Tag("Sub", f"arn:${{AWS::Partition}}:s3:::{target.key}")
         case "arn":
             return target.key
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Format: TypeAlias = Literal["cloudformation", "sam", "terraform"]
-TargetKind: TypeAlias = Literal["queue", "dead_letter_queue", "function", "log_streams", "arn"]
+TargetKind: TypeAlias = Literal["queue", "dead_letter_queue", "function", "log_streams", "s3", "arn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,10 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A resource that a permission or an alarm refers to: by its key in the description, or by its ARN."""
+    """A resource that a permission or an alarm refers to: by its key in the description, or by its ARN.
+
+    The key of a bucket, or of objects in one, is the last part of its ARN.
+    """
 
     kind: TargetKind
     key: str
@@ -128,6 +131,18 @@ class CleanupPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class BucketPlan:
+    """A bucket for large arguments, and the prefix of their keys, with a slash at its end unless it is empty."""
+
+    name: str
+    prefix: str
+    #: Whether new arguments are stored here. Otherwise, earlier ones are read.
+    stores: bool
+    #: The age in days at which objects are deleted, if the template creates the bucket.
+    days: Number | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AlarmPlan:
     """A CloudWatch alarm on one metric of a queue or a function; `period` is in seconds."""
 
@@ -153,6 +168,7 @@ class Infrastructure:
     maintenance: MaintenancePlan
     cleanup: CleanupPlan | None
     alarms: tuple[AlarmPlan, ...]
+    buckets: tuple[BucketPlan, ...]
     code: Code
     handler: str
     runtime: str
@@ -166,6 +182,11 @@ class Infrastructure:
     def queue(self, key: str) -> QueuePlan:
         """Return the queue with this key."""
         return next(queue for queue in self.queues if queue.key == key)
+
+    @property
+    def created_bucket(self) -> BucketPlan | None:
+        """The bucket that the template creates, if any."""
+        return next((bucket for bucket in self.buckets if bucket.days is not None), None)
 
     def function(self, key: str) -> FunctionPlan:
         """Return the function with this key."""

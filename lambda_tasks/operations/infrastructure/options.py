@@ -66,6 +66,7 @@ class Options:
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
     vpc: bool = False
+    create_bucket: bool = False
     kms_key: str | None = None
     alarm_topic: str | None = None
     cleanup_days: int = CLEANUP_DAYS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from lambda_tasks.operations.infrastructure.described import Statement, Target
+from lambda_tasks.operations.infrastructure.described import BucketPlan, Statement, Target
 from lambda_tasks.settings import JobQueue
 
 #: What the poller of an event source mapping does with the role of its function.
@@ -21,11 +21,37 @@ _NETWORK: Final = tuple(
 
 
 def for_sender(
-    queues: Sequence[str], kms_key: str | None, job_queues: Iterable[JobQueue] = ()
+    queues: Sequence[str],
+    kms_key: str | None,
+    job_queues: Iterable[JobQueue] = (),
+    buckets: Iterable[BucketPlan] = (),
 ) -> tuple[Statement, ...]:
-    """Return the permissions of a process that sends messages to these queues, and submits jobs to AWS Batch."""
+    """Return the permissions of a process that sends messages to these queues, and submits jobs to AWS Batch.
+
+    It stores large arguments in those of `buckets` that take new ones.
+    """
     send = Statement("SendTasks", ("sqs:SendMessage",), _queues(queues))
-    return (send, *_submit_jobs(job_queues), *_use_key(kms_key, ("sqs",)))
+    stored = tuple(_objects(bucket) for bucket in buckets if bucket.stores)
+    storing = (Statement("StoreArguments", ("s3:PutObject",), stored),) if stored else ()
+    return (send, *_submit_jobs(job_queues), *storing, *_use_key(kms_key, ("sqs",)))
+
+
+def for_arguments(buckets: Sequence[BucketPlan]) -> tuple[Statement, ...]:
+    """Return the permissions of a function that reads large arguments, stores them, and copies old ones to themselves.
+
+    With the list of a bucket, S3 says that an object is missing, and not that access to it is denied.
+    """
+    if not buckets:
+        return ()
+    names = dict.fromkeys(bucket.name for bucket in buckets)
+    return (
+        Statement("UseArguments", ("s3:GetObject", "s3:PutObject"), tuple(map(_objects, buckets))),
+        Statement("FindArguments", ("s3:ListBucket",), tuple(Target("s3", name) for name in names)),
+    )
+
+
+def _objects(bucket: BucketPlan) -> Target:
+    return Target("s3", f"{bucket.name}/{bucket.prefix}*")
 
 
 def for_function(

@@ -22,8 +22,10 @@ from lambda_tasks.operations.doctor import findings
 from lambda_tasks.operations.doctor.findings import DAY, RESERVE, max_message_bytes
 from lambda_tasks.operations.infrastructure import alarms, permissions
 from lambda_tasks.operations.infrastructure.addresses import DEAD_LETTER_SUFFIX, Address, read_addresses
+from lambda_tasks.operations.infrastructure.buckets import buckets_of
 from lambda_tasks.operations.infrastructure.code import read_code
 from lambda_tasks.operations.infrastructure.described import (
+    BucketPlan,
     CleanupPlan,
     Format,
     FunctionPlan,
@@ -37,6 +39,7 @@ from lambda_tasks.operations.infrastructure.options import Options
 from lambda_tasks.recording.storable import shown
 from lambda_tasks.secret_loader import PREFIX, arns_of_secrets
 from lambda_tasks.settings import MAX_FUNCTION_TIMEOUT, app_settings
+from lambda_tasks.strategies import get_backend
 from lambda_tasks.wire.invocation import Invocation
 from lambda_tasks.wire.signing import signed_if_configured
 from lambda_tasks.wire.visibility import VISIBILITY_FACTOR, advised_visibility
@@ -68,7 +71,8 @@ def describe(options: Options, *, format: Format = "cloudformation") -> Infrastr
     secrets = _secrets(options)
     needs = [Need.of(address) for address in addresses]
     # Together with the plain variables, since a variable must not be set twice.
-    functions = tuple(_functions(options, needs, arns_of_secrets({**options.environment, **secrets})))
+    buckets = buckets_of(get_backend(), create=options.create_bucket)
+    functions = tuple(_functions(options, needs, arns_of_secrets({**options.environment, **secrets}), buckets))
     queues = tuple(_queue(need, options, functions) for need in needs)
     keys = [queue.key for queue in queues]
     return Infrastructure(
@@ -76,10 +80,11 @@ def describe(options: Options, *, format: Format = "cloudformation") -> Infrastr
         region=region,
         queues=queues,
         functions=functions,
-        sender_statements=permissions.for_sender(keys, options.kms_key, app_settings.job_queues.values()),
+        sender_statements=permissions.for_sender(keys, options.kms_key, app_settings.job_queues.values(), buckets),
         maintenance=_maintenance(),
         cleanup=_cleanup(options, queues),
         alarms=tuple(alarms.alarms_of(queues, functions)),
+        buckets=buckets,
         code=read_code(options.code, options.package, format, region),
         handler=HANDLER,
         runtime=options.runtime,
@@ -158,20 +163,28 @@ class Need:
         return max(1, min(BATCH_SIZE, 1 + int((timeout - self.invocation) / self.usual)))
 
 
-def _functions(options: Options, needs: Sequence[Need], secrets: Sequence[str]) -> list[FunctionPlan]:
+def _functions(
+    options: Options, needs: Sequence[Need], secrets: Sequence[str], buckets: Sequence[BucketPlan]
+) -> list[FunctionPlan]:
     name = options.function or f"{needs[0].address.name}-tasks"[:64]
     if not options.function_per_queue:
-        return [_function("", name, needs, needs, options, secrets)]
+        return [_function("", name, needs, needs, options, secrets, buckets)]
     planned = []
     for need in needs:
         key = "" if need is needs[0] else need.address.key
         own = f"{name}-{key.replace('_', '-')}" if key else name
-        planned.append(_function(key, own, [need], needs, options, secrets))
+        planned.append(_function(key, own, [need], needs, options, secrets, buckets))
     return planned
 
 
 def _function(
-    key: str, name: str, own: Sequence[Need], needs: Sequence[Need], options: Options, secrets: Sequence[str]
+    key: str,
+    name: str,
+    own: Sequence[Need],
+    needs: Sequence[Need],
+    options: Options,
+    secrets: Sequence[str],
+    buckets: Sequence[BucketPlan],
 ) -> FunctionPlan:
     if len(name) > 64:
         raise ValueError(
@@ -195,6 +208,7 @@ def _function(
                 secrets=secrets,
                 job_queues=app_settings.job_queues.values(),
             ),
+            *permissions.for_arguments(buckets),
             *(permissions.for_network(name) if options.vpc else ()),
         ),
     )

@@ -12,6 +12,7 @@ from lambda_tasks.operations.infrastructure.described import (
     QueuePlan,
 )
 from lambda_tasks.operations.infrastructure.hcl_text import Block, Call, Expression, Noted, Value, write
+from lambda_tasks.operations.infrastructure.terraform_bucket import bucket_blocks
 from lambda_tasks.operations.infrastructure.terraform_parts import (
     ACCOUNT,
     MAIN,
@@ -46,6 +47,7 @@ def render(infrastructure: Infrastructure) -> str:
         *(block for function in infrastructure.functions for block in _function(function, infrastructure)),
         *_maintenance(infrastructure),
         *_cleanup(infrastructure),
+        *bucket_blocks(infrastructure.created_bucket),
         _sender_policy(infrastructure),
         *(_alarm(alarm, infrastructure) for alarm in infrastructure.alarms),
         *_outputs(infrastructure),

@@ -40,6 +40,8 @@ def arn_of(target: Target) -> Value:
             return Expression(f"aws_lambda_function.{function_name(target.key)}.arn")
         case "log_streams":
             return Template(f"${{aws_cloudwatch_log_group.{function_name(target.key)}.arn}}:log-stream:*")
+        case "s3":
+            return Template(f"arn:${{data.aws_partition.current.partition}}:s3:::{target.key}")
         case "arn":
             return target.key
 

@@ -10,6 +10,7 @@ from django.db import connections, router
 from django.db.models import Q
 
 from lambda_tasks.database import partitions
+from lambda_tasks.database.dividing import divided
 from lambda_tasks.database.partitions import Partition, quoted, rows
 from lambda_tasks.exceptions import CannotPartition
 from lambda_tasks.models import EnqueuedTask, OutboxMessage, TaskProgress, TaskRerun
@@ -107,4 +108,5 @@ def _is_owed(connection: BaseDatabaseWrapper, partition: Partition, alias: str) 
     if len(ids) > _MOST_COMPARED:
         return True
     name = quoted(connection, partition.name)
-    return bool(ids and rows(connection, f"SELECT 1 FROM {name} WHERE id = ANY(%s::uuid[]) LIMIT 1", [ids]))
+    found = f"SELECT 1 FROM {name} WHERE id = ANY(%s::uuid[]) LIMIT 1"
+    return any(rows(connection, found, [some]) for some in divided(ids))
