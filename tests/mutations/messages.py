@@ -199,8 +199,8 @@ MUTATIONS: Final = (
     Mutation(
         "a worker overlooks packed attributes",
         "wire/deliveries.py",
-        "texts = unpacked(_text_attributes(record))",
-        "texts = _text_attributes(record)",
+        'texts = unpacked(_text_attributes(record.get("messageAttributes")))',
+        'texts = _text_attributes(record.get("messageAttributes"))',
         MANY,
     ),
     Mutation(
