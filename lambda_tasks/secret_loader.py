@@ -22,10 +22,10 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.frozen import frozen
 
 __all__ = ["forget_secrets", "resolve_secrets_into_env"]
 
@@ -108,7 +108,7 @@ def forget_secrets() -> None:
 # References
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Version:
     """One version of one secret, which a single call fetches."""
 
@@ -124,7 +124,7 @@ class _Version:
         return f"{self.arn} (version stage {self.stage}, version id {self.id})"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Reference:
     """The content of `variable`: a reference to the field `key` of `version`, whose value is set as `target`."""
 

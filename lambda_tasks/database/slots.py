@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import CharField, DurationField, Field, IntegerField, JSONField, TextField, UUIDField, Value
+
+from lambda_tasks.frozen import frozen
 
 #: How the value of a slot begins that has none yet. It must not appear in SQL or in its parameters.
 MARK: Final = "lambda_tasks slot "
@@ -60,14 +61,14 @@ class Slot(Value):
         return _Text(self.name) if native or isinstance(field, CharField | TextField) else self
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Text:
     """A placeholder for a string that becomes a parameter without conversion."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Converted:
     """A placeholder for a value that `convert` makes a parameter, unless it is None."""
 

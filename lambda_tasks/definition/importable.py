@@ -12,11 +12,11 @@ from django.conf import settings as django_settings
 from lambda_tasks.settings import app_settings
 
 #: Module names of scripts, tests and configuration, in lower case. Importing such a module may have side effects.
-_RESERVED: Final = re.compile(
+_RESERVED: Final = (
     r"__\w*__|manage|management|migrations|scripts?|bin|conftest|wsgi|asgi|fabfile|noxfile"
     r"|tests?|test_\w*|\w*_tests?|settings|settings_\w*|\w*_settings"
 )
-_SETTINGS: Final = re.compile(r"settings|settings_\w*|\w*_settings")
+_SETTINGS: Final = r"settings|settings_\w*|\w*_settings"
 
 
 def allows(module_name: str) -> bool:
@@ -66,7 +66,8 @@ def _holds(package: str, module_name: str) -> bool:
 def _grants(package: str, module_name: str) -> bool:
     """Tell whether `module_name` is `package` or an ordinary module below it."""
     below = module_name[len(package) + 1 :].casefold()
-    return _holds(package, module_name) and not (below and any(map(_RESERVED.fullmatch, below.split("."))))
+    reserved = bool(below) and any(re.fullmatch(_RESERVED, part) for part in below.split("."))
+    return _holds(package, module_name) and not reserved
 
 
 def _packages() -> Iterator[str]:
@@ -74,7 +75,7 @@ def _packages() -> Iterator[str]:
     for module in (django_settings.SETTINGS_MODULE, getattr(django_settings, "ROOT_URLCONF", None)):
         if isinstance(module, str):
             package = module.partition(".")[0]
-            if package not in ("", "__main__") and not _SETTINGS.fullmatch(package.casefold()):
+            if package not in ("", "__main__") and not re.fullmatch(_SETTINGS, package.casefold()):
                 yield package
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import reduce
 from operator import and_
@@ -16,6 +16,7 @@ from lambda_tasks.database.clock import DatabaseNow, FromNow, LeaseNow, from_now
 from lambda_tasks.database.slots import Slot
 from lambda_tasks.database.statements import OrmCall, Statement, insertion, update
 from lambda_tasks.fitting import Recorded
+from lambda_tasks.frozen import frozen
 from lambda_tasks.models import TaskReason, TaskRecord, TaskStatus
 from lambda_tasks.outcomes import Lost
 
@@ -90,7 +91,7 @@ def _slot(column: str) -> Slot:
     return Slot(column, _FIELDS[column])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Existing:
     """The existing record that a claim has found."""
 

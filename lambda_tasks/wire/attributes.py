@@ -37,12 +37,12 @@ OWN_ATTRIBUTES: Final = frozenset(
 
 
 #: Matches what SQS accepts as a MessageGroupId.
-_GROUP: Final = re.compile("[!-~]{1,128}")
+_GROUP: Final = "[!-~]{1,128}"
 
 
 def is_group(value: object) -> bool:
     """Return whether SQS accepts `value` as the group of a message."""
-    return isinstance(value, str) and _GROUP.fullmatch(value) is not None
+    return isinstance(value, str) and re.fullmatch(_GROUP, value) is not None
 
 
 def inherited(attributes: Mapping[str, str]) -> dict[str, str]:

@@ -12,8 +12,8 @@ MUTATIONS: Final = (
     Mutation(
         "modules with reserved names are imported",
         "definition/importable.py",
-        " and not (below and any(map(_RESERVED.fullmatch",
-        " and not (False and any(map(_RESERVED.fullmatch",
+        "    return _holds(package, module_name) and not reserved\n",
+        "    return _holds(package, module_name)\n",
         IMPORTABLE,
     ),
     Mutation(

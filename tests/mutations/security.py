@@ -56,7 +56,7 @@ MUTATIONS: Final = (
     Mutation(
         "settings errors quote URLs",
         "recording/described.py",
-        "    if scheme := _SCHEME.match(text):\n",
+        "    if scheme := re.match(_SCHEME, text):\n",
         "    if scheme := None:\n",
         SETTINGS,
     ),
