@@ -127,10 +127,10 @@ def strategy_class(setting: str, path: str) -> Any:
 
     Raises `InvalidSetting` if it does not exist or is of the wrong type.
     """
-    shown = described(path)
     try:
         found = import_string(path)
     except Exception as error:  # importing its module can raise any exception
+        shown = described(path)
         if shown != repr(path):  # the error would quote the path
             raise InvalidSetting(f"{setting} must be a dotted path, not {shown}.") from None
         raise InvalidSetting(f"{setting} names {shown}, which cannot be imported: {_said(error)}") from error

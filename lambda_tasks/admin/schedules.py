@@ -14,14 +14,19 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from lambda_tasks.admin.confirming import log_changes
+from lambda_tasks.admin.later import later
 from lambda_tasks.admin.listing import DeclaredLookupAdmin
-from lambda_tasks.admin.showing import to_the_second
 from lambda_tasks.models import TaskSchedule
-from lambda_tasks.operations import schedules
-from lambda_tasks.strategies import get_store
 
 if TYPE_CHECKING:
+    from lambda_tasks import strategies
+    from lambda_tasks.admin import showing
+    from lambda_tasks.operations import schedules
+
     _Schedules = QuerySet[TaskSchedule]
+else:
+    schedules, showing = later("lambda_tasks.operations.schedules"), later("lambda_tasks.admin.showing")
+    strategies = later("lambda_tasks.strategies")
 
 
 @admin.register(TaskSchedule)
@@ -36,7 +41,7 @@ class TaskScheduleAdmin(DeclaredLookupAdmin):
     fields = ("key", "task_name", "last_run", "next_run", "paused")
 
     def get_queryset(self, request: HttpRequest) -> _Schedules:
-        rows: _Schedules = super().get_queryset(request).using(get_store().database)
+        rows: _Schedules = super().get_queryset(request).using(strategies.get_store().database)
         return rows
 
     @admin.display(description=_("last run"))
@@ -98,4 +103,4 @@ def _run_now(key: str) -> None:
 
 
 def _shown(moment: int | None) -> str | None:
-    return None if moment is None else to_the_second(datetime.fromtimestamp(moment, timezone.utc))
+    return None if moment is None else showing.to_the_second(datetime.fromtimestamp(moment, timezone.utc))

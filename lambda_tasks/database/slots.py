@@ -21,12 +21,9 @@ MARK: Final = "lambda_tasks slot "
 #: The values of all slots while the ORM runs a query with them.
 _values: ContextVar[Mapping[str, Any] | None] = ContextVar("lambda_tasks_slots", default=None)
 #: A placeholder in SQL, and a doubled percent sign.
-_PERCENT: Final = re.compile(r"(%%|%s)")
+_PERCENT: Final = r"(%%|%s)"
 #: The databases for which Django itself writes JSON: the backend of another one may write it otherwise.
 _OWN_VENDORS: Final = ("postgresql", "mysql", "sqlite")
-#: Strings that are written into SQL, such as the names of statuses: no database treats any of their characters
-#: in a special way.
-_PLAIN: Final = re.compile(r"[A-Z]*")
 
 
 class Slot(Value):
@@ -108,16 +105,21 @@ def places(sql: str, params: Sequence[Any], connection: BaseDatabaseWrapper) -> 
 
     Raise ValueError if the SQL has another number of placeholders than parameters.
     """
-    parts = _PERCENT.split(sql)
+    parts = re.split(_PERCENT, sql)
     kept = []
     for index, param in zip([n for n, part in enumerate(parts) if part == "%s"], params, strict=True):
-        if isinstance(param, str) and _PLAIN.fullmatch(param):
+        if isinstance(param, str) and _is_plain(param):
             parts[index] = f"'{param!s}'"
         elif isinstance(param, int) and not isinstance(param, bool):
             parts[index] = str(int(param))
         else:
             kept.append(param.place(connection) if isinstance(param, Slot) else param)
     return "".join(parts), tuple(kept)
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether to write a string into SQL, such as the name of a status: upper case letters mean themselves."""
+    return not text or (text.isascii() and text.isalpha() and text.isupper())
 
 
 def filled(params: Sequence[Any], values: Mapping[str, Any], connection: BaseDatabaseWrapper) -> list[Any]:

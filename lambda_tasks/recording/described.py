@@ -36,7 +36,7 @@ def described(value: object) -> str:
 
 
 def _described_string(text: str) -> str:
-    if scheme := re.match(_SCHEME, text):
+    if "://" in text and (scheme := re.match(_SCHEME, text)):
         return f"'{scheme[0]}…' (a URL, not shown in case it contains a password)"
     if len(text) > MOST_SHOWN or re.search(_SUSPICIOUS, text):
         return f"a string of {len(text)} characters (not shown in case it is a secret)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 from functools import reduce
 from operator import and_
@@ -77,7 +76,7 @@ def claiming_asynchronously(connection: BaseDatabaseWrapper) -> Statement | OrmC
     insert = claiming(connection)
     if isinstance(insert, OrmCall):
         return insert  # its COMMIT waits for the disk, which costs time alone
-    return replace(insert, sql=f"SET LOCAL synchronous_commit TO OFF; {insert.sql}")
+    return Statement(f"SET LOCAL synchronous_commit TO OFF; {insert.sql}", insert.params)
 
 
 def takes_several_statements(connection: BaseDatabaseWrapper) -> bool:

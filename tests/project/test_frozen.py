@@ -126,9 +126,8 @@ def test_definition_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     class Plain:
         size: int = 1
 
-    monkeypatch.setattr(builtins, "exec", refuse)
-    monkeypatch.setattr(builtins, "eval", refuse)
-    monkeypatch.setattr(builtins, "compile", refuse)
-    made = frozen(Plain)(size=2)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        for name in ("exec", "eval", "compile"):
+            patch.setattr(builtins, name, refuse)
+        made = frozen(Plain)(size=2)
     assert made.size == 2
