@@ -13,6 +13,8 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Tags, register
 from django.utils.translation import gettext_lazy as _
 
+#: The logger that exists with the first of the library's others. See `lambda_tasks.recording.lines`.
+SENTINEL: Final = "lambda_tasks._sentinel"
 #: The backend of Django's tasks, which is loaded only if the settings name it.
 DJANGO_TASKS: Final = "lambda_tasks.contrib.django_tasks"
 
@@ -108,6 +110,5 @@ def enable_loggers(*, configured: bool = False) -> None:
 
 
 def _were_disabled() -> bool:
-    from lambda_tasks.recording.lines import SENTINEL
-
-    return SENTINEL.disabled
+    sentinel = logging.root.manager.loggerDict.get(SENTINEL)
+    return isinstance(sentinel, logging.Logger) and sentinel.disabled

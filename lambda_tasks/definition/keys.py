@@ -154,7 +154,10 @@ def check_parameters(task: Any) -> None:
     """Raise TypeError if a key or the group of `task` is made from a parameter that is missing or sensitive."""
     parameters = task.signature.parameters
     for option, danger in _READING_OPTIONS.items():
-        names, optional = _parameters_of(getattr(task, option), option, task.name)
+        value = getattr(task, option)
+        if value is None or isinstance(value, bool):
+            continue
+        names, optional = _parameters_of(value, option, task.name)
         if unknown := [name for name in names if name not in parameters]:
             existing = ", ".join(parameters) or "none"
             raise TypeError(

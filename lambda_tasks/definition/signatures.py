@@ -75,7 +75,8 @@ class TaskSignature:
                 )
 
     def _check(self, parameter: inspect.Parameter) -> None:
-        if kind := _KINDS.get(parameter.kind):
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            kind = _KINDS[parameter.kind]
             raise TypeError(
                 f"Parameter {parameter} of {self.name} must be keyword-only, not {kind}. {_KEYWORD_ONLY[kind]}"
             )
