@@ -95,6 +95,7 @@ def measure(options: argparse.Namespace) -> Report:
                 "Unless stated otherwise, bytecode is on the disk, as in installations with pip and in Lambda's images",
                 "The project's 20 tasks have arguments of several types; without the library, they are plain functions",
                 "Memory is the peak resident memory (VmHWM)",
+                "Times depend on the load of the machine; instructions do not",
             ],
             tables=[
                 pairs_table(

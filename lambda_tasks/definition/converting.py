@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.definition import schemas
+from lambda_tasks.definition.arguments import evaluated
 from lambda_tasks.definition.problems import find_lazy, problems_of, quoted, remedy_for
 from lambda_tasks.definition.roundtrip import Comparison, Difference, conversion, first_difference, same_by
 from lambda_tasks.exceptions import InvalidArguments, InvalidMessage
@@ -31,7 +32,7 @@ _REMEDY: Final = (
 class Conversion:
     """The conversion of the arguments of the task `name`.
 
-    `annotations` evaluates those of the parameters, and `namespace` has the names that they use.
+    `namespace` has the names in the annotations of the parameters.
     """
 
     def __init__(
@@ -40,13 +41,11 @@ class Conversion:
         parameters: Mapping[str, inspect.Parameter],
         *,
         sensitive: Collection[str],
-        annotations: Callable[[], dict[str, Any]],
         namespace: dict[str, Any],
     ) -> None:
         self.name = name
         self.parameters = parameters
         self.sensitive = sensitive
-        self._annotations = annotations
         self._globals = namespace
 
     def check(self) -> None:
@@ -254,7 +253,7 @@ class Conversion:
                 name: Required[annotation]
                 if self.parameters[name].default is inspect.Parameter.empty
                 else NotRequired[annotation]
-                for name, annotation in self._annotations().items()
+                for name, annotation in evaluated(self.parameters, self._globals).items()
             },
         )
         arguments.__pydantic_config__ = ConfigDict(

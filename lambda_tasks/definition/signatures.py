@@ -152,10 +152,10 @@ class TaskSignature:
     @cached_property
     def _plain(self) -> PlainArguments | None:
         """The reader that does not need pydantic; None if an annotation is not one of JSON's own types."""
-        from lambda_tasks.definition.arguments import PlainArguments
+        from lambda_tasks.definition.arguments import PlainArguments, evaluated
 
         try:
-            annotations = self._annotations()
+            annotations = evaluated(self.parameters, self._globals)
         except Exception:
             return None  # pydantic reports the error
         required = {name for name, parameter in self.parameters.items() if parameter.default is parameter.empty}
@@ -170,21 +170,9 @@ class TaskSignature:
             self.name,
             self.parameters,
             sensitive=self.sensitive,
-            annotations=self._annotations,
             namespace=self._globals,
         )
 
     @property
     def _globals(self) -> dict[str, Any]:
         return typing.cast("dict[str, Any]", inspect.unwrap(self.function).__globals__)
-
-    def _annotations(self) -> dict[str, Any]:
-        """Return the evaluated annotations of the parameters, without that of the return value.
-
-        The return annotation may name a type that cannot be imported.
-        """
-
-        def bare() -> None: ...
-
-        bare.__annotations__ = {name: parameter.annotation for name, parameter in self.parameters.items()}
-        return typing.get_type_hints(bare, globalns=self._globals, include_extras=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from importlib.util import find_spec
 from typing import Any, Final
 
 from lambda_tasks.frozen import frozen
@@ -251,7 +252,6 @@ def secret_keys(value: Any, name: str) -> list[str]:
 def fernet_keys(value: Any, name: str) -> list[str]:
     """Check that a setting is a list of keys of Fernet, and that its library is installed."""
     from base64 import urlsafe_b64decode
-    from importlib.util import find_spec
 
     keys = secret_keys(value, name)
     for place, key in enumerate(keys):
