@@ -66,7 +66,7 @@ def _counted(database: str) -> dict[str, float]:
             env={**os.environ, "BENCH_DATABASE": database, "PYTHONHASHSEED": "0"},
         )
         lines = [line.split(" ", 2) for line in ran.stdout.splitlines()]
-        totals = {(name, n): _instructions(Path(folder, pid)) for pid, n, name in lines}
+        totals = {(name, n): instructions_in(Path(folder, pid)) for pid, n, name in lines}
     counts = {
         name: (totals[name, str(MANY)] - totals[name, str(FEW)]) / (MANY - FEW)
         for name in dict.fromkeys(name for name, _ in totals)
@@ -75,7 +75,7 @@ def _counted(database: str) -> dict[str, float]:
     return counts
 
 
-def _instructions(log: Path) -> int:
+def instructions_in(log: Path) -> int:
     """Return the number of instructions in a log of cachegrind."""
     found = re.search(r"I\s+refs:\s+([\d,]+)", log.read_text())
     assert found, log.read_text()

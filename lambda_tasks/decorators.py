@@ -12,20 +12,20 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
 
 from lambda_tasks import registry
-from lambda_tasks.definition.groups import checked
-from lambda_tasks.definition.options import Options, TaskOptions, follow_ups
+from lambda_tasks.definition.options import Options, follow_ups
 from lambda_tasks.definition.task import Task
 from lambda_tasks.settings import MAX_DELAY, delay_constraint
-from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, Invocation
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from lambda_tasks.definition.option_types import TaskOptions
     from lambda_tasks.definition.steps import Step
     from lambda_tasks.flows.works import TaskInvocation
     from lambda_tasks.handles import TaskHandle
     from lambda_tasks.jobs import Job
     from lambda_tasks.messages import SQSLambdaTask
+    from lambda_tasks.wire.invocation import Invocation
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -129,12 +129,12 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         """
         # Imported on first use, since most processes that import tasks do not send any.
         from lambda_tasks.database.commits import open_transaction
-        from lambda_tasks.sending import outgoing
+        from lambda_tasks.sending.outgoing import send_on_commit
 
         try:
             if self._followers != ((), ()):
                 return self._invocation_of(args, kwargs).execute_on_commit()
-            return outgoing.send_on_commit(self._job(args, kwargs, open_transaction))
+            return send_on_commit(self._job(args, kwargs, open_transaction))
         except SynchronousOnlyOperation as error:
             from lambda_tasks.database.coroutines import synchronous_only
 
@@ -172,7 +172,7 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         The worker may start before the transaction commits, and does not see what it has written.
         """
         from lambda_tasks.database.coroutines import refuse_coroutine
-        from lambda_tasks.sending import outgoing
+        from lambda_tasks.sending.outgoing import send_immediately
         from lambda_tasks.strategies import get_store
 
         refuse_coroutine("execute_now()", f"{self._short_name}.aexecute_now(…)")
@@ -181,7 +181,7 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
                 f"{self.name} has on_success or on_failure at the call, which execute_now() cannot note, since the "
                 "transaction may be rolled back. Call execute_on_commit(), or give the options to the decorator."
             )
-        return outgoing.send_immediately(self._job(args, kwargs, lambda: get_store().database))
+        return send_immediately(self._job(args, kwargs, lambda: get_store().database))
 
     @overload
     async def aexecute_now(
@@ -247,6 +247,8 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         if database is not None:
             copy.database = database
         if group is not None:
+            from lambda_tasks.definition.groups import checked
+
             copy.group_of_calls = checked(group)
         success, failure = self._followers
         added = follow_ups(on_success, "on_success"), follow_ups(on_failure, "on_failure")
@@ -310,6 +312,8 @@ class LambdaTaskWrapper(Task, Generic[P, R_co]):
         return SQSLambdaTask(message=message, delay=self.delay, queue=self.queue, group=self.group_of_calls)
 
     def _call(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> Invocation:
+        from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, Invocation
+
         if args:
             raise TypeError(self._only_keywords(args))
         encoded = self.signature.encode(kwargs)

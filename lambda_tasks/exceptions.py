@@ -12,8 +12,6 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db.transaction import TransactionManagementError
 
-from lambda_tasks.recording.described import described
-
 
 class LambdaTasksError(Exception):
     """Base class of the library's own errors."""
@@ -169,6 +167,8 @@ class RetryLater(Exception):
     __module__ = "lambda_tasks"  # where users import it from, and what tracebacks show
 
     def __init__(self, delay: float | timedelta | None = None, reason: str = "") -> None:
+        from lambda_tasks.recording.described import described
+
         # A caller may pass anything, which must not fail later, when the retry is sent.
         seconds: Any = delay.total_seconds() if isinstance(delay, timedelta) else delay
         if isinstance(seconds, bool) or not isinstance(seconds, int | float | None):

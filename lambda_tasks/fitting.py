@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from lambda_tasks.frozen import frozen
 from lambda_tasks.recording.masking import MASK
 from lambda_tasks.recording.storable import shown
 from lambda_tasks.wire import ids
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PRECISION: Final = 1e-12
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recorded:
     """The columns of a record that its message repeats with each delivery."""
 

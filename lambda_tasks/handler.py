@@ -40,7 +40,6 @@ from lambda_tasks.settings import app_settings, settled
 from lambda_tasks.strategies import get_backend, get_store
 from lambda_tasks.wire.deliveries import Delivery, deliveries
 from lambda_tasks.wire.invocation import Invocation
-from lambda_tasks.wire.signing import verify
 
 if TYPE_CHECKING:
     from lambda_tasks.definition.task import Task
@@ -286,6 +285,8 @@ class Batch:
 
     def _verified(self, delivery: Delivery) -> str:
         """Return the body of a message that is signed, or raise `InvalidSignature`."""
+        from lambda_tasks.wire.signing import verify
+
         verify(delivery.body, delivery.texts, self._signing_keys)
         return delivery.body
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, cast, overload
 from uuid import UUID
@@ -12,6 +12,7 @@ from django.db import connections
 
 from lambda_tasks.database.coroutines import refuse_coroutine
 from lambda_tasks.definition.task import Task
+from lambda_tasks.frozen import frozen
 from lambda_tasks.jobs import PENDING, ROLLED_BACK, SendState
 from lambda_tasks.outcomes import Latest, Prevented, ReportedProgress, TooLate
 from lambda_tasks.recording.described import described
@@ -37,7 +38,7 @@ __all__ = ["TIMEOUT", "Polling", "TaskHandle", "Withdrawn", "cancel", "canonical
 TIMEOUT: Final = 30.0
 
 
-@dataclass(frozen=True)  # with slots, TaskHandle[int](…) would raise TypeError before Python 3.13
+@frozen
 class TaskHandle(Generic[R_co]):
     """A reference to an invocation, with its id, its status and its result."""
 
@@ -247,7 +248,7 @@ def cancel(message_id: str, *, database: str | None = None) -> bool:
     return not isinstance(result, TooLate)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Withdrawn:
     """An `on_commit` callback that does nothing.
 

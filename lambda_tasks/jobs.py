@@ -7,11 +7,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.exceptions import RetryLater
+from lambda_tasks.frozen import frozen
 from lambda_tasks.recording.lines import Lines, indented
 from lambda_tasks.recording.masking import masked, scrubbed
 from lambda_tasks.recording.storable import storable
@@ -77,7 +78,7 @@ class SendState:
         return self._thread == threading.get_ident() and self.value == PENDING
 
 
-@dataclass(frozen=True)
+@frozen
 class Job:
     """An invocation to send to a queue. Plugins may add `attributes` before it is sent."""
 
@@ -216,7 +217,7 @@ class Job:
         return {**self.attributes, **own}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Run:
     """One execution of an invocation, from the claim to its outcome."""
 

@@ -28,8 +28,8 @@ FIELDS: Final = ("message_id", "task_name", "queue", "attempt", "root_id", "aws_
 FAILED_FIELDS: Final[Mapping[str, str]] = MappingProxyType({"outcome": "FAILED"})
 
 #: Match the id of a trace in the W3C's header `traceparent` and in the header of X-Ray.
-_W3C: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
-_X_RAY: Final = re.compile(r"\bRoot=(1-[0-9a-fA-F]{8}-[0-9a-fA-F]{24})\b")
+_W3C: Final = r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}"
+_X_RAY: Final = r"\bRoot=(1-[0-9a-fA-F]{8}-[0-9a-fA-F]{24})\b"
 #: The frames that a method of `SteadyLogger` adds between its caller and `logging`. Before 3.11, those of `logging`
 #: itself count, too.
 _OWN_FRAMES: Final = 1 if sys.version_info >= (3, 11) else 2
@@ -65,9 +65,9 @@ def trace_id(attributes: Mapping[str, str]) -> str | None:
     It is that of the message attribute `traceparent`, if a plugin of the producer has added one, and otherwise that of
     X-Ray, which Lambda sets for each invocation of the function.
     """
-    if found := _W3C.match(attributes.get("traceparent", "")):
+    if found := re.match(_W3C, attributes.get("traceparent", "")):
         return found[1]
-    found = _X_RAY.search(os.environ.get("_X_AMZN_TRACE_ID", ""))
+    found = re.search(_X_RAY, os.environ.get("_X_AMZN_TRACE_ID", ""))
     return None if found is None else found[1]
 
 

@@ -27,7 +27,7 @@ from lambda_tasks.sending import outgoing
 from lambda_tasks.settings import MAX_KEPT_DELAY
 from lambda_tasks.wire import ids
 from lambda_tasks.wire.attributes import is_group
-from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, MAX_RETRY_NUMBER, TASK_NAME, Invocation
+from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, MAX_RETRY_NUMBER, Invocation, is_task_name
 
 
 def _storable(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _storable(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _task_name(name: str) -> str:
-    if not TASK_NAME.fullmatch(name):
+    if not is_task_name(name):
         raise ValueError("must be the dotted path of a task, as in shop.mail.send")
     return name
 

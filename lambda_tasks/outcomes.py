@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, TypeAlias
 
 from lambda_tasks.exceptions import TaskCancelled
+from lambda_tasks.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Succeeded:
     """The task returned. Its writes and its SUCCESS are committed together."""
 
     result: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ignored:
     """The task raised an exception of a type in its `ignore_errors`: SUCCESS, with its writes rolled back."""
 
@@ -25,7 +26,7 @@ class Ignored:
     skipped: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Retry:
     """The task will be run again as a new invocation, in `delay` seconds at the earliest."""
 
@@ -38,7 +39,7 @@ class Retry:
             raise ValueError(f"The delay of a retry must be an integer of 0 or more seconds, not {self.delay!r}.")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failed:
     """The task failed and will not be retried. Its writes are rolled back."""
 
@@ -55,7 +56,7 @@ def error_of(outcome: object) -> BaseException | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wait:
     """Another run holds the lock. The same invocation is delivered again in `delay` seconds at the earliest."""
 
@@ -63,14 +64,14 @@ class Wait:
     delay: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Skipped:
     """Nothing was run: an earlier delivery has already finished the invocation, or it waits for its lock."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Claimed:
     """This worker holds the invocation. `takeovers` is the number of workers that died while they held it."""
 
@@ -81,14 +82,14 @@ class Claimed:
     first: bool = field(default=True, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finished:
     """The invocation has already ended, with this status."""
 
     status: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Busy:
     """Another worker holds the invocation, for at most `seconds` more unless it renews its lease.
 
@@ -99,7 +100,7 @@ class Busy:
     locked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mismatch:
     """The message does not belong to the invocation or the chain of retries whose id it has. Nothing is changed."""
 
@@ -109,7 +110,7 @@ class Mismatch:
 Claim: TypeAlias = Claimed | Finished | Busy | Mismatch
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prevented:
     """No worker ran the invocation, or the next retry of its chain, and none will. Its record is FAILED."""
 
@@ -117,12 +118,12 @@ class Prevented:
     message_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Requested:
     """A worker has started the invocation. It may end by itself, and its retries and takeovers do not run."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TooLate:
     """The invocation had already ended."""
 
@@ -130,7 +131,7 @@ class TooLate:
 Cancellation: TypeAlias = Prevented | Requested | TooLate
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lost:
     """An invocation that is recorded as RUNNING, although the lease of its worker expired long ago."""
 
@@ -152,7 +153,7 @@ class Lost:
     waited: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Progress:
     """How far a chain of retries has come, by the newest of its records."""
 
@@ -162,7 +163,7 @@ class Progress:
     idle: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Latest:
     """The newest invocation of a chain of retries, by its record."""
 
@@ -180,7 +181,7 @@ class Latest:
     record: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReportedProgress:
     """How much of its work a task has done, as it has last reported by `current_task().progress()`."""
 

@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING
 from django.apps import apps
 from django.utils.module_loading import module_has_submodule
 
-from lambda_tasks.definition import importable
 from lambda_tasks.exceptions import UnknownTask
-from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
-from lambda_tasks.recording.lines import get_logger
 
 if TYPE_CHECKING:
     from lambda_tasks.definition.task import Task
-
-logger = get_logger("lambda_tasks.registry")
 
 _tasks: dict[str, Task] = {}
 #: Maps aliases, which are former names of tasks, to their current names.
@@ -83,6 +78,8 @@ def find_task(task_name: str) -> Task:
 
 
 def _imported_task(task_name: str) -> Task:
+    from lambda_tasks.definition import importable  # only workers import modules
+
     module_name, _, _ = task_name.rpartition(".")
     if not module_name:
         raise UnknownTask(
@@ -113,12 +110,17 @@ def discover_tasks() -> list[Task]:
 @lru_cache(maxsize=1)
 def _import_tasks_of_apps() -> None:
     """Import the `tasks` modules of all installed apps, once per process: one may contain a renamed task."""
+    from lambda_tasks.recording.lines import get_logger
+
+    logger = get_logger("lambda_tasks.registry")
     for module_name, error in import_tasks_of_apps().items():
         logger.error("%s cannot be imported, so its tasks are unknown.", module_name, exc_info=error)
 
 
 def import_tasks_of_apps() -> dict[str, Exception]:
     """Import the `tasks` modules of all installed apps, and return the errors of those that cannot be imported."""
+    from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
+
     failed: dict[str, Exception] = {}
     for config in apps.get_app_configs():
         if config.module is not None and module_has_submodule(config.module, "tasks"):

@@ -22,10 +22,10 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.frozen import frozen
 from lambda_tasks.real_aws import guarded
 
 __all__ = ["forget_secrets", "resolve_secrets_into_env"]
@@ -38,12 +38,12 @@ _FORMER = "LAMBDA_TASKS_ENVIRONMENT_SECRETS_MANAGER_ARN"
 _SHAPE = "<arn>:<json-key>:<version-stage>:<version-id>"
 _ARN_SEGMENTS = 7
 _SEGMENTS = _ARN_SEGMENTS + 3
-_ARN = re.compile(r"arn:[a-z][a-z0-9-]*:secretsmanager:[a-z0-9]+(-[a-z0-9]+)+:[0-9]+:secret:[^:\s]+")
+_ARN = r"arn:[a-z][a-z0-9-]*:secretsmanager:[a-z0-9]+(-[a-z0-9]+)+:[0-9]+:secret:[^:\s]+"
 
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
 # Variables that dynamic linkers, shells, interpreters, TLS libraries, Django's startup, and AWS's runtime and SDKs
 # read. Their values determine which code runs, or its identity, so anyone who can write the secret could run any code.
-_REFUSED = re.compile(
+_REFUSED = (
     r"(LD|DYLD|_LAMBDA|_X_AMZN|AWS_LAMBDA|AWS_CONTAINER|GIT_CONFIG)_\w*|AWS_ENDPOINT_URL\w*|PYTHON\w*|PERL5\w*"
     r"|AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|SECURITY_TOKEN|PROFILE|DEFAULT_PROFILE|CONFIG_FILE"
     r"|SHARED_CREDENTIALS_FILE|CA_BUNDLE|DATA_PATH|ROLE_ARN|WEB_IDENTITY_TOKEN_FILE|REGION|DEFAULT_REGION|EXECUTION_ENV)"
@@ -109,7 +109,7 @@ def forget_secrets() -> None:
 # References
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Version:
     """One version of one secret, which a single call fetches."""
 
@@ -125,7 +125,7 @@ class _Version:
         return f"{self.arn} (version stage {self.stage}, version id {self.id})"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Reference:
     """The content of `variable`: a reference to the field `key` of `version`, whose value is set as `target`."""
 
@@ -165,7 +165,7 @@ def _problems_with(variable: str, read: Callable[[str], str | None]) -> Iterator
     # The messages do not show the value of a variable until it is known to be a reference: the most
     # likely mistake is to put the secret itself there.
     target = variable.removeprefix(PREFIX)
-    if target and not _IDENTIFIER.fullmatch(target):
+    if target and not re.fullmatch(_IDENTIFIER, target):
         yield (
             f"{variable!r} must end with a valid variable name, not {target!r}. Use letters, digits and "
             "underscores, and do not start with a digit."
@@ -175,7 +175,7 @@ def _problems_with(variable: str, read: Callable[[str], str | None]) -> Iterator
         yield f"{variable} must end with the name of the variable to set. Append it, as in {PREFIX}DATABASE_URL."
     elif target.startswith(PREFIX):
         yield f"{variable} must not set another reference. Write the prefix {PREFIX} only once."
-    elif _REFUSED.fullmatch(target):
+    elif re.fullmatch(_REFUSED, target):
         yield (
             f"{variable} must not set {target}, which determines what code processes run or whom they trust. "
             "Set it in the function's configuration, or choose another name."
@@ -194,7 +194,7 @@ def _problems_with(variable: str, read: Callable[[str], str | None]) -> Iterator
             "(Its value is not shown, in case it is the secret itself.)"
         )
         return
-    if not _ARN.fullmatch(":".join(segments[:_ARN_SEGMENTS])):
+    if not re.fullmatch(_ARN, ":".join(segments[:_ARN_SEGMENTS])):
         yield (
             f"{variable} must start with the ARN of a Secrets Manager secret. Write "
             "arn:<partition>:secretsmanager:<region>:<account>:secret:<name> before the json-key. "

@@ -128,12 +128,12 @@ def strategy_class(setting: str, path: str) -> Any:
 
     Raises `InvalidSetting` if it does not exist or is of the wrong type.
     """
-    shown = described(path)
     try:
         found = import_string(path)
     except Exception as error:  # importing its module can raise any exception
         if apps.apps_ready and not apps.is_installed("lambda_tasks"):
             raise InvalidSetting('INSTALLED_APPS must contain "lambda_tasks". Add it, and run migrate.') from error
+        shown = described(path)
         if shown != repr(path):  # the error would quote the path
             raise InvalidSetting(f"{setting} must be a dotted path, not {shown}.") from None
         raise InvalidSetting(f"{setting} names {shown}, which cannot be imported: {_said(error)}") from error

@@ -13,12 +13,10 @@ from django.http import HttpRequest, HttpResponseBase
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from lambda_tasks.admin import export, rerunning
 from lambda_tasks.admin.confirming import MOST_SELECTED, Question, confirmation, is_confirmed, log_changes
+from lambda_tasks.admin.later import later
 from lambda_tasks.admin.listing import MOST_LISTED, LargeTableAdmin
 from lambda_tasks.database.dividing import divided
-from lambda_tasks.handles import cancel
-from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import OutboxMessage, TaskProgress, TaskRecord, TaskRerun, TaskStatus
 from lambda_tasks.recording.lines import get_logger
 
@@ -27,7 +25,13 @@ if TYPE_CHECKING:
 
     from django.utils.functional import Promise
 
+    from lambda_tasks import handles, maintenance
+    from lambda_tasks.admin import export, rerunning
+
     _Records = QuerySet[TaskRecord]
+else:
+    export, rerunning = later("lambda_tasks.admin.export"), later("lambda_tasks.admin.rerunning")
+    handles, maintenance = later("lambda_tasks.handles"), later("lambda_tasks.maintenance")
 
 logger = get_logger("lambda_tasks.admin")
 
@@ -119,7 +123,7 @@ class RecordActions(LargeTableAdmin):
             return None
         if not is_confirmed(request):
             return confirmation(self, request, rows, _CANCEL)
-        cancelled = [row for row in rows if cancel(str(row.root_id or row.pk), database=row._state.db)]
+        cancelled = [row for row in rows if handles.cancel(str(row.root_id or row.pk), database=row._state.db)]
         log_changes(request, cancelled, str(_("Cancelled.")))
         logger.info("%s cancelled %d tasks.", request.user, len(cancelled))
         if cancelled:
@@ -247,7 +251,7 @@ def _without_messages(rows: list[TaskRecord], database: str) -> list[TaskRecord]
 
 def _databases_of_outboxes() -> tuple[str, ...]:
     try:
-        kept = outbox()
+        kept = maintenance.outbox()
     except ImproperlyConfigured:
         return ()
     return () if kept is None else tuple(kept.databases)

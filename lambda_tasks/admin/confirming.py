@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +11,8 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
+
+from lambda_tasks.frozen import frozen
 
 if TYPE_CHECKING:
     from django.db.models import Model, QuerySet
@@ -31,7 +32,7 @@ _NAMED: Final = 20
 _TEMPLATE: Final = "admin/lambda_tasks/confirm_action.html"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Question:
     """What the page asks about an action."""
 

@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from lambda_tasks.admin import listing
-from lambda_tasks.database.clock import LeaseNow, from_now
+from lambda_tasks.admin.later import later
 from lambda_tasks.models import TaskRecord, TaskStatus
 from lambda_tasks.registry import registered_tasks
 from lambda_tasks.settings import app_settings
@@ -21,7 +21,11 @@ from lambda_tasks.settings import app_settings
 if TYPE_CHECKING:
     from django.utils.functional import Promise
 
+    from lambda_tasks.database import clock
+
     _Records = QuerySet[TaskRecord]
+else:
+    clock = later("lambda_tasks.database.clock")
 
 #: The maximum number of records that a text search and the filter of slow runs read: the latest of those that match
 #: the other filters.
@@ -126,7 +130,7 @@ class StartedFilter(admin.DateFieldListFilter):
     def queryset(self, request: HttpRequest, queryset: _Records) -> _Records:
         records = cast("_Records", super().queryset(request, queryset))
         span = _SPANS.get(self.span)
-        return records if span is None else records.filter(start_time__gte=from_now(-span[1]))
+        return records if span is None else records.filter(start_time__gte=clock.from_now(-span[1]))
 
 
 class RunFilter(admin.SimpleListFilter):
@@ -148,7 +152,7 @@ class RunFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: _Records) -> _Records:
         records = queryset
         if self.value() == "overdue":
-            records = queryset.filter(status=TaskStatus.RUNNING, lease_until__lt=LeaseNow())
+            records = queryset.filter(status=TaskStatus.RUNNING, lease_until__lt=clock.LeaseNow())
         for value, _label, seconds in self.slow:
             if value == self.value():
                 records = latest(queryset).filter(end_time__gt=F("start_time") + timedelta(seconds=seconds))

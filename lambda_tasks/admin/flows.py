@@ -15,18 +15,23 @@ from django.utils.html import format_html, format_html_join
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from lambda_tasks.admin import showing
 from lambda_tasks.admin.confirming import Question, confirmation, is_confirmed, log_changes
+from lambda_tasks.admin.later import later
 from lambda_tasks.admin.listing import LargeTableAdmin
-from lambda_tasks.flows.handles import Counts, FlowHandle
 from lambda_tasks.models import FlowKind, MemberStatus, TaskFlow, TaskFlowMember, TaskStatus
 from lambda_tasks.recording.lines import get_logger
-from lambda_tasks.strategies import get_store
 
 if TYPE_CHECKING:
     from django.utils.safestring import SafeString
 
+    from lambda_tasks import strategies
+    from lambda_tasks.admin import showing
+    from lambda_tasks.flows import handles
+
     _Flows = QuerySet[TaskFlow]
+else:
+    handles, showing = later("lambda_tasks.flows.handles"), later("lambda_tasks.admin.showing")
+    strategies = later("lambda_tasks.strategies")
 
 logger = get_logger("lambda_tasks.admin")
 
@@ -83,7 +88,7 @@ class TaskFlowAdmin(LargeTableAdmin):
     fields = ("id", "badge", "kind", "counts", "created", "ended", "owed_for", "members")
 
     def get_queryset(self, request: HttpRequest) -> _Flows:
-        rows: _Flows = super().get_queryset(request).using(get_store().database).exclude(kind=FlowKind.CALL)
+        rows: _Flows = super().get_queryset(request).using(strategies.get_store().database).exclude(kind=FlowKind.CALL)
         shown: _Flows = rows.defer("steps", "on_success", "on_failure", "owed")
         return shown
 
@@ -128,7 +133,7 @@ class TaskFlowAdmin(LargeTableAdmin):
             return None
         if not is_confirmed(request):
             return confirmation(self, request, rows, _CANCEL)
-        cancelled = [row for row in rows if FlowHandle(str(row.pk), str(row._state.db)).cancel()]
+        cancelled = [row for row in rows if handles.FlowHandle(str(row.pk), str(row._state.db)).cancel()]
         log_changes(request, cancelled, str(_("Cancelled.")))
         logger.info("%s cancelled %d chains and groups.", request.user, len(cancelled))
         told = ngettext("%d chain or group was cancelled.", "%d chains and groups were cancelled.", len(cancelled))
@@ -164,7 +169,7 @@ class TaskFlowAdmin(LargeTableAdmin):
 
     @admin.display(description=_("tasks"))
     def counts(self, flow: TaskFlow) -> SafeString:
-        counts = FlowHandle(str(flow.pk), str(flow._state.db)).counts
+        counts = handles.FlowHandle(str(flow.pk), str(flow._state.db)).counts
         done = counts.total - counts.pending
         text = _("%(done)d of %(total)d have ended") % {"done": done, "total": counts.total}
         bar = '<progress max="{}" value="{}" aria-label="{}">{}</progress> {}'
@@ -197,6 +202,6 @@ def _look(member: TaskFlowMember) -> SafeString | str:
     return showing.badge(showing.WAITING) if member.status == MemberStatus.PENDING else str(_("Skipped"))
 
 
-def _parts(counts: Counts) -> Iterator[str]:
+def _parts(counts: handles.Counts) -> Iterator[str]:
     numbers = ((counts.succeeded, _("succeeded")), (counts.failed, _("failed")), (counts.skipped, _("skipped")))
     yield from (f"{number} {label}" for number, label in numbers if number)

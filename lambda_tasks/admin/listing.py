@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.contrib import admin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.utils import get_fields_from_path
-from django.contrib.admin.views.main import ORDER_VAR, ChangeList
 from django.contrib.admin.widgets import url_params_from_lookup_dict
 from django.core.exceptions import SuspiciousOperation, ValidationError
 from django.core.paginator import Paginator
-from django.db import DataError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.functional import Promise, cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from django.contrib.admin.views.main import ChangeList
 
     _Admin = admin.ModelAdmin[Any]
     _Paginator = Paginator[Any]
@@ -31,8 +30,6 @@ else:
 MOST_LISTED: Final = 10_000
 #: The number of rows whose names a filter offers, in addition to the names that this process knows.
 RECENT: Final = 1_000
-#: The maximum number of values of one query parameter. Each is a condition, and SQLite limits their nesting.
-MOST_VALUES: Final = 20
 
 
 class LimitedPaginator(_Paginator):
@@ -42,38 +39,6 @@ class LimitedPaginator(_Paginator):
     def count(self) -> int:
         assert isinstance(self.object_list, QuerySet)
         return counted(self.object_list)
-
-
-class LargeTableList(ChangeList):
-    """Sort by sortable columns only, and redirect requests with values that the database cannot compare."""
-
-    def get_filters(self, request: HttpRequest) -> Any:
-        if any(len(values) > MOST_VALUES for values in self.get_filters_params().values()):
-            raise IncorrectLookupParameters
-        return super().get_filters(request)
-
-    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
-        """Return the requested order, without the columns that `sortable_by` excludes.
-
-        Django only removes the links from their headings, and still sorts by them on request.
-        """
-        asked = self.params.pop(ORDER_VAR, "").split(".")
-        if columns := {part.lstrip("-"): part for part in asked if self._is_sortable(part)}:
-            self.params[ORDER_VAR] = ".".join(columns.values())
-        return list(super().get_ordering(request, queryset))
-
-    def _is_sortable(self, part: str) -> bool:
-        try:
-            column = self.list_display[int(part.removeprefix("-"))]
-        except (IndexError, ValueError):
-            return False
-        return self.sortable_by is None or column in self.sortable_by
-
-    def get_results(self, request: HttpRequest) -> None:
-        try:
-            super().get_results(request)
-        except (DataError, OverflowError, ValueError) as error:  # NUL, or a date before the year 1 in UTC
-            raise IncorrectLookupParameters from error
 
 
 class DeclaredLookupAdmin(_Admin):
@@ -88,6 +53,8 @@ class DeclaredLookupAdmin(_Admin):
         js = ("lambda_tasks/admin.js",)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        from lambda_tasks.admin.lists import LargeTableList
+
         return LargeTableList
 
     def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:

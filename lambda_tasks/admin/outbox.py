@@ -11,11 +11,9 @@ from uuid import UUID
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.models import DELETION, LogEntry
-from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ImproperlyConfigured
 from django.db import router
 from django.db.models import Q, QuerySet
-from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
@@ -23,34 +21,30 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from lambda_tasks.admin import filters, listing, showing
+from lambda_tasks.admin import filters, listing
 from lambda_tasks.admin.confirming import MOST_SELECTED, log_changes
-from lambda_tasks.admin.listing import LargeTableAdmin, LargeTableList, as_json, counted
-from lambda_tasks.admin.sending import START, Sending
-from lambda_tasks.admin.showing import preformatted, to_the_second
-from lambda_tasks.backends.batches import LONGEST_PAUSE
-from lambda_tasks.backends.relay import BATCH_SIZE
-from lambda_tasks.database.clock import DatabaseNow, from_now
+from lambda_tasks.admin.later import later
+from lambda_tasks.admin.listing import LargeTableAdmin, as_json, counted
 from lambda_tasks.database.dividing import divided
 from lambda_tasks.exceptions import InvalidMessage
-from lambda_tasks.maintenance import outbox
 from lambda_tasks.models import OutboxMessage, TaskRecord
 from lambda_tasks.recording.lines import get_logger
-from lambda_tasks.recording.masking import MASK, masked
 from lambda_tasks.registry import find_task
-from lambda_tasks.wire.attributes import ROOT_ID_ATTRIBUTE
-from lambda_tasks.wire.invocation import Invocation
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from django.contrib.admin.views.main import ChangeList
     from django.utils.functional import Promise
     from django.utils.safestring import SafeString
 
+    from lambda_tasks.admin import showing
     from lambda_tasks.backends.outbox import OutboxBackend
     from lambda_tasks.wire.invocation import Invocation
 
     _Messages = QuerySet[OutboxMessage]
+else:
+    showing = later("lambda_tasks.admin.showing")
 
 logger = get_logger("lambda_tasks.outbox")
 
@@ -69,12 +63,16 @@ class State(Enum):
     DELAYED = "delayed"
     DEAD = "dead"
 
-
-_LOOKS: Final = {State.WAITING: showing.WAITING, State.DELAYED: showing.DELAYED, State.DEAD: showing.DEAD}
+    @property
+    def look(self) -> showing.Look:
+        looks = {State.WAITING: showing.WAITING, State.DELAYED: showing.DELAYED, State.DEAD: showing.DEAD}
+        return looks[self]
 
 
 def state_of(message: OutboxMessage) -> State:
     """Return the state of a message from `OutboxMessageAdmin.get_queryset()`, as of the moment it was read."""
+    from lambda_tasks.backends.batches import LONGEST_PAUSE
+
     if message.due_at is None:
         return State.DEAD
     now = message.now  # type: ignore[attr-defined] # annotated
@@ -85,6 +83,9 @@ def state_of(message: OutboxMessage) -> State:
 
 def of_state(state: State) -> Q:
     """Return the condition for messages in `state`, in a form that can use the index on `due_at`."""
+    from lambda_tasks.backends.batches import LONGEST_PAUSE
+    from lambda_tasks.database.clock import DatabaseNow, from_now
+
     now, soon = DatabaseNow(), from_now(LONGEST_PAUSE)
     if state is State.DEAD:
         return Q(due_at=None)
@@ -94,20 +95,6 @@ def of_state(state: State) -> Q:
     return Q(due_at__lte=soon) & (Q(due_at__lte=now) | Q(run_at=None) | Q(run_at__lte=now))
 
 
-class OutboxList(LargeTableList):
-    """Read only what the list shows: no bodies, and only the start of each error."""
-
-    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> _Messages:
-        listed: _Messages = super().get_queryset(request, exclude_parameters)
-        shown: _Messages = listed.defer("body", "attributes", "error").annotate(start_of_error=Left("error", START))
-        return shown
-
-    def get_ordering(self, request: HttpRequest, queryset: _Messages) -> list[Any]:
-        """Return the order of the index, ascending or descending."""
-        first, *_ = super().get_ordering(request, queryset)
-        return ["-due_at", "-id"] if first == "-due_at" else ["due_at", "id"]
-
-
 class StateFilter(admin.SimpleListFilter):
     """Filter messages by state: waiting, delayed or dead."""
 
@@ -115,7 +102,7 @@ class StateFilter(admin.SimpleListFilter):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(state.value, str(look.label)) for state, look in _LOOKS.items()]
+        return [(state.value, str(state.look.label)) for state in State]
 
     def queryset(self, request: HttpRequest, queryset: _Messages) -> _Messages:
         for state in State:
@@ -167,6 +154,8 @@ class OutboxMessageAdmin(LargeTableAdmin):
         return self.using or router.db_for_write(OutboxMessage)
 
     def get_queryset(self, request: HttpRequest) -> _Messages:
+        from lambda_tasks.database.clock import DatabaseNow
+
         shown = super().get_queryset(request)
         if self.using is not None:
             shown = shown.using(self.using)
@@ -174,6 +163,8 @@ class OutboxMessageAdmin(LargeTableAdmin):
         return annotated
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        from lambda_tasks.admin.lists import OutboxList
+
         return OutboxList
 
     def get_fieldsets(self, request: HttpRequest, obj: OutboxMessage | None = None) -> Any:
@@ -234,7 +225,7 @@ class OutboxMessageAdmin(LargeTableAdmin):
 
     @admin.display(description=_("state"))
     def state(self, message: OutboxMessage) -> SafeString:
-        return showing.badge(_LOOKS[state_of(message)])
+        return showing.badge(state_of(message).look)
 
     @admin.display(description=_("task and failed attempts"))
     def task(self, message: OutboxMessage) -> SafeString:
@@ -259,7 +250,7 @@ class OutboxMessageAdmin(LargeTableAdmin):
 
     @admin.display(description=_("last error"))
     def error_text(self, message: OutboxMessage) -> str | None:
-        return preformatted(message.error)
+        return showing.preformatted(message.error)
 
     @admin.display(description=_("arguments"))
     def arguments(self, message: OutboxMessage) -> str | None:
@@ -267,7 +258,7 @@ class OutboxMessageAdmin(LargeTableAdmin):
         if invocation is None:
             return str(_("The message is not a valid task invocation. It is hidden because it may contain secrets."))
         shown, note = _visible(invocation)
-        return format_html("{}{}", preformatted(as_json(shown)), format_html("<p>{}</p>", note) if note else "")
+        return format_html("{}{}", showing.preformatted(as_json(shown)), format_html("<p>{}</p>", note) if note else "")
 
     @admin.display(description=_("retry"))
     def n_retries(self, message: OutboxMessage) -> int | None:
@@ -276,6 +267,8 @@ class OutboxMessageAdmin(LargeTableAdmin):
 
     @admin.display(description=_("earlier invocations of the chain"))
     def chain(self, message: OutboxMessage) -> str | None:
+        from lambda_tasks.wire.attributes import ROOT_ID_ATTRIBUTE
+
         attributes: object = message.attributes  # another program may have written the row
         root = attributes.get(ROOT_ID_ATTRIBUTE) if isinstance(attributes, dict) else None
         if not self.n_retries(message) or root is None or not self.admin_site.is_registered(TaskRecord):
@@ -288,6 +281,9 @@ class OutboxMessageAdmin(LargeTableAdmin):
     @admin.action(permissions=["send"], description=_("Send selected messages now"))
     def send_now(self, request: HttpRequest, queryset: _Messages) -> None:
         """Send the selected messages, and report the results. Stop early if it takes too long for a page."""
+        from lambda_tasks.admin.sending import Sending
+        from lambda_tasks.backends.relay import BATCH_SIZE
+
         kept, why_not = _outbox()
         if kept is None:
             self.message_user(request, _("Nothing was sent. %s") % why_not, messages.ERROR)
@@ -349,12 +345,14 @@ class OutboxMessageAdmin(LargeTableAdmin):
 
 def _moment(moment: datetime | None) -> SafeString | None:
     """Return the date and the time, with a line break allowed in between."""
-    day, _, time = (to_the_second(moment) or "").partition(" ")
+    day, _, time = (showing.to_the_second(moment) or "").partition(" ")
     return format_html('<span class="task-unbroken">{}</span> {}', day, time) if day else None
 
 
 def _outbox() -> tuple[OutboxBackend | None, str | Promise]:
     """Return the configured outbox and a remedy. The outbox is None if the settings have none or are invalid."""
+    from lambda_tasks.maintenance import outbox
+
     try:
         kept = outbox()
     except ImproperlyConfigured as error:
@@ -366,6 +364,8 @@ def _outbox() -> tuple[OutboxBackend | None, str | Promise]:
 
 
 def _invocation(message: OutboxMessage) -> Invocation | None:
+    from lambda_tasks.wire.invocation import Invocation
+
     try:
         return Invocation.of_body(message.body)
     except InvalidMessage:
@@ -374,6 +374,8 @@ def _invocation(message: OutboxMessage) -> Invocation | None:
 
 def _visible(invocation: Invocation) -> tuple[dict[str, Any], str | Promise]:
     """Return the arguments with (possibly) sensitive values masked, and a note that explains the masks."""
+    from lambda_tasks.recording.masking import MASK, masked
+
     kwargs = invocation.kwargs
     if invocation.stored is not None:
         note = _("The arguments are too large for a message, and are stored outside of it: %(place)s.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from django.contrib import admin
 from django.core.cache import cache
@@ -13,13 +13,16 @@ from django.shortcuts import render
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.text import capfirst
-from django.utils.translation import gettext_lazy as _
 
-from lambda_tasks.admin import overview_sections
+from lambda_tasks.admin.later import later
 from lambda_tasks.admin.listing import DeclaredLookupAdmin
-from lambda_tasks.admin.overview_sections import Span
 from lambda_tasks.models import TaskRecord, TasksOverview
 from lambda_tasks.recording.lines import get_logger
+
+if TYPE_CHECKING:
+    from lambda_tasks.admin import overview_sections
+else:
+    overview_sections = later("lambda_tasks.admin.overview_sections")
 
 T = TypeVar("T")
 
@@ -31,13 +34,6 @@ FRESH: Final = 5
 FRESH_QUEUES: Final = 60
 #: Seconds between two requests of an open page.
 REFRESH: Final = 10
-#: The spans that the page offers, by the value of `span` in its address.
-SPANS: Final = {
-    "hour": Span("hour", _("Last hour"), hours=1, bucket=300, form="H:i"),
-    "day": Span("day", _("Last 24 hours"), hours=24, bucket=3_600, form="H:i"),
-    "week": Span("week", _("Last 7 days"), hours=168, bucket=6 * 3_600, form="D H:i"),
-}
-_DEFAULT: Final = "day"
 _PAGE: Final = "admin/lambda_tasks/overview.html"
 _FRAGMENT: Final = "admin/lambda_tasks/overview_sections.html"
 
@@ -80,14 +76,14 @@ class TasksOverviewAdmin(DeclaredLookupAdmin):
     def _context(self, request: HttpRequest) -> dict[str, Any]:
         if not self.has_view_permission(request):
             raise PermissionDenied
-        span = SPANS.get(request.GET.get("span", ""), SPANS[_DEFAULT])
+        span = overview_sections.span_of(request.GET.get("span", ""))
         numbers = _cached(f"overview-{span.name}", lambda: overview_sections.numbers_of(span), seconds=FRESH)
         queues = _cached("queues", overview_sections.queues, seconds=FRESH_QUEUES)
         has_records = self.admin_site.is_registered(TaskRecord)
         may_follow = has_records and request.user.has_perm("lambda_tasks.view_taskrecord")
         return {
             "span": span,
-            "spans": SPANS.values(),
+            "spans": overview_sections.SPANS.values(),
             "opts": self.opts,
             **overview_sections.context_of(span, numbers, queues, site=self.admin_site.name if may_follow else None),
         }

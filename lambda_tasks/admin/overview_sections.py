@@ -15,6 +15,7 @@ from django.utils import timezone as django_timezone
 from django.utils.formats import date_format
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from lambda_tasks.admin import charts, showing
 from lambda_tasks.admin.queue_ages import Ages, ages
@@ -42,6 +43,20 @@ class Span:
     bucket: int
     #: The form of the labels below the chart, as in the filter `date`.
     form: str
+
+
+#: The spans that the page offers, by the value of `span` in its address.
+SPANS: Final = {
+    "hour": Span("hour", gettext_lazy("Last hour"), hours=1, bucket=300, form="H:i"),
+    "day": Span("day", gettext_lazy("Last 24 hours"), hours=24, bucket=3_600, form="H:i"),
+    "week": Span("week", gettext_lazy("Last 7 days"), hours=168, bucket=6 * 3_600, form="D H:i"),
+}
+_DEFAULT: Final = "day"
+
+
+def span_of(name: str) -> Span:
+    """Return the span of this name, or the default."""
+    return SPANS.get(name, SPANS[_DEFAULT])
 
 
 @dataclass(frozen=True, slots=True)

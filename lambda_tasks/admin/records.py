@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from django.contrib import admin, messages
-from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
-from django.db.models.functions import Right
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
@@ -16,37 +14,29 @@ from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
-from lambda_tasks.admin import record_page, search, showing
 from lambda_tasks.admin.actions import RecordActions
 from lambda_tasks.admin.filters import QueueFilter, RunFilter, StartedFilter, TaskFilter, latest
-from lambda_tasks.admin.listing import LargeTableList, as_json
-from lambda_tasks.admin.showing import EMPTY, preformatted, to_the_second
+from lambda_tasks.admin.later import later
+from lambda_tasks.admin.listing import as_json
 from lambda_tasks.models import TaskProgress, TaskRecord, TaskRecordQuerySet, TasksOverview
-from lambda_tasks.outcomes import ReportedProgress
-from lambda_tasks.stores.following import reported
 
 if TYPE_CHECKING:
+    from django.contrib.admin.views.main import ChangeList
     from django.utils.functional import Promise
     from django.utils.safestring import SafeString
 
-    _Records = QuerySet[TaskRecord]
+    from lambda_tasks.admin import record_page, search, showing
+    from lambda_tasks.outcomes import ReportedProgress
 
+    _Records = QuerySet[TaskRecord]
+else:
+    record_page, search = later("lambda_tasks.admin.record_page"), later("lambda_tasks.admin.search")
+    showing = later("lambda_tasks.admin.showing")
 
 #: The maximum number of characters of an error or a result that the list shows.
 MOST_OUTCOME: Final = 80
 #: The fields of the page that contain arguments.
 HIDDEN: Final = frozenset({"arguments", "kwargs"})
-
-
-class RecordList(LargeTableList):
-    """Read only what the list shows: no arguments, and only the end of each traceback."""
-
-    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> _Records:
-        records: _Records = super().get_queryset(request, exclude_parameters)
-        shown: _Records = records.defer("kwargs", "traceback").annotate(
-            end_of_traceback=Right("traceback", showing.TAIL)
-        )
-        return shown
 
 
 @admin.register(TaskRecord)
@@ -80,6 +70,8 @@ class TaskRecordAdmin(RecordActions):
     )
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        from lambda_tasks.admin.lists import RecordList
+
         return RecordList
 
     def get_list_display_links(self, request: HttpRequest, list_display: Any) -> Any:
@@ -153,7 +145,7 @@ class TaskRecordAdmin(RecordActions):
 
     @admin.display(description=_("duration"))
     def seconds(self, record: TaskRecord) -> str:
-        return showing.duration(showing.seconds_between(record.start_time, record.end_time)) or EMPTY
+        return showing.duration(showing.seconds_between(record.start_time, record.end_time)) or showing.EMPTY
 
     @admin.display(description=_("started"), ordering="start_time")
     def started(self, record: TaskRecord) -> SafeString | None:
@@ -163,35 +155,37 @@ class TaskRecordAdmin(RecordActions):
 
     @admin.display(description=_("started"))
     def started_at(self, record: TaskRecord) -> str:
-        return to_the_second(record.start_time) or EMPTY
+        return showing.to_the_second(record.start_time) or showing.EMPTY
 
     @admin.display(description=_("ended"))
     def ended(self, record: TaskRecord) -> str:
-        return to_the_second(record.end_time) or EMPTY
+        return showing.to_the_second(record.end_time) or showing.EMPTY
 
     @admin.display(description=_("progress"))
     def progress(self, record: TaskRecord) -> str:
         """Return a bar with its percentage, if the task has reported its progress."""
+        from lambda_tasks.stores.following import reported
+
         for row in TaskProgress.objects.using(record._state.db).filter(pk=record.pk):
             return _bar(reported(row))
-        return EMPTY
+        return showing.EMPTY
 
     @admin.display(description=_("arguments"))
     def arguments(self, record: TaskRecord) -> str:
-        return preformatted(as_json(record_page.visible_arguments(record))) or EMPTY
+        return showing.preformatted(as_json(record_page.visible_arguments(record))) or showing.EMPTY
 
     @admin.display(description=_("result"))
     def returned(self, record: TaskRecord) -> str:
-        return preformatted(as_json(record.result)) or EMPTY
+        return showing.preformatted(as_json(record.result)) or showing.EMPTY
 
     @admin.display(description=_("traceback"))
     def error(self, record: TaskRecord) -> str:
-        return record_page.marked_traceback(record) or EMPTY
+        return record_page.marked_traceback(record) or showing.EMPTY
 
     @admin.display(description=_("all invocations of the chain"))
     def chain(self, record: TaskRecord) -> str:
         if record.root_id is None:
-            return EMPTY
+            return showing.EMPTY
         url = reverse(f"{self.admin_site.name}:lambda_tasks_taskrecord_changelist")
         return format_html('<a href="{}?q={}">{}</a>', url, record.root_id, record.root_id)
 
@@ -224,7 +218,7 @@ def _search_help(arguments: bool) -> str | Promise:
 
 
 def _bar(progress: ReportedProgress) -> SafeString:
-    updated = to_the_second(progress.updated)
+    updated = showing.to_the_second(progress.updated)
     if progress.total is None or progress.fraction is None:
         return format_html("{} {} ({})", progress.done, progress.note, updated)
     text = _("%(done)s of %(total)s") % {"done": progress.done, "total": progress.total}

@@ -14,14 +14,19 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from lambda_tasks.admin.confirming import log_changes
+from lambda_tasks.admin.later import later
 from lambda_tasks.admin.listing import DeclaredLookupAdmin
-from lambda_tasks.admin.showing import EMPTY, to_the_second
 from lambda_tasks.models import TaskSchedule
-from lambda_tasks.operations import schedules
-from lambda_tasks.strategies import get_store
 
 if TYPE_CHECKING:
+    from lambda_tasks import strategies
+    from lambda_tasks.admin import showing
+    from lambda_tasks.operations import schedules
+
     _Schedules = QuerySet[TaskSchedule]
+else:
+    schedules, showing = later("lambda_tasks.operations.schedules"), later("lambda_tasks.admin.showing")
+    strategies = later("lambda_tasks.strategies")
 
 
 @admin.register(TaskSchedule)
@@ -36,20 +41,20 @@ class TaskScheduleAdmin(DeclaredLookupAdmin):
     fields = ("key", "task_name", "last_run", "next_run", "is_paused")
 
     def get_queryset(self, request: HttpRequest) -> _Schedules:
-        rows: _Schedules = super().get_queryset(request).using(get_store().database)
+        rows: _Schedules = super().get_queryset(request).using(strategies.get_store().database)
         return rows
 
     @admin.display(description=_("last run"))
     def last_run(self, row: TaskSchedule) -> str:
         entry = schedules.entries().get(row.key)
         if entry is not None and not schedules.is_tick(entry.schedule, row.last_tick):
-            return EMPTY
+            return showing.EMPTY
         return _shown(row.last_tick)
 
     @admin.display(description=_("next run"))
     def next_run(self, row: TaskSchedule) -> str | Promise:
         if row.paused:
-            return EMPTY
+            return showing.EMPTY
         entry = schedules.entries().get(row.key)
         if entry is None:
             return _("never: no task has this schedule")
@@ -110,4 +115,6 @@ def _run_now(key: str) -> None:
 
 
 def _shown(moment: int | None) -> str:
-    return EMPTY if moment is None else to_the_second(datetime.fromtimestamp(moment, timezone.utc)) or EMPTY
+    if moment is None:
+        return showing.EMPTY
+    return showing.to_the_second(datetime.fromtimestamp(moment, timezone.utc)) or showing.EMPTY

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
@@ -16,6 +15,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
+from lambda_tasks.frozen import frozen
 from lambda_tasks.models import TaskReason, TaskStatus
 from lambda_tasks.recording.tracebacks import without_later_lines
 from lambda_tasks.wire import ids
@@ -37,7 +37,7 @@ _LATEST: Final = 221_845_392_000
 _MODULE: Final = re.compile(r"^(?:[^\W\d]\w*\.)+(?=[^\W\d]\w*(?::|$))")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Look:
     """How a state looks: its shape distinguishes it without colour, and `kind` is the suffix of its CSS class."""
 

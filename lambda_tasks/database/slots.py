@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import CharField, DurationField, Field, IntegerField, JSONField, TextField, UUIDField, Value
 from django.utils.duration import duration_microseconds
 
+from lambda_tasks.frozen import frozen
 from lambda_tasks.recording.uuids import hexadecimal
 
 #: How the value of a slot begins that has none yet. It must not appear in SQL or in its parameters.
@@ -22,12 +22,9 @@ MARK: Final = "lambda_tasks slot "
 #: The values of all slots while the ORM runs a query with them.
 _values: ContextVar[Mapping[str, Any] | None] = ContextVar("lambda_tasks_slots", default=None)
 #: A placeholder in SQL, and a doubled percent sign.
-_PERCENT: Final = re.compile(r"(%%|%s)")
+_PERCENT: Final = r"(%%|%s)"
 #: The databases for which Django itself writes JSON: the backend of another one may write it otherwise.
 _OWN_VENDORS: Final = ("postgresql", "mysql", "sqlite")
-#: Strings that are written into SQL, such as the names of statuses: no database treats any of their characters
-#: in a special way.
-_PLAIN: Final = re.compile(r"[A-Z]*")
 
 
 class Slot(Value):
@@ -62,14 +59,14 @@ class Slot(Value):
         return _Text(self.name) if native or isinstance(field, CharField | TextField) else self
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Text:
     """A placeholder for a string that becomes a parameter without conversion."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Converted:
     """A placeholder for a value that `convert` makes a parameter, unless it is None."""
 
@@ -104,16 +101,21 @@ def places(sql: str, params: Sequence[Any], connection: BaseDatabaseWrapper) -> 
 
     Raise ValueError if the SQL has another number of placeholders than parameters.
     """
-    parts = _PERCENT.split(sql)
+    parts = re.split(_PERCENT, sql)
     kept = []
     for index, param in zip([n for n, part in enumerate(parts) if part == "%s"], params, strict=True):
-        if isinstance(param, str) and _PLAIN.fullmatch(param):
+        if isinstance(param, str) and _is_plain(param):
             parts[index] = f"'{param!s}'"
         elif isinstance(param, int) and not isinstance(param, bool):
             parts[index] = str(int(param))
         else:
             kept.append(param.place(connection) if isinstance(param, Slot) else param)
     return "".join(parts), tuple(kept)
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether to write a string into SQL, such as the name of a status: upper case letters mean themselves."""
+    return not text or (text.isascii() and text.isalpha() and text.isupper())
 
 
 def filled(params: Sequence[Any], values: Mapping[str, Any], connection: BaseDatabaseWrapper) -> list[Any]:

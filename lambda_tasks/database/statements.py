@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -26,12 +26,13 @@ from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
 from lambda_tasks.database.clock import minutes_east
 from lambda_tasks.database.cursors import execute
 from lambda_tasks.database.slots import MARK, Slot, filled, places, slots_filled
+from lambda_tasks.frozen import frozen
 from lambda_tasks.recording.lines import get_logger
 
 logger = get_logger("lambda_tasks.database")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Statement:
     """SQL, and its parameters: values and slots."""
 
@@ -49,7 +50,7 @@ class Statement:
             return list(cursor.fetchall())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Insertion:
     """An INSERT of any number of rows that have the same columns."""
 
@@ -66,7 +67,7 @@ class Insertion:
         return execute(connection, sql, [param for row in rows for param in filled(self.params, row, connection)])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OrmCall:
     """A query that the ORM compiles each time: the fallback for a `Statement`."""
 
@@ -84,7 +85,7 @@ class OrmCall:
             return list(self.call())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OrmInsertion:
     """An INSERT that the ORM compiles for each row: the fallback for an `Insertion`."""
 

@@ -6,6 +6,7 @@ returns the same values as pydantic. All other annotations and values are left t
 
 from __future__ import annotations
 
+import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -19,6 +20,18 @@ class _NotPlain(ValueError):
 
 def _refuse(text: str) -> Any:
     raise _NotPlain(text)
+
+
+def evaluated(parameters: Mapping[str, inspect.Parameter], namespace: dict[str, Any]) -> dict[str, Any]:
+    """Return the evaluated annotations of the parameters, without that of the return value.
+
+    The return annotation may name a type that cannot be imported.
+    """
+
+    def bare() -> None: ...
+
+    bare.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return typing.get_type_hints(bare, globalns=namespace, include_extras=True)
 
 
 #: Returns the value that the task receives, copied if it is mutable; raises `_NotPlain`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from lambda_tasks.definition import keys
 from lambda_tasks.exceptions import InvalidArguments
@@ -12,7 +12,15 @@ from lambda_tasks.recording.lines import get_logger
 from lambda_tasks.wire.attributes import is_group
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from lambda_tasks.wire.invocation import Invocation
+
+    class GroupedTask(keys.KeyedTask, Protocol):
+        """A task, as far as its group depends on it."""
+
+        group: GroupOption
+
 
 #: The value of the option: the name of a parameter, or a function of the arguments. None sends without a group.
 GroupOption: TypeAlias = str | Callable[..., str | int | None] | None
@@ -20,12 +28,6 @@ GroupOption: TypeAlias = str | Callable[..., str | int | None] | None
 _CONSTRAINT: Final = "1 to 128 ASCII letters, digits and punctuation characters, without spaces"
 
 logger = get_logger("lambda_tasks.outgoing")
-
-
-class GroupedTask(keys.KeyedTask, Protocol):
-    """A task, as far as its group depends on it."""
-
-    group: GroupOption
 
 
 def check_option(value: object) -> None:

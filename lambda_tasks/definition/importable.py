@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,11 +11,10 @@ from django.conf import settings as django_settings
 from lambda_tasks.settings import app_settings
 
 #: Module names of scripts, tests and configuration, in lower case. Importing such a module may have side effects.
-_RESERVED: Final = re.compile(
-    r"__\w*__|manage|management|migrations|scripts?|bin|conftest|wsgi|asgi|fabfile|noxfile"
-    r"|tests?|test_\w*|\w*_tests?|settings|settings_\w*|\w*_settings"
+_RESERVED: Final = frozenset(
+    {"manage", "management", "migrations", "script", "scripts", "bin", "conftest", "wsgi", "asgi", "fabfile", "noxfile"}
+    | {"test", "tests"}
 )
-_SETTINGS: Final = re.compile(r"settings|settings_\w*|\w*_settings")
 
 
 def allows(module_name: str) -> bool:
@@ -66,7 +64,22 @@ def _holds(package: str, module_name: str) -> bool:
 def _grants(package: str, module_name: str) -> bool:
     """Tell whether `module_name` is `package` or an ordinary module below it."""
     below = module_name[len(package) + 1 :].casefold()
-    return _holds(package, module_name) and not (below and any(map(_RESERVED.fullmatch, below.split("."))))
+    reserved = bool(below) and any(map(_is_reserved, below.split(".")))
+    return _holds(package, module_name) and not reserved
+
+
+def _is_reserved(word: str) -> bool:
+    return (
+        word in _RESERVED
+        or (len(word) > 3 and word.startswith("__") and word.endswith("__"))
+        or word.startswith("test_")
+        or word.endswith(("_test", "_tests"))
+        or _is_settings(word)
+    )
+
+
+def _is_settings(word: str) -> bool:
+    return word == "settings" or word.startswith("settings_") or word.endswith("_settings")
 
 
 def _packages() -> Iterator[str]:
@@ -74,7 +87,7 @@ def _packages() -> Iterator[str]:
     for module in (django_settings.SETTINGS_MODULE, getattr(django_settings, "ROOT_URLCONF", None)):
         if isinstance(module, str):
             package = module.partition(".")[0]
-            if package not in ("", "__main__") and not _SETTINGS.fullmatch(package.casefold()):
+            if package not in ("", "__main__") and not _is_settings(package.casefold()):
                 yield package
 
 

@@ -10,14 +10,37 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 from lambda_tasks.exceptions import LockError, is_lock_error_type
 from lambda_tasks.settings import duration, whole_number
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from lambda_tasks.definition.signatures import TaskSignature
+
+    class Keyed(Protocol):
+        """The options that this module checks and reads."""
+
+        singleton: KeyOption
+        max_concurrency: int | None
+        on_contention: OnContention
+        max_wait: float
+        unique: KeyOption
+        on_duplicate: OnDuplicate
+        unique_for: float
+        ignore_errors: tuple[type[BaseException], ...]
+
+    class KeyedTask(Keyed, Protocol):
+        """A task, as far as its keys depend on it."""
+
+        name: str
+        aliases: tuple[str, ...]
+        sensitive: tuple[str, ...]
+        signature: TaskSignature
+
 
 KeyPart: TypeAlias = str | int | float
 #: The value of `singleton` and `unique`: whether there is a key, and from which arguments it is made.
@@ -41,28 +64,6 @@ _READING_OPTIONS: Final = {
     "unique": "a digest may reveal a short value",
     "group": "SQS shows the group of a message",
 }
-
-
-class Keyed(Protocol):
-    """The options that this module checks and reads."""
-
-    singleton: KeyOption
-    max_concurrency: int | None
-    on_contention: OnContention
-    max_wait: float
-    unique: KeyOption
-    on_duplicate: OnDuplicate
-    unique_for: float
-    ignore_errors: tuple[type[BaseException], ...]
-
-
-class KeyedTask(Keyed, Protocol):
-    """A task, as far as its keys depend on it."""
-
-    name: str
-    aliases: tuple[str, ...]
-    sensitive: tuple[str, ...]
-    signature: TaskSignature
 
 
 # Checks of the options
@@ -153,7 +154,10 @@ def check_parameters(task: Any) -> None:
     """Raise TypeError if a key or the group of `task` is made from a parameter that is missing or sensitive."""
     parameters = task.signature.parameters
     for option, danger in _READING_OPTIONS.items():
-        names, optional = _parameters_of(getattr(task, option), option, task.name)
+        value = getattr(task, option)
+        if value is None or isinstance(value, bool):
+            continue
+        names, optional = _parameters_of(value, option, task.name)
         if unknown := [name for name in names if name not in parameters]:
             existing = ", ".join(parameters) or "none"
             raise TypeError(

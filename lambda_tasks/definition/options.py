@@ -3,71 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from lambda_tasks.definition import groups, keys
+from lambda_tasks.definition import keys
 from lambda_tasks.definition.atomicity import check_atomic
-from lambda_tasks.definition.groups import GroupOption
-from lambda_tasks.definition.keys import ONE_DAY, KeyOption, OnContention, OnDuplicate
+from lambda_tasks.definition.keys import ONE_DAY
 from lambda_tasks.exceptions import exception_types, refuse_to_ignore_retries
 from lambda_tasks.settings import delay_seconds, timeout_seconds, whole_number
-from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, TASK_NAME
 
 if TYPE_CHECKING:
+    from lambda_tasks.definition.groups import GroupOption
+    from lambda_tasks.definition.keys import KeyOption, OnContention, OnDuplicate
+    from lambda_tasks.definition.option_types import RecordOption
     from lambda_tasks.definition.retry import RetryPolicy
     from lambda_tasks.definition.schedules import Schedule
     from lambda_tasks.definition.steps import Step
-
-ExceptionTypes = Iterable[type[BaseException]]
-#: Which invocations leave a record; None for the setting's value.
-RecordOption = Literal["all", "failures"] | None
-
-
-class OptionsWithoutRetries(TypedDict, total=False):
-    """The keyword arguments of `@lambda_task` that say nothing about retries, for type checkers."""
-
-    soft_timeout: int | None
-    hard_timeout: int | None
-    queue: str
-    group: GroupOption
-    ignore_errors: ExceptionTypes
-    singleton: KeyOption | list[str]
-    max_concurrency: int | None
-    on_contention: OnContention
-    max_wait: int | float | timedelta
-    unique: KeyOption | list[str]
-    on_duplicate: OnDuplicate
-    unique_for: int | float | timedelta
-    delay: int
-    on_crash: Literal["retry", "fail"]
-    record: RecordOption
-    expires_in: int | None
-    aliases: Iterable[str]
-    sensitive: tuple[str, ...] | list[str]
-    atomic: bool
-    schedule: Schedule | Iterable[Schedule]
-    on_success: Step | Iterable[Step]
-    on_failure: Step | Iterable[Step]
-
-
-class TaskOptions(OptionsWithoutRetries, total=False):
-    """The keyword arguments of `@lambda_task` and `LambdaTaskWrapper`, for type checkers."""
-
-    retry: RetryPolicy | Mapping[type[BaseException], RetryPolicy] | None
-    retry_on: ExceptionTypes
-    retry_delay: int
-    retry_backoff: bool
-    max_retries: int | None
-
 
 _ON_CRASH: Final = ("retry", "fail")
 _RECORD: Final = ("all", "failures", None)
 
 
-# Not frozen, and without a `repr()`: every process has to compile each method that the decorator generates.
-@dataclass(repr=False, eq=False)
+# Not a dataclass: every process would compile its methods.
 class Options:
     """The validated options of a task. All numbers except `max_retries` are seconds.
 
@@ -102,7 +58,8 @@ class Options:
     on_success: tuple[Step, ...] = ()
     on_failure: tuple[Step, ...] = ()
 
-    def __post_init__(self) -> None:
+    def __init__(self, **given: Any) -> None:
+        vars(self).update(_DEFAULTS, **given)
         self._check_timeouts()
         self._check_routing()
         self._check_errors()
@@ -123,13 +80,13 @@ class Options:
     @classmethod
     def of(cls, **given: Any) -> Options:
         """Return the options, with iterables converted to tuples."""
-        unknown = given.keys() - {field.name for field in fields(cls)}
+        unknown = given.keys() - _DEFAULTS.keys()
         if unknown:
             from lambda_tasks.definition.hints import for_options  # for those who come from another library
 
             raise TypeError(
                 f"Unknown options for @lambda_task: {', '.join(sorted(unknown))}. "
-                f"The options are {', '.join(field.name for field in fields(cls))}.{for_options(unknown)}"
+                f"The options are {', '.join(_DEFAULTS)}.{for_options(unknown)}"
             )
         for name in ("ignore_errors", "retry_on"):
             if name in given:
@@ -154,7 +111,10 @@ class Options:
             raise TypeError(f"queue must be the name of a queue in LAMBDA_TASKS_QUEUES, not {self.queue!r}.")
         if not self.queue:
             raise ValueError("queue must be the name of a queue in LAMBDA_TASKS_QUEUES, not ''.")
-        groups.check_option(self.group)
+        if self.group is not None:
+            from lambda_tasks.definition.groups import check_option  # few tasks have groups
+
+            check_option(self.group)
         delay_seconds(self.delay, "delay")
 
     def _check_errors(self) -> None:
@@ -218,12 +178,21 @@ class Options:
                 )
 
     def _check_aliases(self) -> None:
+        if not self.aliases:
+            return
+        from lambda_tasks.wire.invocation import MAX_NAME_LENGTH, is_task_name  # few tasks have aliases
+
         for alias in self.aliases:
-            if not TASK_NAME.fullmatch(alias) or len(alias) > MAX_NAME_LENGTH:
+            if not is_task_name(alias) or len(alias) > MAX_NAME_LENGTH:
                 raise ValueError(
                     f"aliases must contain dotted paths of at most {MAX_NAME_LENGTH} characters, such as "
                     f"'shop.mail.send', not {alias!r}."
                 )
+
+
+#: The names of all options, with their defaults.
+_DEFAULTS: Final[dict[str, Any]] = {name: getattr(Options, name) for name in Options.__annotations__}
+OPTION_NAMES: Final = tuple(_DEFAULTS)
 
 
 def _schedules(value: object) -> tuple[Schedule, ...]:

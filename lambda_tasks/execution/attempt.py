@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from lambda_tasks.jobs import Run
 from lambda_tasks.outcomes import Succeeded
@@ -24,32 +24,35 @@ class Stage(Enum):
     END = "end"
 
 
-@dataclass(slots=True)
+_NOT_YET: Final = Succeeded()
+
+
 class Attempt:
     """A run and how far it has come."""
 
-    #: Replaced by a copy when the claim has counted the takeovers, and when the task is rerun with new arguments.
-    run: Run
-    #: Whether the run holds the claim. Until its lease expires, no other worker can run the invocation.
-    claimed: bool = False
-    #: The keys of the lock that the run holds, if its task has one.
-    lock_keys: Sequence[str] = ()
-    #: Whether the task was called, so that its effects outside of the transaction may have happened.
-    called: bool = False
-    stage: Stage = Stage.BEGIN
-    #: Whether the task's transaction is known to be committed.
-    committed: bool = False
-    #: Whether the server may still execute a request that records SUCCESS and commits, whose answer is lost. The claim
-    #: settles it: once it is released, or another outcome is recorded, that request finds no row.
-    in_doubt: bool = False
-    #: The outcome that the task's transaction has written. It is valid if `committed`.
-    success: Succeeded = field(default_factory=Succeeded)
-    #: Django's list of `on_commit` callbacks of the transaction, which a commit empties one by one.
-    following: list[Any] = field(default_factory=list)
-    #: The names of the tasks that the task has enqueued and that wait for its commit, by message id.
-    enqueued: dict[str, str] = field(default_factory=dict)
-    #: The driver's connection on which the transaction began. On another connection, the transaction is lost.
-    session: object = None
+    def __init__(self, run: Run) -> None:
+        #: Replaced by a copy when the claim has counted the takeovers, and when the task is rerun with new arguments.
+        self.run = run
+        #: Whether the run holds the claim. Until its lease expires, no other worker can run the invocation.
+        self.claimed = False
+        #: The keys of the lock that the run holds, if its task has one.
+        self.lock_keys: Sequence[str] = ()
+        #: Whether the task was called, so that its effects outside of the transaction may have happened.
+        self.called = False
+        self.stage = Stage.BEGIN
+        #: Whether the task's transaction is known to be committed.
+        self.committed = False
+        #: Whether the server may still execute a request that records SUCCESS and commits, whose answer is lost. The
+        #: claim settles it: once it is released, or another outcome is recorded, that request finds no row.
+        self.in_doubt = False
+        #: The outcome that the task's transaction has written. It is valid if `committed`.
+        self.success = _NOT_YET
+        #: Django's list of `on_commit` callbacks of the transaction, which a commit empties one by one.
+        self.following: list[Any] = []
+        #: The names of the tasks that the task has enqueued and that wait for its commit, by message id.
+        self.enqueued: dict[str, str] = {}
+        #: The driver's connection on which the transaction began. On another connection, the transaction is lost.
+        self.session: object = None
 
     @property
     def rolled_back_run(self) -> Run:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Final
 
 from django.db import OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -53,11 +53,48 @@ from lambda_tasks.settings import app_settings
 from lambda_tasks.strategies import get_lock, get_store
 
 if TYPE_CHECKING:
+    from typing import TypedDict
+
     from typing_extensions import Unpack
 
     from lambda_tasks.definition.task import Task
     from lambda_tasks.wire.deliveries import Delivery
     from lambda_tasks.wire.invocation import Invocation
+
+    class WorkerDetails(TypedDict, total=False):
+        """What a worker knows besides the delivery, all optional."""
+
+        #: The time, by `time.monotonic()`, at which Lambda ends the process. Time limits are clamped to it.
+        deadline: float | None
+        #: The task, if the caller has resolved it.
+        task: Task | None
+        #: The id of the Lambda invocation.
+        request_id: str | None
+
+    class Details(WorkerDetails, total=False):
+        """Properties of a delivery other than its message and its id, all optional."""
+
+        #: The id of the first invocation of the chain of retries. Without it, the message is the first.
+        root_id: str | None
+        #: The name of the queue that the message came from, to which a retry is sent. The default is the task's queue.
+        queue: str | None
+        #: The message attributes that the producer's plugins have added.
+        attributes: Mapping[str, str]
+        #: False disables time limits, as in eager mode.
+        limited: bool
+        #: When the first invocation of the chain was sent, in seconds since 1970. A message without it never expires.
+        first_sent: float | None
+        #: When the queue accepted this message, in seconds since 1970.
+        sent_at: float | None
+        #: The time for which a schedule has sent the chain, in seconds since 1970.
+        scheduled_for: float | None
+        #: The mark of an invocation that others follow, as in its message.
+        flow: str
+        #: The message group.
+        group: str | None
+        #: Whether the message was received before, so that it probably has a record.
+        redelivered: bool
+
 
 #: Seconds between the latest moment at which the watchdog ends the process and the end of the lease.
 LEASE_MARGIN: Final = 5.0
@@ -69,42 +106,6 @@ MAX_RERUNS: Final = 3
 _SHOWN_REASON: Final = 500
 #: Seconds that recording a task may take whose process is about to be ended.
 _LAST_WORDS: Final = 0.8
-
-
-class WorkerDetails(TypedDict, total=False):
-    """What a worker knows besides the delivery, all optional."""
-
-    #: The time, by `time.monotonic()`, at which Lambda ends the process. Time limits are clamped to it.
-    deadline: float | None
-    #: The task, if the caller has resolved it.
-    task: Task | None
-    #: The id of the Lambda invocation.
-    request_id: str | None
-
-
-class Details(WorkerDetails, total=False):
-    """Properties of a delivery other than its message and its id, all optional."""
-
-    #: The id of the first invocation of the chain of retries. Without it, the message is the first.
-    root_id: str | None
-    #: The name of the queue that the message came from, to which a retry is sent. The default is the task's queue.
-    queue: str | None
-    #: The message attributes that the producer's plugins have added.
-    attributes: Mapping[str, str]
-    #: False disables time limits, as in eager mode.
-    limited: bool
-    #: When the first invocation of the chain was sent, in seconds since 1970. Without it, the message does not expire.
-    first_sent: float | None
-    #: When the queue accepted this message, in seconds since 1970.
-    sent_at: float | None
-    #: The time for which a schedule has sent the chain, in seconds since 1970.
-    scheduled_for: float | None
-    #: The mark of an invocation that others follow, as in its message.
-    flow: str
-    #: The message group.
-    group: str | None
-    #: Whether the message was received before, so that it probably has a record.
-    redelivered: bool
 
 
 def execute(message: Invocation, *, message_id: str, **details: Unpack[Details]) -> Outcome | Skipped:

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from lambda_tasks.definition.options import Options
+from lambda_tasks.definition.options import OPTION_NAMES, Options
 from lambda_tasks.management.subcommands import Subcommand
 from lambda_tasks.recording.described import described
 from lambda_tasks.registry import import_tasks_of_apps, registered_tasks
@@ -49,7 +49,7 @@ class List(Subcommand):
 
 def _fields(task: Task) -> dict[str, Any]:
     soft, hard = task.timeouts()
-    options = {name: _plain(getattr(task.options, name)) for name in _option_names()}
+    options = {name: _plain(getattr(task.options, name)) for name in OPTION_NAMES}
     return {
         "task": task.name,
         "parameters": _parameters(task),
@@ -68,7 +68,7 @@ def _changed_options(task: Task) -> str:
     defaults = Options()
     changed = {
         name: _plain(getattr(task.options, name))
-        for name in _option_names()
+        for name in OPTION_NAMES
         if name not in _COLUMNS and getattr(task.options, name) != getattr(defaults, name)
     }
     return ", ".join(f"{name}={_short(value)}" for name, value in changed.items())
@@ -78,10 +78,6 @@ def _short(value: object) -> str:
     if isinstance(value, list):
         return "(" + ", ".join(str(each).rpartition(".")[2] for each in value) + ")"
     return str(value)
-
-
-def _option_names() -> list[str]:
-    return [each.name for each in fields(Options)]
 
 
 def _parameters(task: Task) -> dict[str, Any]:

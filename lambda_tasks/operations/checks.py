@@ -1,7 +1,6 @@
 """System checks of the settings, the strategies and the tasks.
 
-Every Django process imports this module, and most of them run no checks. Each check therefore imports what it alone
-needs.
+`lambda_tasks.apps` registers them, and imports this module when they run, which most processes do not do.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, Final
 
 from django.apps import apps
 from django.conf import settings as django_settings
-from django.core.checks import ERROR, CheckMessage, Error, Info, Tags, Warning, register
+from django.core.checks import ERROR, CheckMessage, Error, Info, Warning
 from django.core.exceptions import ImproperlyConfigured
 
 from lambda_tasks import registry
@@ -35,7 +34,6 @@ _CELERY: Final = "CELERY_"
 LONG_CHAIN: Final = 86_400
 
 
-@register(Tags.compatibility)
 def check_settings(**_: Any) -> list[CheckMessage]:
     """Report invalid (E001), missing (E002), contradictory (E003) and unknown (W005) settings.
 
@@ -177,7 +175,6 @@ def _missing_queues() -> Iterator[CheckMessage]:
         )
 
 
-@register(Tags.compatibility)
 def check_strategies(**_: Any) -> list[CheckMessage]:
     """Report strategies that cannot be created (E004), and the messages of their own checks."""
     from lambda_tasks.strategies import get_backend, get_lock, get_store
@@ -211,7 +208,6 @@ def _failed_check(get_strategy: Any, error: Exception) -> str:
     return f"{setting} names {described(path)}, whose check() must return a list of messages. It raised {reason}"
 
 
-@register(Tags.compatibility)
 def check_databases(**_: Any) -> list[CheckMessage]:
     """Report databases of records and outboxes that do not commit (E020), or that pool unchecked connections (W020)."""
     from lambda_tasks.operations.database_settings import check_entries
@@ -219,7 +215,6 @@ def check_databases(**_: Any) -> list[CheckMessage]:
     return list(check_entries())
 
 
-@register(Tags.database)
 def check_durability(databases: Collection[str] | None = None, **_: Any) -> list[CheckMessage]:
     """Report databases whose server may lose committed tasks in a crash (W021). Runs only with `--database`."""
     from lambda_tasks.operations.database_settings import check_sessions
@@ -227,7 +222,6 @@ def check_durability(databases: Collection[str] | None = None, **_: Any) -> list
     return list(check_sessions(databases or ()))
 
 
-@register(Tags.compatibility)
 def check_plugins(**_: Any) -> list[CheckMessage]:
     """Report plugins that cannot be loaded (E005)."""
     from lambda_tasks.plugins import load_plugins
@@ -239,7 +233,6 @@ def check_plugins(**_: Any) -> list[CheckMessage]:
     return []
 
 
-@register(Tags.compatibility)
 def check_tasks(**_: Any) -> list[CheckMessage]:
     """Report problems of tasks: queue, limits, delays (E007), annotations (E008), module (E009, W004, W026), retries
     (I001), schedules (E010, W027).
@@ -336,7 +329,6 @@ def _check_task(task: Any) -> Iterator[CheckMessage]:
         yield from check_schedules_of(task)
 
 
-@register(deploy=True)
 def check_deployment(**_: Any) -> list[CheckMessage]:
     """Warn of eager mode in production (W002)."""
     try:
@@ -354,7 +346,6 @@ def check_deployment(**_: Any) -> list[CheckMessage]:
     return []
 
 
-@register(Tags.database)
 def check_tables(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """Report record tables with a wrong schema (E021), or from an earlier published version (W022, W023)."""
     from django.db import connections, router

@@ -6,19 +6,16 @@ import re
 from collections.abc import Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, Final
-from urllib.parse import urlsplit
-
-from lambda_tasks.recording.masking import scrubbed
 
 #: The length of the longest string that is shown. Longer strings are more likely to be secrets than typing errors.
 MOST_SHOWN: Final = 80
 #: The number of a dict's keys that are shown.
 _MOST_NAMES: Final = 20
 #: Matches strings that are not shown: they contain a user, or something that is named like a password.
-_SUSPICIOUS: Final = re.compile(r"@|(pass|pwd|secret|token|credential|key)\w*\s*[=:]", re.IGNORECASE)
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SUSPICIOUS: Final = r"(?i)@|(pass|pwd|secret|token|credential|key)\w*\s*[=:]"
+_SCHEME: Final = r"[A-Za-z][A-Za-z0-9+.-]*://"
 #: Options whose values are never quoted.
-_SECRET_OPTION: Final = re.compile(r"pass|pwd|secret|token|credential|auth|key|url|dsn|client", re.IGNORECASE)
+_SECRET_OPTION: Final = r"(?i)pass|pwd|secret|token|credential|auth|key|url|dsn|client"
 
 
 def described(value: object) -> str:
@@ -39,9 +36,9 @@ def described(value: object) -> str:
 
 
 def _described_string(text: str) -> str:
-    if scheme := _SCHEME.match(text):
+    if "://" in text and (scheme := re.match(_SCHEME, text)):
         return f"'{scheme[0]}…' (a URL, not shown in case it contains a password)"
-    if len(text) > MOST_SHOWN or _SUSPICIOUS.search(text):
+    if len(text) > MOST_SHOWN or re.search(_SUSPICIOUS, text):
         return f"a string of {len(text)} characters (not shown in case it is a secret)"
     return repr(text)
 
@@ -54,6 +51,8 @@ def names(mapping: Mapping[Any, Any]) -> str:
 
 def without_secrets(text: str, options: Mapping[Any, Any]) -> str:
     """Return `text` without the values of `options` that may be secrets."""
+    from lambda_tasks.recording.masking import scrubbed
+
     return scrubbed(text, list(_secrets(options)))
 
 
@@ -65,13 +64,15 @@ def _secrets(options: Any, name: str = "") -> Iterator[object]:
         for value in options:
             yield from _secrets(value, name)
     elif isinstance(options, bytes) or (
-        isinstance(options, str) and (_SECRET_OPTION.search(name) or described(options) != repr(options))
+        isinstance(options, str) and (re.search(_SECRET_OPTION, name) or described(options) != repr(options))
     ):
         yield options
         yield from _parts_of_url(options)
 
 
 def _parts_of_url(url: str | bytes) -> Iterator[str | bytes]:
+    from urllib.parse import urlsplit
+
     try:
         parts = urlsplit(url)
         yield from (part for part in (parts.password, parts.query) if part)

@@ -29,7 +29,7 @@ SECONDS: Final = 0.25
 
 WITHHELD: Final = f"{MASK} (withheld: the sensitive arguments are too large or have too many values to search for)"
 #: Matches line breaks, and their escaped forms in JSON and environment variables.
-_LINE_BREAK: Final = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+|(?:\\[rn])+")
+_LINE_BREAK: Final = r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+|(?:\\[rn])+"
 _clock = time.thread_time
 
 
@@ -139,7 +139,7 @@ def _parts(text: str) -> Iterator[str]:
     yield text
     if (stripped := text.strip()) != text:
         yield stripped
-    lines = _LINE_BREAK.split(text)
+    lines = re.split(_LINE_BREAK, text)
     if len(lines) > 1:
         yield from filter(None, map(str.strip, lines))
 

@@ -70,7 +70,7 @@ def shown(part: object) -> str:
     return printable(str(part), max_length=50)
 
 
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_SURROGATE: Final = "[\ud800-\udfff]"
 
 
 def unstorable(value: Any, *, uncounted: int = 0) -> str | None:
@@ -107,6 +107,6 @@ def _problem_of_scalar(value: Any) -> str | None:
         return "contains NaN or infinity, which JSON cannot represent"
     if isinstance(value, str) and "\x00" in value:
         return "contains a NUL character, which databases reject"
-    if isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+    if isinstance(value, str) and not value.isascii() and re.search(_SURROGATE, value):
         return "contains a lone surrogate (half of a character), which databases reject"
     return None

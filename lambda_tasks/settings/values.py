@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64decode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from typing import Any, Final
 
+from lambda_tasks.frozen import frozen
 from lambda_tasks.recording.described import described, names
 
 #: The queue that must be in LAMBDA_TASKS_QUEUES, and that tasks use unless they name another.
@@ -126,7 +125,7 @@ def either(first: str, second: str) -> Callable[[Any, str], str]:
     return checked
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobQueue:
     """A queue of AWS Batch, each of whose tasks is a job: its job queue, and the definition of its jobs."""
 
@@ -140,7 +139,7 @@ class JobQueue:
 
 
 #: Matches the ARN of a job queue or a job definition of AWS Batch. Without a revision, Batch uses the latest one.
-_BATCH_ARN: Final = re.compile(
+_BATCH_ARN: Final = (
     r"arn:[a-z-]+:batch:[a-z0-9-]+:[0-9]{12}:(job-queue/[\w-]{1,128}|job-definition/[\w-]{1,128}(:[0-9]+)?)"
 )
 _JOB_QUEUE_KEYS: Final = {"job_queue_arn": "job-queue/NAME", "job_definition_arn": "job-definition/NAME:REVISION"}
@@ -158,7 +157,7 @@ def _job_queue(value: Mapping[str, Any], name: str) -> JobQueue:
     for key, resource in _JOB_QUEUE_KEYS.items():
         arn = value[key]
         kind = resource.partition("/")[0]
-        if not isinstance(arn, str) or not _BATCH_ARN.fullmatch(arn) or f":{kind}/" not in arn:
+        if not isinstance(arn, str) or not re.fullmatch(_BATCH_ARN, arn) or f":{kind}/" not in arn:
             raise ValueError(
                 f"{name}[{key!r}] must be an ARN such as arn:aws:batch:REGION:ACCOUNT:{resource}, not {described(arn)}."
             )
@@ -256,6 +255,8 @@ def secret_keys(value: Any, name: str) -> list[str]:
 
 def fernet_keys(value: Any, name: str) -> list[str]:
     """Check that a setting is a list of keys of Fernet, and that its library is installed."""
+    from base64 import urlsafe_b64decode
+
     keys = secret_keys(value, name)
     for place, key in enumerate(keys):
         try:

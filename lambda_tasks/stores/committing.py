@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from select import POLLIN, poll
 from typing import Any, Final
 
@@ -44,7 +43,7 @@ def _followed_by_commit(statement: Statement | OrmCall) -> Statement | OrmCall:
     """
     if isinstance(statement, OrmCall):
         return statement
-    return replace(statement, sql=f"WITH ended AS ({statement.sql} RETURNING 1) {_FENCE}; COMMIT")
+    return Statement(f"WITH ended AS ({statement.sql} RETURNING 1) {_FENCE}; COMMIT", statement.params)
 
 
 def end_and_commit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import reduce
 from operator import and_
@@ -16,6 +15,7 @@ from lambda_tasks.database.clock import DatabaseNow, FromNow, LeaseNow, from_now
 from lambda_tasks.database.slots import Slot
 from lambda_tasks.database.statements import OrmCall, Statement, insertion, update
 from lambda_tasks.fitting import Recorded
+from lambda_tasks.frozen import frozen
 from lambda_tasks.models import TaskReason, TaskRecord, TaskStatus
 from lambda_tasks.outcomes import Lost
 
@@ -76,7 +76,7 @@ def claiming_asynchronously(connection: BaseDatabaseWrapper) -> Statement | OrmC
     insert = claiming(connection)
     if isinstance(insert, OrmCall):
         return insert  # its COMMIT waits for the disk, which costs time alone
-    return replace(insert, sql=f"SET LOCAL synchronous_commit TO OFF; {insert.sql}")
+    return Statement(f"SET LOCAL synchronous_commit TO OFF; {insert.sql}", insert.params)
 
 
 def takes_several_statements(connection: BaseDatabaseWrapper) -> bool:
@@ -90,7 +90,7 @@ def _slot(column: str) -> Slot:
     return Slot(column, _FIELDS[column])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Existing:
     """The existing record that a claim has found."""
 

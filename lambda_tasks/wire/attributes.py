@@ -44,12 +44,12 @@ _PACKED: Final = (FIRST_SENT_ATTRIBUTE, SCHEDULED_FOR_ATTRIBUTE, FLOW_ATTRIBUTE,
 
 
 #: Matches what SQS accepts as a MessageGroupId.
-_GROUP: Final = re.compile("[!-~]{1,128}")
+_GROUP: Final = "[!-~]{1,128}"
 
 
 def is_group(value: object) -> bool:
     """Return whether SQS accepts `value` as the group of a message."""
-    return isinstance(value, str) and _GROUP.fullmatch(value) is not None
+    return isinstance(value, str) and re.fullmatch(_GROUP, value) is not None
 
 
 def packed(attributes: Mapping[str, str], most: int) -> Mapping[str, str]:

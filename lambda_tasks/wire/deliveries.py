@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from typing import Any, Final
 
 from lambda_tasks.exceptions import InvalidEvent, InvalidMessage
+from lambda_tasks.frozen import frozen
 from lambda_tasks.recording.storable import shown
 from lambda_tasks.settings import LambdaTasksSettings, app_settings
 from lambda_tasks.wire import ids
@@ -26,7 +27,7 @@ from lambda_tasks.wire.attributes import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Delivery:
     """One message of an event."""
 

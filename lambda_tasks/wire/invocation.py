@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+from functools import lru_cache
 from typing import Any, Final
 
 from lambda_tasks.exceptions import InvalidMessage
+from lambda_tasks.frozen import frozen
 from lambda_tasks.recording.storable import MAX_DEPTH, shown, unstorable
 from lambda_tasks.wire.foreign import kind_of, kind_of_text
 from lambda_tasks.wire.stored import Stored
 from lambda_tasks.wire.stored import problem_of as problem_of_stored
 
+# Most processes need none of the expressions, which are not compiled until then.
 _NAME_PART: Final = r"[^\s.\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 #: Matches task names: dotted paths of at least two parts, without spaces, control characters and lone surrogates.
-TASK_NAME: Final = re.compile(rf"{_NAME_PART}(\.{_NAME_PART})+")
+_TASK_NAME: Final = rf"{_NAME_PART}(\.{_NAME_PART})+"
 #: The limits of the columns of a record.
 MAX_NAME_LENGTH: Final = 255
 MAX_RETRY_NUMBER: Final = 2**31 - 1
@@ -25,12 +28,20 @@ _NAMED: Final = 5
 _REMEDY: Final = ". The fields of an invocation are task_name, kwargs and n_retries"
 _FIELDS: Final = frozenset({"task_name", "kwargs", "n_retries", "stored", "signature"})
 #: Matches a possible NUL or lone surrogate, escaped or not. Only if it matches, every string is checked.
-_SUSPICIOUS: Final = re.compile(r"\\u(?:0000|[dD][89a-fA-F])|[\ud800-\udfff]")
+_SUSPICIOUS: Final = r"\\u(?:0000|[dD][89a-fA-F])|[\ud800-\udfff]"
 
 _encoder: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 #: Matches what must be escaped in a body: the characters that SQS rejects, and lone surrogates, which UTF-8 lacks.
 #: JSON escapes the control characters.
-_UNSENDABLE: Final = re.compile("[\ud800-\udfff\ufffe\uffff]")
+_UNSENDABLE: Final = "[\ud800-\udfff\ufffe\uffff]"
+
+
+@lru_cache(maxsize=1_000)
+def is_task_name(text: str) -> bool:
+    """Return whether `text` may be the name of a task."""
+    if text.replace(".", "").isidentifier() and "." in text and ".." not in text and text.strip(".") == text:
+        return True  # nearly every name
+    return re.fullmatch(_TASK_NAME, text) is not None
 
 
 def _finite(text: str) -> float:
@@ -45,15 +56,22 @@ def _not_a_number(text: str) -> Any:
 _decoder: Final = json.JSONDecoder(parse_float=_finite, parse_constant=_not_a_number)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Invocation:
     """One call of a task: its name, its arguments as JSON values, and how often it was retried."""
 
     task_name: str
-    kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
-    n_retries: int = 0
+    kwargs: dict[str, Any] = field(repr=False)
+    n_retries: int
     #: Where the arguments are, if they are too large for a message. A message has no `kwargs` then: see `with_stored`.
-    stored: Stored | None = None
+    stored: Stored | None
+
+    def __init__(
+        self, task_name: str, kwargs: dict[str, Any] | None = None, n_retries: int = 0, stored: Stored | None = None
+    ) -> None:
+        vars(self).update(
+            task_name=task_name, kwargs={} if kwargs is None else kwargs, n_retries=n_retries, stored=stored
+        )
 
     @classmethod
     def of_body(cls, body: str) -> Invocation:
@@ -83,11 +101,11 @@ class Invocation:
         if self.stored is not None:
             shape = {"task_name": self.task_name, "stored": self.stored.to_json()}
         body = _encoder.encode(shape | {"n_retries": self.n_retries} if self.n_retries else shape)
-        return body if body.isascii() else _UNSENDABLE.sub(_escaped, body)
+        return body if body.isascii() else re.sub(_UNSENDABLE, _escaped, body)
 
     def kwargs_text(self) -> str:
         """Return the arguments as JSON in the same form, to be stored outside of the message."""
-        return _UNSENDABLE.sub(_escaped, _encoder.encode(self.kwargs))
+        return re.sub(_UNSENDABLE, _escaped, _encoder.encode(self.kwargs))
 
     def with_stored(self, text: str) -> Invocation:
         """Return this invocation with the arguments in `text`, which was stored outside of its message.
@@ -155,7 +173,7 @@ def _problem_of_name(content: dict[str, Any]) -> str | None:
         return f"task_name: must be a string, not {type(name).__name__}"
     if len(name) > MAX_NAME_LENGTH:
         return f"task_name: must have at most {MAX_NAME_LENGTH} characters"
-    if not TASK_NAME.fullmatch(name):
+    if not is_task_name(name):
         return "task_name: must be the dotted path of a task"
     return None
 
@@ -177,6 +195,10 @@ def _problem_of_kwargs(kwargs: Any, body: str | None) -> str | None:
     if not isinstance(kwargs, dict):
         return f"kwargs: must be a JSON object, not {type(kwargs).__name__}"
     # A body with at most MAX_DEPTH opening brackets cannot be nested more deeply than that.
-    harmless = body is not None and body.count("[") + body.count("{") <= MAX_DEPTH and not _SUSPICIOUS.search(body)
+    harmless = (
+        body is not None
+        and body.count("[") + body.count("{") <= MAX_DEPTH
+        and ((body.isascii() and "\\u" not in body) or not re.search(_SUSPICIOUS, body))
+    )
     problem = None if harmless else unstorable(kwargs, uncounted=1)
     return None if problem is None else f"kwargs: {problem}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
+
+from lambda_tasks.frozen import frozen
 
 #: The place of arguments in a database. The alias of the database follows.
 DATABASE: Final = "database:"
@@ -13,12 +14,12 @@ DATABASE: Final = "database:"
 S3: Final = "s3://"
 
 _MAX_PLACE: Final = 1_200
-_KEY: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_KEY: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_DIGEST: Final = r"[0-9a-f]{64}"
 _FIELDS: Final = frozenset({"place", "key", "bytes", "sha256"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stored:
     """Where the arguments of an invocation are, and what they are: their size in bytes, and their digest."""
 
@@ -62,10 +63,10 @@ def problem_of(value: Any) -> str | None:
     place = value["place"]
     if not isinstance(place, str) or not place.startswith((DATABASE, S3)) or len(place) > _MAX_PLACE:
         return f"place: must be a string that begins with {DATABASE} or {S3}"
-    if not isinstance(value["key"], str) or not _KEY.fullmatch(value["key"]):
+    if not isinstance(value["key"], str) or not re.fullmatch(_KEY, value["key"]):
         return "key: must be a UUID"
     if type(value["bytes"]) is not int or value["bytes"] < 0:
         return "bytes: must be an integer of at least 0"
-    if not isinstance(value["sha256"], str) or not _DIGEST.fullmatch(value["sha256"]):
+    if not isinstance(value["sha256"], str) or not re.fullmatch(_DIGEST, value["sha256"]):
         return "sha256: must be 64 hexadecimal digits"
     return None

@@ -14,7 +14,7 @@ from django.test import Client, RequestFactory
 from django.urls import path, reverse
 
 from lambda_tasks.admin import OutboxMessageAdmin, TaskRecordAdmin
-from lambda_tasks.admin.listing import MOST_VALUES
+from lambda_tasks.admin.lists import MOST_VALUES
 from lambda_tasks.models import OutboxMessage, TaskRecord
 
 pytestmark = pytest.mark.django_db

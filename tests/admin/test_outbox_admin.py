@@ -21,6 +21,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import path, reverse
 
 from lambda_tasks.admin import OutboxMessageAdmin, listing, outbox
+from lambda_tasks.backends import relay
 from lambda_tasks.backends.base import BaseBackend, Refused, SendResult, Taken, Unsent
 from lambda_tasks.backends.outbox import OutboxBackend
 from lambda_tasks.backends.relay import Relayed
@@ -482,7 +483,7 @@ class TestSendNow:
         assert text.endswith("; …")
 
     def test_sending_stops_after_a_failed_batch(self, staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(outbox, "BATCH_SIZE", 2)
+        monkeypatch.setattr(relay, "BATCH_SIZE", 2)
         chosen = [message(queue="other", due=-10 + number) for number in range(5)]
         response = run_action(staff, "send_now", *chosen)
         assert [level for level, _ in messages_on(response)] == ["warning", "warning"]
@@ -490,7 +491,7 @@ class TestSendNow:
         assert set(Fussy.tried) == {str(each.pk) for each in chosen[:2]}
 
     def test_sending_stops_after_the_time_limit(self, staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(outbox, "BATCH_SIZE", 2)
+        monkeypatch.setattr(relay, "BATCH_SIZE", 2)
         clock = iter([100.0, 101.0, 100.0 + outbox.SEND_SECONDS])
         monkeypatch.setattr(outbox, "monotonic", lambda: next(clock))
         response = run_action(staff, "send_now", *(message(due=-10 + number) for number in range(7)))

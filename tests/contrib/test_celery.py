@@ -18,7 +18,7 @@ from lambda_tasks.contrib.celery.calls import CallOptions
 from lambda_tasks.contrib.celery.options import CeleryOptions, translated
 from lambda_tasks.contrib.celery.parameters import Parameters
 from lambda_tasks.definition import hints
-from lambda_tasks.definition.options import OptionsWithoutRetries
+from lambda_tasks.definition.option_types import OptionsWithoutRetries
 from lambda_tasks.definition.signatures import TaskSignature
 from lambda_tasks.exceptions import InvalidArguments
 from lambda_tasks.testing import TaskQueue

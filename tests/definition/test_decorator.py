@@ -12,7 +12,7 @@ import types
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
@@ -25,7 +25,8 @@ from lambda_tasks import registry
 from lambda_tasks.backends.memory import MemoryBackend, event_record
 from lambda_tasks.decorators import LambdaTaskWrapper, lambda_task
 from lambda_tasks.definition import steps
-from lambda_tasks.definition.options import Options, TaskOptions
+from lambda_tasks.definition.option_types import TaskOptions
+from lambda_tasks.definition.options import OPTION_NAMES
 from lambda_tasks.definition.schedules import Every
 from lambda_tasks.exceptions import InvalidArguments, LockError, UnreachableTask, UnreachableTaskWarning
 from lambda_tasks.handler import handler
@@ -163,7 +164,7 @@ class TestDecoration:
             "on_failure": (steps.Step("shop.tasks.repair"),),
         }
         # A task has either a policy or its short form; tests/definition/test_retry_policy.py passes policies.
-        assert {*given, "retry"} == {field.name for field in fields(Options)} == TaskOptions.__optional_keys__
+        assert {*given, "retry"} == {*OPTION_NAMES} == TaskOptions.__optional_keys__
 
         @lambda_task(**given)
         def task(*, token: str, user_id: int) -> None: ...
@@ -475,7 +476,7 @@ class TestRefusedOptions:
 
         assert longest.timeouts() == (1, 900)
 
-    @pytest.mark.parametrize("field", [field.name for field in fields(Options)])
+    @pytest.mark.parametrize("field", OPTION_NAMES)
     def test_every_option_is_checked(self, field: str) -> None:
         with pytest.raises((TypeError, ValueError)):
             lambda_task(**{field: object()})(greet.function)

@@ -85,7 +85,9 @@ def outcome_of(
         **details,
     )
     stage = Stage.BEGIN if isinstance(error, LockUnavailable) else Stage.CALL
-    return classify(Attempt(run, stage=stage), error)
+    attempt = Attempt(run)
+    attempt.stage = stage
+    return classify(attempt, error)
 
 
 def delay_of(task: LambdaTaskWrapper[..., Any], error: BaseException, *, n_retries: int = 0) -> int:

@@ -57,7 +57,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a Decimal is sent as a float",
-        "definition/signatures.py",
+        "definition/converting.py",
         "conversion(given, value, (name,)) or first_difference(",
         "first_difference(",
         ARGUMENTS,
@@ -107,7 +107,7 @@ MUTATIONS: Final = (
     Mutation(
         "a body has characters that SQS rejects",
         "wire/invocation.py",
-        "return body if body.isascii() else _UNSENDABLE.sub(_escaped, body)",
+        "return body if body.isascii() else re.sub(_UNSENDABLE, _escaped, body)",
         "return body",
         SQS + "::test_body_has_only_characters_that_sqs_accepts",
     ),
@@ -155,7 +155,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the choices of unions are not noted",
-        "definition/signatures.py",
+        "definition/converting.py",
         "        if not self._has_choices:\n",
         "        if True:\n",
         "tests/definition/test_unions.py",

@@ -20,8 +20,8 @@ MUTATIONS: Final = (
     Mutation(
         "a group has spaces",
         "wire/attributes.py",
-        're.compile("[!-~]{1,128}")',
-        're.compile("[ -~]{1,128}")',
+        '_GROUP: Final = "[!-~]{1,128}"',
+        '_GROUP: Final = "[ -~]{1,128}"',
         OPTION,
     ),
     Mutation(

@@ -46,7 +46,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "parameters are taken for keywords of Celery",
-        "definition/signatures.py",
+        "definition/converting.py",
         "for_keywords(arguments.keys() - self.parameters.keys())",
         "for_keywords(arguments)",
         HINTS + "::TestCalls",

@@ -7,13 +7,14 @@ from typing import Final
 from tests.mutations import Mutation
 
 IMPORTABLE: Final = "tests/definition/test_importable.py"
+FROZEN: Final = "tests/project/test_frozen.py"
 
 MUTATIONS: Final = (
     Mutation(
         "modules with reserved names are imported",
         "definition/importable.py",
-        " and not (below and any(map(_RESERVED.fullmatch",
-        " and not (False and any(map(_RESERVED.fullmatch",
+        "    return _holds(package, module_name) and not reserved\n",
+        "    return _holds(package, module_name)\n",
         IMPORTABLE,
     ),
     Mutation(
@@ -53,5 +54,40 @@ MUTATIONS: Final = (
         "    if sends_directly():\n        return None\n",
         "",
         "tests/project/test_imports_cost.py",
+    ),
+    Mutation(
+        "the admin imports pages at the start",
+        "admin/later.py",
+        "        self._name = name\n",
+        "        self._name = name\n        import_module(name)\n",
+        "tests/project/test_imports_cost.py",
+    ),
+    Mutation(
+        "values can be changed",
+        "frozen.py",
+        '    raise FrozenInstanceError(f"cannot assign to field {name!r}")\n',
+        "    vars(self)[name] = value\n",
+        FROZEN,
+    ),
+    Mutation(
+        "values with missing fields are accepted",
+        "frozen.py",
+        "    if values.keys() != cls._fields.keys():\n",
+        "    if False:\n",
+        FROZEN,
+    ),
+    Mutation(
+        "values are compared by excluded fields",
+        "frozen.py",
+        "for name, each in fields.items() if each.compare)",
+        "for name, each in fields.items())",
+        FROZEN,
+    ),
+    Mutation(
+        "malformed names pass the quick check",
+        "wire/invocation.py",
+        ' and "." in text and ".." not in text and text.strip(".") == text',
+        "",
+        "tests/wire/test_task_names.py",
     ),
 )

@@ -65,7 +65,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "an error contains a path inside a sensitive argument",
-        "definition/signatures.py",
+        "definition/converting.py",
         '        if name in self.sensitive:\n            return f"Argument {name} of {self.name} would arrive',
         '        if not name:\n            return f"Argument {name} of {self.name} would arrive',
         SENSITIVE,
@@ -93,7 +93,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the cause of InvalidMessage contains the arguments",
-        "definition/signatures.py",
+        "definition/converting.py",
         '            problems = self._problems(error)\n        raise InvalidMessage(f"The arguments in the message do not match {self.name}: {problems}")\n',
         '            problems = self._problems(error)\n            raise InvalidMessage(f"The arguments in the message do not match {self.name}: {problems}") from error\n',
         CANARIES,

@@ -152,15 +152,15 @@ MUTATIONS: Final = (
     Mutation(
         "loggers that a project has disabled are enabled",
         "apps.py",
-        "    if configured or SENTINEL.disabled:\n",
+        "    if configured or _were_disabled():\n",
         "    if True:\n",
         LINES + "::TestDisabledLoggers",
     ),
     Mutation(
         "loggers that LOGGING disables before the library is imported stay disabled",
         "apps.py",
-        "    if configured or SENTINEL.disabled:\n",
-        "    if SENTINEL.disabled:\n",
+        "    if configured or _were_disabled():\n",
+        "    if _were_disabled():\n",
         LINES + "::TestDisabledLoggers",
     ),
     Mutation(

@@ -20,21 +20,21 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the admin fails on values that the database cannot compare",
-        "admin/listing.py",
+        "admin/lists.py",
         "        except (DataError, OverflowError, ValueError) as error:",
         "        except ZeroDivisionError as error:",
         f"{LOOKUPS}::TestHostileValues",
     ),
     Mutation(
         "the admin compares any number of values",
-        "admin/listing.py",
+        "admin/lists.py",
         "        if any(len(values) > MOST_VALUES for values in self.get_filters_params().values()):\n",
         "        if False:\n",
         f"{LOOKUPS}::TestHostileValues",
     ),
     Mutation(
         "the admin sorts by any column of the list",
-        "admin/listing.py",
+        "admin/lists.py",
         "        return self.sortable_by is None or column in self.sortable_by\n",
         "        return True\n",
         f"{LOOKUPS}::TestOrder",
@@ -56,7 +56,7 @@ MUTATIONS: Final = (
     Mutation(
         "settings errors quote URLs",
         "recording/described.py",
-        "    if scheme := _SCHEME.match(text):\n",
+        '    if "://" in text and (scheme := re.match(_SCHEME, text)):\n',
         "    if scheme := None:\n",
         SETTINGS,
     ),
@@ -133,7 +133,7 @@ MUTATIONS: Final = (
     Mutation(
         "secrets can replace variables that run code",
         "secret_loader.py",
-        "    elif _REFUSED.fullmatch(target):\n",
+        "    elif re.fullmatch(_REFUSED, target):\n",
         "    elif False:\n",
         "tests/project/test_secret_loader.py",
     ),

@@ -103,7 +103,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "NaN and infinity are sent",
-        "definition/signatures.py",
+        "definition/converting.py",
         "pydantic_core.from_json(text, allow_inf_nan=False))",
         "pydantic_core.from_json(text))",
         "tests/definition/test_arguments.py",

@@ -173,7 +173,7 @@ MUTATIONS: Final = (
     Mutation(
         "statements: any string becomes a part of the SQL",
         "database/slots.py",
-        "        if isinstance(param, str) and _PLAIN.fullmatch(param):\n",
+        "        if isinstance(param, str) and _is_plain(param):\n",
         "        if isinstance(param, str):\n",
         SLOTS,
     ),

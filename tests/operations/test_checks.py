@@ -25,6 +25,7 @@ from django.test import override_settings
 
 import lambda_tasks
 from lambda_tasks import registry
+from lambda_tasks.apps import LambdaTasksConfig
 from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.contrib.django_tasks import LambdaTasksBackend
 from lambda_tasks.database import published
@@ -95,7 +96,7 @@ def messages(*tasks: LambdaTaskWrapper[..., Any], deploy: bool = False, **settin
 
 def said(*, deploy: bool = False) -> list[CheckMessage]:
     """Run the checks that the library has registered with Django."""
-    ours = [check for check in registered.get_checks(deploy) if check.__module__ == checks.__name__]
+    ours = [check for check in registered.get_checks(deploy) if check.__module__ == LambdaTasksConfig.__module__]
     return [message for check in ours for message in check(app_configs=None)]
 
 

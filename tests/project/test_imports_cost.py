@@ -61,7 +61,8 @@ FILES: Final = {
         import os
 
         OURS = ["lambda_tasks"] if "ENDPOINT" in os.environ else []
-        INSTALLED_APPS = [*OURS, "shop"]
+        NAMES = ["admin", "auth", "contenttypes", "sessions", "messages"] if "ADMIN" in os.environ else []
+        INSTALLED_APPS = [*OURS, "shop", *(f"django.contrib.{name}" for name in NAMES)]
         DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "shop.sqlite3"}}
         SECRET_KEY = "only for this test"
         USE_TZ = True
@@ -126,6 +127,47 @@ FILES: Final = {
 
         def say(step):
             print(json.dumps([step, [name for name in HEAVY if name in sys.modules]]))
+
+        def say_ours(step):
+            print(json.dumps([step, sorted(name for name in sys.modules if name.startswith("lambda_tasks"))]))
+
+        def say_made(step):
+            print(json.dumps([step, sorted(made())]))
+
+        def made():
+            import enum, re
+
+            for name, module in list(sys.modules.items()):
+                for key, value in list(vars(module).items()) if name.startswith("lambda_tasks") else ():
+                    own = getattr(value, "__module__", name) == name
+                    if isinstance(value, re.Pattern):
+                        yield f"pattern {name}.{key}"
+                    elif own and isinstance(value, type) and issubclass(value, enum.Enum):
+                        yield f"enum {name}.{key}"
+                    elif own and isinstance(value, type) and "__dataclass_params__" in vars(value):
+                        yield f"dataclass {name}.{key}"
+    """,
+    "start.py": """
+        from steps import say_made, say_ours
+
+        import django
+        django.setup()
+        say_ours("set up")
+
+        import plain_tasks
+        say_ours("tasks decorated")
+        say_made("made")
+    """,
+    "first_message.py": """
+        import json, uuid
+        from steps import say_made, say_ours
+
+        import lambda_tasks.handler
+        body = json.dumps({"task_name": "shop.tasks.add", "kwargs": {"numbers": [1]}})
+        event = {"Records": [{"messageId": str(uuid.uuid4()), "body": body, "attributes": {}}]}
+        assert lambda_tasks.handler.handler(event, None) == {"batchItemFailures": []}
+        say_ours("message run")
+        say_made("made")
     """,
     "django_alone.py": """
         from steps import say
@@ -260,6 +302,10 @@ class Project:
             (directory / name).write_text(textwrap.dedent(text))
         self._run("-m", "django", "migrate", "--run-syncdb", "--skip-checks", "--verbosity=0")
         self._django = self._loaded("django_alone.py", ENDPOINT=None)
+
+    def ours(self, program: str, **environment: str) -> dict[str, list[str]]:
+        """Run a program and return the library's own modules after each step, and what it has made."""
+        return self._loaded(program, **environment)
 
     def added(self, program: str, **environment: str) -> dict[str, list[str]]:
         """Run a program and return, for each step, the modules that it loads in addition to Django with a database."""
@@ -410,3 +456,88 @@ def test_idle_outbox_worker_does_not_load_boto3(
     assert set(in_worker_with_outbox["maintenance done"]) - PLUGIN_SEARCH == (
         WORKER | PYDANTIC | SENDING | OUTBOX | {"lambda_tasks.operations.reaping"}
     )
+
+
+ADVICE: Final = (
+    "Every process pays for a module that it imports. If this one needs it before it sends, runs or shows anything, "
+    "measure its share with `python -m benchmarks cold-start` and add it to the list; otherwise, import it in the "
+    "function that uses it."
+)
+SET_UP: Final = {
+    *("lambda_tasks", "lambda_tasks.apps", "lambda_tasks.exceptions", "lambda_tasks.frozen", "lambda_tasks.models"),
+    *("lambda_tasks.recording", "lambda_tasks.recording.described", "lambda_tasks.recording.statuses"),
+    *("lambda_tasks.settings", "lambda_tasks.settings.values"),
+}
+DECORATED: Final = SET_UP | {
+    *("lambda_tasks.decorators", "lambda_tasks.registry", "lambda_tasks.definition", "lambda_tasks.definition.keys"),
+    *("lambda_tasks.definition.atomicity", "lambda_tasks.definition.options", "lambda_tasks.definition.signatures"),
+    "lambda_tasks.definition.task",
+}
+#: The declarations of the admin's pages.
+ADMIN: Final = {
+    *(
+        "lambda_tasks.admin",
+        "lambda_tasks.admin.actions",
+        "lambda_tasks.admin.confirming",
+        "lambda_tasks.admin.filters",
+    ),
+    *(
+        "lambda_tasks.admin.flows",
+        "lambda_tasks.admin.later",
+        "lambda_tasks.admin.listing",
+        "lambda_tasks.admin.outbox",
+    ),
+    *("lambda_tasks.admin.overview", "lambda_tasks.admin.records", "lambda_tasks.admin.schedules"),
+    *("lambda_tasks.recording.lines", "lambda_tasks.recording.storable", "lambda_tasks.registry"),
+}
+#: The number of the library's modules that a worker imports for a plain message and its record.
+MOST_OF_WORKER: Final = 91
+#: Classes whose methods Python writes in every process. A dataclass or a pattern would take up to a millisecond each.
+ENUMS: Final = {
+    *("enum lambda_tasks.models.FlowKind", "enum lambda_tasks.models.MemberStatus"),
+    *("enum lambda_tasks.recording.statuses.TaskReason", "enum lambda_tasks.recording.statuses.TaskStatus"),
+}
+
+
+def assert_nothing_new(found: list[str], known: set[str]) -> None:
+    """Compare both ways, so that a list does not name what is no longer imported."""
+    assert set(found) == known, ADVICE
+
+
+@pytest.fixture(scope="module")
+def at_start(project: Project) -> dict[str, list[str]]:
+    return project.ours("start.py")
+
+
+@pytest.fixture(scope="module")
+def at_start_with_admin(project: Project) -> dict[str, list[str]]:
+    return project.ours("start.py", ADMIN="on")
+
+
+@pytest.fixture(scope="module")
+def at_first_message(project: Project) -> dict[str, list[str]]:
+    return project.ours("first_message.py")
+
+
+@pytest.mark.parametrize(("step", "known"), [("set up", SET_UP), ("tasks decorated", DECORATED)])
+def test_start_imports_only_named_modules(at_start: dict[str, list[str]], step: str, known: set[str]) -> None:
+    assert_nothing_new(at_start[step], known)
+
+
+@pytest.mark.parametrize(("step", "known"), [("set up", SET_UP | ADMIN), ("tasks decorated", DECORATED | ADMIN)])
+def test_admin_adds_only_its_declarations(
+    at_start_with_admin: dict[str, list[str]], step: str, known: set[str]
+) -> None:
+    assert_nothing_new(at_start_with_admin[step], known)
+
+
+def test_first_message_imports_few_modules(at_first_message: dict[str, list[str]]) -> None:
+    assert len(at_first_message["message run"]) <= MOST_OF_WORKER, ADVICE
+
+
+def test_start_makes_no_dataclasses_and_patterns(
+    at_start: dict[str, list[str]], at_start_with_admin: dict[str, list[str]], at_first_message: dict[str, list[str]]
+) -> None:
+    assert set(at_start["made"]) == ENUMS
+    assert set(at_start_with_admin["made"]) == ENUMS | {"enum lambda_tasks.admin.outbox.State"}
+    assert set(at_first_message["made"]) == ENUMS | {"enum lambda_tasks.execution.attempt.Stage"}

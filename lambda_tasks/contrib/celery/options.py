@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.contrib.celery.calls import whole_seconds
 from lambda_tasks.definition.hints import PAGE, fate_of_option, for_options
-from lambda_tasks.definition.options import Options, OptionsWithoutRetries
+from lambda_tasks.definition.option_types import OptionsWithoutRetries
+from lambda_tasks.definition.options import OPTION_NAMES
 from lambda_tasks.definition.retry import RetryPolicy
 from lambda_tasks.exceptions import RetryLater, exception_types
 from lambda_tasks.recording.described import described
 from lambda_tasks.settings import app_settings, whole_number
-from lambda_tasks.wire.invocation import TASK_NAME
+from lambda_tasks.wire.invocation import is_task_name
 
 if TYPE_CHECKING:
-    from lambda_tasks.definition.options import ExceptionTypes
+    from lambda_tasks.definition.option_types import ExceptionTypes
 
 #: Celery's defaults. Times are seconds.
 MAX_RETRIES: Final = 3
@@ -92,7 +93,7 @@ def _is_kept(option: str, value: Any, name: str) -> bool:
     """Return whether an option is one of `@lambda_task`, not one without an effect. Raise TypeError for others."""
     if fate_of_option(option, value) == "dropped":
         return False
-    if option in Options.__dataclass_fields__ and option not in _RETRIES:
+    if option in OPTION_NAMES and option not in _RETRIES:
         return True
     if option in _RETRIES:
         remedy = f" Use Celery's options for retries, or @lambda_task ({PAGE})."
@@ -121,7 +122,7 @@ def _routing(celery: Mapping[str, Any], ours: Mapping[str, Any], name: str) -> d
     if celery.get("expires") is not None:
         options["expires_in"] = whole_seconds(celery["expires"], "expires")
     former = celery.get("name")
-    if former is not None and former != name and TASK_NAME.fullmatch(former):
+    if former is not None and former != name and is_task_name(former):
         options["aliases"] = (*ours.get("aliases", ()), former)
     return options
 

@@ -7,7 +7,8 @@ from inspect import isfunction
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lambda_tasks.contrib.django_tasks.compat import AnyTask, Task
-from lambda_tasks.definition.options import Options, TaskOptions
+from lambda_tasks.definition.option_types import TaskOptions
+from lambda_tasks.definition.options import Options
 from lambda_tasks.recording.described import described
 
 if TYPE_CHECKING:
