@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 from lambda_tasks.recording.masking import MASK
 from lambda_tasks.recording.storable import shown
 from lambda_tasks.wire import ids

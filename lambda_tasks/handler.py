@@ -27,7 +27,7 @@ from lambda_tasks.exceptions import InvalidMessage, Redeliver, UnknownTask
 from lambda_tasks.execution import pipeline, resolving
 from lambda_tasks.execution.backoff import foreign_pause, handed_back_pause, outage_pause
 from lambda_tasks.execution.strangers import start_watching
-from lambda_tasks.forks import ForkSafeLock, random
+from lambda_tasks.foundation.forks import ForkSafeLock, random
 from lambda_tasks.limits import watchdog
 from lambda_tasks.limits.alarms import KILL_GRACE
 from lambda_tasks.logging import Fields, SteadyLogger, add_fields_on_lambda, log_context, trace_id

@@ -12,7 +12,7 @@ from django.db import connections
 
 from lambda_tasks.database.coroutines import refuse_coroutine
 from lambda_tasks.definition.task import Task
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 from lambda_tasks.jobs import PENDING, ROLLED_BACK, SendState
 from lambda_tasks.outcomes import Latest, Prevented, ReportedProgress, TooLate
 from lambda_tasks.recording.described import described

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks.exceptions import RetryLater
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 from lambda_tasks.recording.lines import Lines, indented
 from lambda_tasks.recording.masking import masked, scrubbed
 from lambda_tasks.recording.storable import storable

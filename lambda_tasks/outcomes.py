@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from lambda_tasks.exceptions import TaskCancelled
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 
 
 @frozen

@@ -11,7 +11,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from lambda_tasks.exceptions import InvalidSetting
-from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.foundation.forks import ForkSafeLock
 from lambda_tasks.hookspecs import LISTENERS, PROJECT, QUESTIONS, Hooks
 from lambda_tasks.recording.described import described
 from lambda_tasks.recording.lines import get_logger

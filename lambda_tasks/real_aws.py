@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 #: Matches the addresses of the APIs of AWS in all partitions, but not those of servers that the user runs on AWS.
-_ON_AWS: Final = re.compile(
+_ON_AWS: Final = (
     r"https?://(?![^/]*\.(?:compute|compute-1|elb)\.amazonaws\.)[^/]*\b"
-    r"(?:amazonaws\.(?:com|eu)|amazonwebservices\.(?:com|eu)|api\.aws|ic\.gov|sgov\.gov|aws\.scloud|adc-e\.uk)\b",
-    re.IGNORECASE,
+    r"(?:amazonaws\.(?:com|eu)|amazonwebservices\.(?:com|eu)|api\.aws|ic\.gov|sgov\.gov|aws\.scloud|adc-e\.uk)\b"
 )
 #: What the services are, by their names in the events of botocore, and what a test does instead.
 _NAMES: Final = {
@@ -101,7 +100,11 @@ class _Refusal:
         )
 
 
+def _is_on_aws(url: str) -> bool:
+    return re.match(_ON_AWS, url, re.IGNORECASE) is not None
+
+
 def _answer(request: Any, event_name: str = "", **_: object) -> _Refusal | None:
-    if not (_blocks and _blocks[-1]) or not _ON_AWS.match(request.url):
+    if not (_blocks and _blocks[-1]) or not _is_on_aws(request.url):
         return None
     return _Refusal(request.url, event_name.removeprefix("before-send.").partition(".")[0])

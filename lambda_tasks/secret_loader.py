@@ -24,9 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
-from lambda_tasks.forks import ForkSafeLock
-from lambda_tasks.frozen import frozen
-from lambda_tasks.real_aws import guarded
+from lambda_tasks.foundation.forks import ForkSafeLock
+from lambda_tasks.foundation.frozen import frozen
 
 __all__ = ["forget_secrets", "resolve_secrets_into_env"]
 
@@ -323,6 +322,8 @@ def _client(region: str) -> Any:
     # cold start of functions without references.
     import boto3
     from botocore.config import Config
+
+    from lambda_tasks.real_aws import guarded
 
     config = Config(
         connect_timeout=_CONNECT_TIMEOUT_SECONDS,

@@ -10,7 +10,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from lambda_tasks.exceptions import InvalidSetting
-from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.foundation.forks import ForkSafeLock
 from lambda_tasks.recording.described import described, names, without_secrets
 from lambda_tasks.settings import MAX_DELAY, MAX_KEPT_DELAY, PREFIX, app_settings
 

@@ -12,7 +12,7 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
 
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 
 if TYPE_CHECKING:
     from django.db.models import Model, QuerySet

@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 from lambda_tasks.models import TaskReason, TaskStatus
 from lambda_tasks.recording.tracebacks import without_later_lines
 from lambda_tasks.wire import ids

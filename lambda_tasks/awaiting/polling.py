@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
-from lambda_tasks.forks import random
+from lambda_tasks.foundation.forks import random
 from lambda_tasks.recording.described import described
 
 #: Each pause is shortened at random by up to this share, so that callers who began together do not ask together.

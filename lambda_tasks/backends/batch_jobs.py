@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lambda_tasks.backends.base import SendResult, Taken, Unsent
 from lambda_tasks.backends.sqs_messages import RETRY_HEADROOM, attributes_of_retry
 from lambda_tasks.exceptions import MessageTooLarge
-from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.foundation.forks import ForkSafeLock
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.real_aws import guarded

@@ -23,7 +23,7 @@ from lambda_tasks.database.private_names import isolation_level
 from lambda_tasks.database.slots import Slot
 from lambda_tasks.database.statements import OrmCall, Statement, Statements, deletion, selection, with_text
 from lambda_tasks.exceptions import InvalidArguments, InvalidMessage, MessageTooLarge
-from lambda_tasks.forks import random
+from lambda_tasks.foundation.forks import random
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.models import OutboxMessage

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from lambda_tasks.backends.places import RENEWED_AFTER, Place
 from lambda_tasks.exceptions import ArgumentsMissing, InvalidArguments
-from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.foundation.forks import ForkSafeLock
 from lambda_tasks.jobs import Job
 from lambda_tasks.real_aws import guarded
 from lambda_tasks.recording.lines import get_logger

@@ -27,7 +27,7 @@ from lambda_tasks.backends.sqs_messages import (
 from lambda_tasks.backends.sqs_messages import size as size_of
 from lambda_tasks.backends.visibility import entries_by_queue
 from lambda_tasks.exceptions import InvalidSetting, MessageTooLarge
-from lambda_tasks.forks import ForkSafeLock, random
+from lambda_tasks.foundation.forks import ForkSafeLock, random
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.real_aws import guarded

@@ -24,7 +24,7 @@ from lambda_tasks import __version__, maintenance
 from lambda_tasks.contrib.flushing import seconds_to_flush
 from lambda_tasks.contrib.measuring import longer_than_usual
 from lambda_tasks.exceptions import RetryLater
-from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.foundation.forks import ForkSafeLock
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.jobs import Job, Run
 from lambda_tasks.outcomes import Failed, Ignored, Outcome, Retry, error_of

@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import CharField, DurationField, Field, IntegerField, JSONField, TextField, UUIDField, Value
 from django.utils.duration import duration_microseconds
 
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 from lambda_tasks.recording.uuids import hexadecimal
 
 #: How the value of a slot begins that has none yet. It must not appear in SQL or in its parameters.

@@ -26,7 +26,7 @@ from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
 from lambda_tasks.database.clock import minutes_east
 from lambda_tasks.database.cursors import execute
 from lambda_tasks.database.slots import MARK, Slot, filled, places, slots_filled
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 from lambda_tasks.recording.lines import get_logger
 
 logger = get_logger("lambda_tasks.database")

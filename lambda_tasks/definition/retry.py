@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from lambda_tasks.exceptions import RetryLater, exception_types
-from lambda_tasks.forks import random
+from lambda_tasks.foundation.forks import random
 from lambda_tasks.settings import MAX_DELAY, MAX_KEPT_DELAY, duration, whole_number
 
 #: The factor of `backoff=True`.

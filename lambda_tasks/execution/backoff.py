@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from lambda_tasks.forks import random
+from lambda_tasks.foundation.forks import random
 
 #: A function that returns the length of a pause, in seconds, for a number of receives.
 Pause: TypeAlias = Callable[[int], float]

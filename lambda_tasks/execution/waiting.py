@@ -10,7 +10,7 @@ from lambda_tasks import failpoints
 from lambda_tasks.database.errors import DATABASE_ERRORS, on_sound_connection
 from lambda_tasks.exceptions import LeaseLost, LockError, Redeliver, lock_error
 from lambda_tasks.execution.settling import give_back_if_possible, pause_after
-from lambda_tasks.forks import random
+from lambda_tasks.foundation.forks import random
 from lambda_tasks.logging import run_logger
 from lambda_tasks.outcomes import Failed, Ignored, Skipped, Wait
 from lambda_tasks.plugins import hooks, notify

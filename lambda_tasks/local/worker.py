@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from lambda_tasks.forks import random
+from lambda_tasks.foundation.forks import random
 from lambda_tasks.local import progress
 from lambda_tasks.local.event_source import (
     SQS_ERRORS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.foundation.forks import ForkSafeLock
 from lambda_tasks.locks.base import BaseLock
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from importlib.util import find_spec
 from typing import Any, Final
 
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 from lambda_tasks.recording.described import described, names
 
 #: The queue that must be in LAMBDA_TASKS_QUEUES, and that tasks use unless they name another.

@@ -15,7 +15,7 @@ from lambda_tasks.database.clock import DatabaseNow, FromNow, LeaseNow, from_now
 from lambda_tasks.database.slots import Slot
 from lambda_tasks.database.statements import OrmCall, Statement, insertion, update
 from lambda_tasks.fitting import Recorded
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 from lambda_tasks.models import TaskReason, TaskRecord, TaskStatus
 from lambda_tasks.outcomes import Lost
 

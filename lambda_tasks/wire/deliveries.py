@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, Final
 
 from lambda_tasks.exceptions import InvalidEvent, InvalidMessage
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 from lambda_tasks.recording.storable import shown
 from lambda_tasks.settings import LambdaTasksSettings, app_settings
 from lambda_tasks.wire import ids

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from lambda_tasks.exceptions import InvalidMessage
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 from lambda_tasks.recording.storable import MAX_DEPTH, shown, unstorable
 from lambda_tasks.wire.foreign import kind_of, kind_of_text
 from lambda_tasks.wire.stored import Stored

@@ -6,7 +6,7 @@ import re
 from hashlib import sha256
 from typing import Any, Final
 
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 
 #: The place of arguments in a database. The alias of the database follows.
 DATABASE: Final = "database:"

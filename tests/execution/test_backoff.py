@@ -8,7 +8,7 @@ import pytest
 
 from lambda_tasks.execution import backoff
 from lambda_tasks.execution.backoff import foreign_pause, handed_back_pause, in_words, outage_pause, survived_outage
-from lambda_tasks.forks import random
+from lambda_tasks.foundation.forks import random
 from lambda_tasks.settings import MAX_INSTANCES_TIMEOUT, MAX_VISIBILITY_TIMEOUT
 
 HOUR = 3600

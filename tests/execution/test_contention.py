@@ -22,7 +22,7 @@ from lambda_tasks.definition.keys import LOCK_KEY
 from lambda_tasks.exceptions import LockError
 from lambda_tasks.execution import waiting
 from lambda_tasks.execution.pipeline import execute
-from lambda_tasks.forks import random
+from lambda_tasks.foundation.forks import random
 from lambda_tasks.handler import handler
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.hookspecs import hookimpl

@@ -27,7 +27,7 @@ from lambda_tasks.backends.relay import BATCH_SIZE, Relayed
 from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.failpoints import POINTS
-from lambda_tasks.forks import random
+from lambda_tasks.foundation.forks import random
 from lambda_tasks.handler import handler
 from lambda_tasks.handles import TaskHandle
 from lambda_tasks.jobs import Job

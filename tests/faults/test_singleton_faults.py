@@ -28,7 +28,7 @@ from lambda_tasks.database.clock import DatabaseNow
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import LockError
 from lambda_tasks.execution import locking
-from lambda_tasks.forks import random
+from lambda_tasks.foundation.forks import random
 from lambda_tasks.handler import handler
 from lambda_tasks.locks.advisory import advisory_key, try_advisory_lock
 from lambda_tasks.models import TaskRecord

@@ -14,7 +14,7 @@ LEAK: Final = "tests/environments/test_instances.py::test_process_that_leaks_is_
 MUTATIONS: Final = (
     Mutation(
         "jitter comes from a generator that a snapshot copies",
-        "forks.py",
+        "foundation/forks.py",
         "random: Final = SystemRandom()",
         "random: Final = __import__('random')",
         f"{EARLY}::test_snapshot_cannot_repeat_jitter_or_ids",

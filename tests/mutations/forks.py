@@ -11,14 +11,14 @@ TESTS: Final = "tests/project/test_forks.py"
 MUTATIONS: Final = (
     Mutation(
         "a held lock stays held in a forked process",
-        "forks.py",
+        "foundation/forks.py",
         "os.register_at_fork(after_in_child=_free_all)",
         "",
         TESTS,
     ),
     Mutation(
         "a forking thread loses the lock that it holds",
-        "forks.py",
+        "foundation/forks.py",
         "        if self._owner != threading.get_ident():\n",
         "        if True:\n",
         TESTS,

@@ -197,7 +197,7 @@ MUTATIONS: Final = (
     Mutation(
         "an emulator is refused",
         "real_aws.py",
-        " or not _ON_AWS.match(request.url):",
+        " or not _is_on_aws(request.url):",
         ":",
         REAL,
     ),

@@ -31,7 +31,7 @@ from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.exceptions import MaxRetriesExceededError
 from lambda_tasks.execution.pipeline import execute
-from lambda_tasks.forks import random
+from lambda_tasks.foundation.forks import random
 from lambda_tasks.handler import handler
 from lambda_tasks.jobs import Job
 from lambda_tasks.models import OutboxMessage, SQSLambdaTaskMessage, TaskRecord

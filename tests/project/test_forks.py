@@ -22,7 +22,7 @@ from lambda_tasks.backends.batch_jobs import BatchJobs
 from lambda_tasks.backends.bucket import Bucket
 from lambda_tasks.backends.sqs import SQSBackend
 from lambda_tasks.contrib import opentelemetry
-from lambda_tasks.forks import ForkSafeLock
+from lambda_tasks.foundation.forks import ForkSafeLock
 from lambda_tasks.hookspecs import hookimpl
 from lambda_tasks.locks.memory import MemoryLock
 from lambda_tasks.plugins import hooks

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lambda_tasks.frozen import frozen
+from lambda_tasks.foundation.frozen import frozen
 
 
 @frozen

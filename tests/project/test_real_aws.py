@@ -136,7 +136,7 @@ def test_every_client_is_guarded() -> None:
 @pytest.mark.parametrize("domain", [domain for both in queue_urls._DOMAINS.values() for domain in both])
 def test_every_partition_is_refused(domain: str) -> None:
     for host in (f"secretsmanager.some-region-1.{domain}", f"bucket.s3.some-region-1.{domain}"):
-        assert real_aws._ON_AWS.match(f"https://{host}/path")
+        assert real_aws._is_on_aws(f"https://{host}/path")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_every_partition_is_refused(domain: str) -> None:
     ],
 )
 def test_own_server_is_not_refused(url: str) -> None:
-    assert not real_aws._ON_AWS.match(url)
+    assert not real_aws._is_on_aws(url)
 
 
 def test_emulator_is_not_refused(requests: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""What everything else rests on: it imports nothing of the library, nor Django."""
