@@ -82,7 +82,7 @@ def stored(database: str, key: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("values", ROWS)
 def test_insert_stores_the_same_as_the_orm(database: str, values: dict[str, Any]) -> None:
     by_statement, by_orm = row(**values), row(**values)
-    assert Statements().run(insert_row, by_statement, using=database) == 1
+    assert Statements().run(insert_row, by_statement, connections[database]) == 1
     orm = {name: value for name, value in by_orm.items() if name != "lease"}
     TaskRecord.objects.using(database).create(**orm)
     # The driver's own view of the columns: JSON must be written alike, not only read alike.
@@ -99,7 +99,7 @@ def test_insert_stores_the_same_as_the_orm(database: str, values: dict[str, Any]
 def test_update_stores_the_same_as_the_orm(database: str, values: dict[str, Any]) -> None:
     records = TaskRecord.objects.using(database)
     statements, one = Statements(), row()
-    statements.run(insert_row, one, using=database)
+    statements.run(insert_row, one, connections[database])
 
     def end(connection: Any) -> Statement:
         mine = records.filter(pk=slot("id"), claim=slot("claim"), status=TaskStatus.RUNNING)
@@ -107,10 +107,10 @@ def test_update_stores_the_same_as_the_orm(database: str, values: dict[str, Any]
         return update(mine, connection, status=TaskStatus.SUCCESS, n_retries=F("n_retries") + 1, **columns)
 
     other = {**one, **values, "claim": uuid.uuid4()}
-    assert statements.run(end, other, using=database) == 0
+    assert statements.run(end, other, connections[database]) == 0
     assert stored(database, one["id"])["status"] == TaskStatus.RUNNING
     mine = {**one, **values}
-    assert statements.run(end, mine, using=database) == 1
+    assert statements.run(end, mine, connections[database]) == 1
     expected = {**mine, "status": TaskStatus.SUCCESS, "n_retries": 1}
     assert stored(database, one["id"]) == {name: expected[name] for name in COLUMNS}
 
@@ -119,7 +119,7 @@ def test_update_stores_the_same_as_the_orm(database: str, values: dict[str, Any]
 def test_ids_may_be_strings(database: str) -> None:
     values = row()
     texts = {**values, "id": str(values["id"]), "root_id": str(values["root_id"]), "claim": str(values["claim"])}
-    Statements().run(insert_row, texts, using=database)
+    Statements().run(insert_row, texts, connections[database])
     assert stored(database, values["id"])["claim"] == values["claim"]
 
 
@@ -128,7 +128,7 @@ def test_times_are_computed_by_the_database(database: str) -> None:
     statements = Statements()
     for lease in (timedelta(seconds=309.25), timedelta(days=3), timedelta(seconds=-1)):
         values = row(lease=lease)
-        statements.run(insert_row, values, using=database)
+        statements.run(insert_row, values, connections[database])
         record = TaskRecord.objects.using(database).annotate(now=DatabaseNow()).get(pk=values["id"])
         assert record.lease_until is not None
         assert abs(record.lease_until - record.now - lease) < timedelta(minutes=1)
@@ -137,13 +137,13 @@ def test_times_are_computed_by_the_database(database: str) -> None:
 @on_each_database
 def test_database_error_is_djangos_and_breaks_the_transaction(database: str) -> None:
     statements, values = Statements(), row()
-    statements.run(insert_row, values, using=database)
+    statements.run(insert_row, values, connections[database])
     with pytest.raises(IntegrityError), transaction.atomic(using=database):
-        statements.run(insert_row, values, using=database)
+        statements.run(insert_row, values, connections[database])
     with transaction.atomic(using=database):
         try:
             with transaction.atomic(using=database, savepoint=False):
-                statements.run(insert_row, values, using=database)
+                statements.run(insert_row, values, connections[database])
         except IntegrityError:
             # Caught without a savepoint: as after the ORM's, Django lets nothing more through.
             assert connections[database].needs_rollback
@@ -166,7 +166,7 @@ def test_statement_is_compiled_once_per_connection(database: str) -> None:
     statements = Statements()
     with CaptureQueriesContext(connections[database]) as queries, connections[database].execute_wrapper(look):
         for _ in range(3):
-            statements.run(writer, row(), using=database)
+            statements.run(writer, row(), connections[database])
     assert written == [connections[database]]
     assert len(queries) == 3
     assert len(set(seen)) == 1
@@ -184,7 +184,7 @@ def test_each_thread_has_its_own_statements() -> None:
         return Statement("SELECT 1", ())
 
     def use() -> None:
-        statements.run(writer, {}, using="sqlite")
+        statements.run(writer, {}, connections["sqlite"])
         connections["sqlite"].close()
 
     for _ in range(2):

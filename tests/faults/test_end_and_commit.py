@@ -205,7 +205,7 @@ def test_foreign_commit_is_called(database: str, settings: Any, requests: list[s
     finally:
         vars(connection).pop("commit", None)
     assert set(called) == {1, 2}
-    assert (names(), statuses(), len(rows(database))) == (["inside", "around"], ["SUCCESS"] * 2, 2)
+    assert (names(), statuses(), len(rows(database))) == (["around", "inside"], ["SUCCESS"] * 2, 2)
 
 
 def test_subclass_with_its_own_method_is_called(

@@ -45,7 +45,7 @@ LOCKS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "backends/batch_jobs": lambda: JOBS._making_client,
     "locks/memory": lambda: MEMORY._changing,
     "contrib/opentelemetry": lambda: opentelemetry._flushing,
-    "forks": ForkSafeLock,
+    "foundation/forks": ForkSafeLock,
 }
 #: Modules of the local worker: its process starts others by their command, and never forks.
 NEVER_FORKED = {"local/worker", "local/event_source", "local/runtime_api", "local/holding", "local/tally"}
@@ -109,7 +109,7 @@ def test_every_lock_of_the_package_is_listed() -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_lock_is_free_in_a_child(name: str) -> None:
     find = LOCKS[name]
-    lock = find() if name != "forks" else None
+    lock = find() if name != "foundation/forks" else None
 
     def take() -> str:
         with lock or find():
