@@ -14,7 +14,10 @@ from lambda_tasks.foundation.frozen import frozen
 class Succeeded:
     """The task returned. Its writes and its SUCCESS are committed together."""
 
-    result: Any = None
+    result: Any
+
+    def __init__(self, result: Any = None) -> None:
+        vars(self).update(result=result)
 
 
 @frozen
@@ -75,11 +78,14 @@ class Skipped:
 class Claimed:
     """This worker holds the invocation. `takeovers` is the number of workers that died while they held it."""
 
-    takeovers: int = 0
+    takeovers: int
     #: Seconds since the invocation began to wait for its lock; 0 if it did not wait.
-    waited: float = 0.0
+    waited: float
     #: False if an earlier run has held the invocation, so that it may have been requested to end.
-    first: bool = field(default=True, compare=False)
+    first: bool = field(compare=False)
+
+    def __init__(self, takeovers: int = 0, waited: float = 0.0, first: bool = True) -> None:
+        vars(self).update(takeovers=takeovers, waited=waited, first=first)
 
 
 @frozen

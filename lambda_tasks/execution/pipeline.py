@@ -29,7 +29,14 @@ from lambda_tasks.database.errors import (
 from lambda_tasks.database.guards import Guard
 from lambda_tasks.database.private_names import closed_in_transaction, entries_on_commit, error_caught_in
 from lambda_tasks.definition.keys import locks
-from lambda_tasks.exceptions import ArgumentsMissing, Redeliver, RetryLater, TaskCancelled, TransactionBroken
+from lambda_tasks.exceptions import (
+    ArgumentsMissing,
+    LockUnavailable,
+    Redeliver,
+    RetryLater,
+    TaskCancelled,
+    TransactionBroken,
+)
 from lambda_tasks.execution.arguments import arguments_of
 from lambda_tasks.execution.attempt import Attempt, Stage
 from lambda_tasks.execution.claiming import claim
@@ -418,6 +425,9 @@ def _log_outcome(run: Run, outcome: Outcome) -> None:
         case Retry(RetryLater(reason=reason), delay):
             because = f": {printable(run.scrubbed(reason), max_length=_SHOWN_REASON)}" if reason else "."
             run_logger.info("%s asks to run again in %d s%s", run.task_name, delay, because)
+        case Retry(LockUnavailable() as error, delay):
+            reason = printable(run.scrubbed(str(error)), max_length=_SHOWN_REASON)
+            run_logger.warning("%s is retried in %d s, and was not run: %s", run.task_name, delay, reason)
         case Retry(error, delay):
             sentence = "%s raised %s after %.3f s; retried in %d s."
             run_logger.warning(sentence, run.task_name, type(error).__name__, run.duration, delay)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django.core.management.base import CommandError
 
 from lambda_tasks.exceptions import DuplicateTask, InvalidMessage, LambdaTasksError, TaskFailed
+from lambda_tasks.management.failures import failure
 from lambda_tasks.management.subcommands import Subcommand
 from lambda_tasks.registry import find_task
 from lambda_tasks.wire import ids
@@ -82,6 +83,13 @@ class Run(Subcommand):
             result = _as_stored(handle, wait)
         except (TaskFailed, TimeoutError) as error:
             raise CommandError(str(error)) from error
+        except Exception as error:
+            if (text := failure(error)) is None:
+                raise
+            raise CommandError(
+                f"The task was sent as {handle.message_id}, and may run. Its end could not be read. {text} "
+                f"`lambda_tasks inspect {handle.message_id}` shows its record."
+            ) from error
         self.output.result(sent | {"status": "SUCCESS", "result": result}, _shown(handle.message_id, "SUCCESS", result))
 
     def _run_here(self, call: Invocation, task: Any) -> None:

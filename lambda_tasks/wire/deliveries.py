@@ -42,6 +42,19 @@ class Delivery:
     #: The producer's id, or SQS's own if another program sent the message.
     message_id: str
 
+    def __init__(
+        self,
+        record: Mapping[str, Any],
+        system: Mapping[str, Any],
+        raw_id: str,
+        receives: int,
+        texts: Mapping[str, str],
+        message_id: str,
+    ) -> None:
+        vars(self).update(
+            record=record, system=system, raw_id=raw_id, receives=receives, texts=texts, message_id=message_id
+        )
+
     @classmethod
     def of(cls, record: Any) -> Delivery:
         """Read a record of an event, or raise `InvalidEvent` if it has no id."""

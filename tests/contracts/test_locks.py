@@ -391,7 +391,9 @@ def test_singleton_task_that_ignores_contention_is_dropped(settings: Any) -> Non
 
 
 @pytest.mark.django_db
-def test_singleton_task_is_retried_if_redis_is_unavailable(settings: Any, closed_port: int) -> None:
+def test_singleton_task_is_retried_if_redis_is_unavailable(
+    settings: Any, closed_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
     settings.LAMBDA_TASKS_LOCK = {
         "BACKEND": "lambda_tasks.locks.redis.RedisLock",
         "OPTIONS": {"url": f"redis://127.0.0.1:{closed_port}/0"},
@@ -399,6 +401,9 @@ def test_singleton_task_is_retried_if_redis_is_unavailable(settings: Any, closed
     outcome = run(alone)
     assert isinstance(outcome, Retry)
     assert isinstance(outcome.error, LockUnavailable)
+    [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{alone.name} is retried in {outcome.delay} s, and was not run: The lock" in line
+    assert f"127.0.0.1:{closed_port}" in line
 
 
 @pytest.mark.parametrize("options", [{}, {"url": "redis://127.0.0.1/0", "client": "fakeredis.FakeRedis"}])

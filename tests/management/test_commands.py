@@ -25,6 +25,7 @@ from lambda_tasks.backends.memory import MemoryBackend
 from lambda_tasks.decorators import lambda_task
 from lambda_tasks.definition.retry import RetryPolicy
 from lambda_tasks.definition.schedules import Every
+from lambda_tasks.handles import TaskHandle
 from lambda_tasks.management import listing
 from lambda_tasks.management.commands.lambda_tasks import SUBCOMMANDS, Command
 from lambda_tasks.management.prometheus import METRICS
@@ -224,6 +225,17 @@ class TestRun:
     def test_wait_ends_in_time(self, queue: TaskQueue) -> None:
         with pytest.raises(CommandError, match="has not ended"):
             printed("run", greet.name, "--kwargs", '{"number": 7}', "--wait", "0")
+
+    def test_failure_of_the_database_names_the_sent_task(
+        self, queue: TaskQueue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(self: TaskHandle[Any], timeout: float) -> None:
+            raise OperationalError("the server is away")
+
+        monkeypatch.setattr(TaskHandle, "result", refuse)
+        with pytest.raises(CommandError, match="The database has failed: the server is away") as raised:
+            printed("run", greet.name, "--kwargs", '{"number": 7}', "--wait", "1")
+        assert f"lambda_tasks inspect {queue.jobs[0].message_id}" in str(raised.value)
 
     def test_task_runs_in_this_process(self, queue: TaskQueue) -> None:
         found = read("run", greet.name, "--kwargs", '{"number": 7, "word": "ho"}', "--now")
