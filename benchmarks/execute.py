@@ -124,4 +124,4 @@ def _figures(spread: Any) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    main(measure, rounds=9, tasks=1000, database="postgres", connections="kept")
+    main(measure, rounds=25, tasks=400, database="postgres", connections="kept")

@@ -19,10 +19,9 @@ from lambda_tasks.stores.rows import ending, ending_with_reason, takes_several_s
 
 #: A string that is not a number. PostgreSQL's error about it quotes it, and no other error contains it.
 _CLAIM_LOST: Final = "lambda_tasks: claim lost"
-#: Evaluated for the number of updated rows. Without the number, PostgreSQL would convert it while it plans.
-_FENCE: Final = (
-    f"SELECT CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{_CLAIM_LOST} ' || count(*) AS integer) END FROM ended"
-)
+#: Converted if no row was updated. Without a function that may depend on settings, such as `concat()`, PostgreSQL would
+#: convert it while it plans. With `count(*)`, the request would take a sixth longer.
+_FENCE: Final = f"SELECT CAST(coalesce((TABLE ended), concat('{_CLAIM_LOST}')) AS integer)"
 
 
 def ending_and_committing(connection: BaseDatabaseWrapper) -> Statement | OrmCall:
@@ -43,7 +42,7 @@ def _followed_by_commit(statement: Statement | OrmCall) -> Statement | OrmCall:
     """
     if isinstance(statement, OrmCall):
         return statement
-    return Statement(f"WITH ended AS ({statement.sql} RETURNING 1) {_FENCE}; COMMIT", statement.params)
+    return Statement(f"WITH ended AS ({statement.sql} RETURNING '1') {_FENCE}; COMMIT", statement.params)
 
 
 def end_and_commit(

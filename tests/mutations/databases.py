@@ -17,8 +17,8 @@ MUTATIONS: Final = (
     Mutation(
         "the fence of the request that also commits is missing",
         "stores/committing.py",
-        "CASE WHEN count(*) = 1 THEN",
-        "CASE WHEN count(*) < 2 THEN",
+        "concat('{_CLAIM_LOST}')",
+        "'1'",
         END_AND_COMMIT + "::test_lost_claim_rolls_the_work_back",
     ),
     Mutation(
