@@ -56,8 +56,8 @@ from tests.schedules import own_tasks
 pytestmark = pytest.mark.databases("postgres", "mariadb", transaction=True)
 
 DAY: Final = timedelta(days=1)
-#: Enough that their keys take 32 KB in SQL, and more than the batches of a thousand rows.
-MANY: Final = 700
+#: Enough that their keys take 20 KB in SQL, and more than a batch of a thousand rows.
+MANY: Final = 500
 MORE: Final = 1_100
 LARGE: Final = "x" * 20_000
 
