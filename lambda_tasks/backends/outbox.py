@@ -27,6 +27,7 @@ from lambda_tasks.database.dividing import divided
 from lambda_tasks.database.slots import Slot
 from lambda_tasks.database.statements import Insertion, OrmInsertion, Statements, insertion_of_many
 from lambda_tasks.exceptions import InvalidMessage, InvalidSetting, UnknownDatabase
+from lambda_tasks.foundation.parts import parts_of
 from lambda_tasks.jobs import Job, carries_first_sent
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.models import OutboxMessage
@@ -310,14 +311,4 @@ def _chunks(
     size_of: Callable[[Mapping[str, Any]], int] = _size,
 ) -> Iterator[list[dict[str, Any]]]:
     most = min(_MAX_ROWS, connection.ops.bulk_batch_size(list(_FIELDS.values()), rows) or _MAX_ROWS)
-    chunk: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        own_size = size_of(row)
-        if chunk and (len(chunk) == most or size + own_size > most_bytes):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(row)
-        size += own_size
-    if chunk:
-        yield chunk
+    return parts_of(rows, size_of, most_size=most_bytes, most_items=most)

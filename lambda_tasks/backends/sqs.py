@@ -28,6 +28,7 @@ from lambda_tasks.backends.sqs_messages import size as size_of
 from lambda_tasks.backends.visibility import entries_by_queue
 from lambda_tasks.exceptions import InvalidSetting, MessageTooLarge
 from lambda_tasks.foundation.forks import ForkSafeLock, random
+from lambda_tasks.foundation.parts import parts_of
 from lambda_tasks.jobs import Job
 from lambda_tasks.limits.alarms import SoftTimeLimitExceeded
 from lambda_tasks.real_aws import guarded
@@ -263,16 +264,7 @@ class SQSBackend(BaseBackend):
                     logger.debug("The visibility of %d messages was not changed: %s", len(batch), error)
 
     def _batches(self, entries: list[Entry]) -> Iterator[list[Entry]]:
-        batch: list[Entry] = []
-        batch_size = 0
-        for entry in entries:
-            if batch and (len(batch) == MAX_ENTRIES or batch_size + entry.size > self.max_message_bytes):
-                yield batch
-                batch, batch_size = [], 0
-            batch.append(entry)
-            batch_size += entry.size
-        if batch:
-            yield batch
+        return parts_of(entries, lambda entry: entry.size, most_size=self.max_message_bytes, most_items=MAX_ENTRIES)
 
     def _send_timed(self, batch: Batch) -> Answer:
         """Send one batch in the caller's thread, and remember how long the thread waited."""

@@ -12,6 +12,8 @@ from typing import Any, Final, TypeVar
 
 from django.db.models import QuerySet
 
+from lambda_tasks.foundation.parts import parts_of
+
 K = TypeVar("K")
 
 #: The most bytes of the keys of one statement. About 2 KB are left for its other parts.
@@ -25,18 +27,12 @@ _OVERLAP: Final = timedelta(seconds=1)
 
 def divided(keys: Iterable[K]) -> Iterator[list[K]]:
     """Yield the keys, each a string or a UUID, in parts that a short statement can contain."""
-    part: list[K] = []
-    size = 0
-    for key in keys:
-        text = str(key)
-        own_size = len(text.encode()) + text.count("'") + text.count("\\") + _AROUND
-        if part and size + own_size > MAX_KEYS:
-            yield part
-            part, size = [], 0
-        part.append(key)
-        size += own_size
-    if part:
-        yield part
+    return parts_of(keys, _size, most_size=MAX_KEYS)
+
+
+def _size(key: object) -> int:
+    text = str(key)
+    return len(text.encode()) + text.count("'") + text.count("\\") + _AROUND
 
 
 def oldest_first(rows: QuerySet[Any], column: str, size: int, spared: set[Any]) -> Iterator[list[Any]]:

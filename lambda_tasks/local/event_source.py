@@ -23,6 +23,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from lambda_tasks.foundation.parts import parts_of
 from lambda_tasks.local.runtime_api import Answered, Crashed, Errored, InvocationResult, TimedOut
 from lambda_tasks.real_aws import guarded
 from lambda_tasks.recording.lines import sentence
@@ -133,17 +134,8 @@ def _base64(data: bytes) -> str:
 
 def split_by_size(records: Iterable[Record], *, limit: int = MAX_EVENT_SIZE) -> Iterator[list[Record]]:
     """Split records in order, so that the event of each part has at most `limit` bytes."""
-    part: list[Record] = []
-    size = overhead = len(json.dumps(build_event([])))
-    for record in records:
-        record_size = len(json.dumps(record)) + len(", ")
-        if part and size + record_size > limit:
-            yield part
-            part, size = [], overhead
-        part.append(record)
-        size += record_size
-    if part:
-        yield part
+    overhead = len(json.dumps(build_event([])))
+    return parts_of(records, lambda record: len(json.dumps(record)) + len(", "), most_size=limit - overhead)
 
 
 # From the response to a verdict.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lambda_tasks import registry
 from lambda_tasks.exceptions import InvalidMessage
+from lambda_tasks.foundation.parts import parts_of
 from lambda_tasks.operations.aws import connect_to_aws
 from lambda_tasks.operations.queues import VISIBLE
 from lambda_tasks.recording.lines import sentence
@@ -330,17 +331,11 @@ def _send_back(queue: DeadLetterQueue, url: str, messages: Sequence[Mapping[str,
 
 def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     """Split messages, so that no request is larger than SQS accepts: a body may have up to the whole size."""
-    part: list[Mapping[str, Any]] = []
-    size = 0
-    for message in messages:
-        own = len(json.dumps([message["Body"], message.get("MessageAttributes", {})], default=str).encode())
-        if part and size + own > _MAX_REQUEST:
-            yield part
-            part, size = [], 0
-        part.append(message)
-        size += own
-    if part:
-        yield part
+
+    def size(message: Mapping[str, Any]) -> int:
+        return len(json.dumps([message["Body"], message.get("MessageAttributes", {})], default=str).encode())
+
+    return parts_of(messages, size, most_size=_MAX_REQUEST)
 
 
 def _entry(place: int, message: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,20 @@ MUTATIONS: Final = (
         CURSORS + "::TestKept",
     ),
     Mutation(
+        "a part of a statement or a request has any size",
+        "foundation/parts.py",
+        " or size + own_size > most_size",
+        "",
+        SIZE + "::TestCalls::test_group",
+    ),
+    Mutation(
+        "a part of a request has any number of items",
+        "foundation/parts.py",
+        "len(part) == most_items or ",
+        "",
+        "tests/backends/test_sqs.py",
+    ),
+    Mutation(
         "statements: a cursor for SQLite converts each statement again",
         "database/sqlite_cursor.py",
         "        converted = self._converted.get(query)\n",

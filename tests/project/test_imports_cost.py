@@ -490,10 +490,10 @@ ADMIN: Final = {
     ),
     *("lambda_tasks.admin.overview", "lambda_tasks.admin.records", "lambda_tasks.admin.schedules"),
     *("lambda_tasks.recording.lines", "lambda_tasks.recording.storable", "lambda_tasks.registry"),
-    *("lambda_tasks.database", "lambda_tasks.database.dividing"),
+    *("lambda_tasks.database", "lambda_tasks.database.dividing", "lambda_tasks.foundation.parts"),
 }
 #: The number of the library's modules that a worker imports for a plain message and its record.
-MOST_OF_WORKER: Final = 95
+MOST_OF_WORKER: Final = 96
 #: Classes whose methods Python writes in every process. A dataclass or a pattern would take up to a millisecond each.
 ENUMS: Final = {
     *("enum lambda_tasks.models.FlowKind", "enum lambda_tasks.models.MemberStatus"),
